@@ -1,0 +1,79 @@
+"""Settings of an engine, by section, frozen. Resolution (flag > environment > default) happens in
+`cli`; values that depend on the model or the host are resolved in the engine and come back as
+`Choice` records with their reasons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, in which precision. `dtype`: auto, float32, bfloat16."""
+
+    path: str
+    dtype: str = "auto"
+    load_format: str = "auto"  # auto, safetensors, dummy
+    max_model_len: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The KV cache. `memory_bytes` None: chosen from the host's free memory."""
+
+    block_size: int = 32
+    enable_prefix_caching: bool = True
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Bounds of a step and of the queue."""
+
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_queued_requests: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """Where the engine runs. `threads` None: one a physical core that may be used."""
+
+    threads: int | None = None
+    executor: str = "auto"  # auto, cpu, reference
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that an engine process is told when it starts."""
+
+    model: ModelConfig
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    device: DeviceConfig = DeviceConfig()
+    debug_hashes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One resolved setting and the reason for its value, as shown in the banner and the log."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What an engine decided at its start."""
+
+    model_name: str
+    architecture: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    choices: tuple[Choice, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())

@@ -1,0 +1,184 @@
+"""The step program: a model lowered to a flat list of operations over numbered buffers.
+
+`models/lower` writes it, `kernels/fuse` may rewrite it, an executor runs it once a step. A buffer
+is a matrix of float32 rows: one row a token of the step (`BufferRows.TOKENS`), or one row a wanted
+logits row (`BufferRows.LOGITS`). Operations read and write whole buffers; `x == out` means in
+place and is allowed only where an operation says so. Weights are named by slot.
+
+The version and the digest name a program in packed-weight caches and receipts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from hearth.core.spec import Activation, RopeSpec, WeightSlot
+
+PROGRAM_VERSION = 1
+
+
+class BufferRows(IntEnum):
+    """What a row of a buffer stands for."""
+
+    TOKENS = 0
+    LOGITS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSpec:
+    """A numbered buffer of `width` float32 a row; `name` is for people."""
+
+    name: str
+    width: int
+    rows: BufferRows = BufferRows.TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroupSpec:
+    """Layers that share block tables: all with the same window (0: full attention)."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """out[t] = scale · table[tokens[t]]; negative tokens refer to results of the step before."""
+
+    table: str
+    out: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """out[t] = cosines then sines, [rotary_dim / 2] each, of positions[section, t] · inv_freq.
+
+    The product is rounded to float32 before the cosine is taken, as transformers does.
+    """
+
+    rope: RopeSpec
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight."""
+
+    x: int
+    weight: str
+    eps: float
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """out[t] = weight · x[t] (+ bias)."""
+
+    x: int
+    weight: str
+    bias: str | None
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotates, in place, the first `num_heads` heads of each row of `x` by the rows of `angles`.
+
+    For a q, k, v row `num_heads` counts query and key heads together.
+    """
+
+    x: int
+    angles: int
+    num_heads: int
+    head_dim: int
+    rope: RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KvWrite:
+    """Stores the k and v parts of each q, k, v row at its slot of (group, layer)."""
+
+    qkv: int
+    group: int
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Causal attention of the q part of `qkv` over the blocks of (group, layer).
+
+    Keys and values are read as stored, those of this step included (KvWrite comes before).
+    """
+
+    qkv: int
+    out: int
+    group: int
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """out[t] = act(x[t][:width]) · x[t][width:2·width], width = that of `out`."""
+
+    x: int
+    activation: Activation
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """x[t] += y[t], in place."""
+
+    x: int
+    y: int
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """out[r] = x[logit_rows[r]]."""
+
+    x: int
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Picks one token a logits row by the plan's sampling arrays; fills the StepResult."""
+
+    logits: int
+
+
+Op: TypeAlias = (
+    Embed | Angles | Norm | Linear | Rope | KvWrite | Attend | Gate | Add | Select | Sample
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgram:
+    """What an executor runs: buffers, operations in order, weights, KV groups."""
+
+    buffers: tuple[BufferSpec, ...]
+    ops: tuple[Op, ...]
+    slots: tuple[WeightSlot, ...]
+    kv_groups: tuple[KvGroupSpec, ...]
+    vocab_size: int
+    version: int = PROGRAM_VERSION
+
+    def digest(self) -> str:
+        """Hex SHA-256 over version, buffers, operations, slots and groups."""
+        text = repr((self.version, self.buffers, self.ops, self.slots, self.kv_groups))
+        return hashlib.sha256(text.encode()).hexdigest()

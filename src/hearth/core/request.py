@@ -1,0 +1,62 @@
+"""What a client asks for and what it gets back, as plain data that crosses the process border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended; exactly one per accepted request."""
+
+    STOP = "stop"  # a stop token or a stop string
+    LENGTH = "length"  # max_tokens or the context's end
+    CANCELLED = "cancelled"  # the client went away
+    ERROR = "error"  # it could not be completed; the event's message says why
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. Ranges are checked where the request enters.
+
+    temperature ≥ 0 (0: greedy); 0 < top_p ≤ 1; top_k ≥ 0 (0: all); 0 ≤ min_p ≤ 1;
+    0 ≤ seed < 2⁶⁴.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A frozen intent: complete, so that it can be submitted again after a crash.
+
+    `generated` holds tokens already produced for this request (resuming): they count towards
+    `max_tokens` and are not emitted again. `cache_key` separates prefix-cache entries (an adapter,
+    a tenant); equal keys share. `max_tokens` ≥ 1 has been resolved against the context.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    stop_token_ids: frozenset[int] = frozenset()
+    generated: tuple[int, ...] = ()
+    cache_key: bytes = b""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """News of one request after a step: new tokens and, last of all, why it ended."""
+
+    request_id: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None  # the stop token that ended it; it is not among `tokens`
+    num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
+    message: str = ""
+    hashes: tuple[int, ...] = field(default=())  # debug: logits hash per new token

@@ -1,0 +1,161 @@
+"""A model as data: what a family file produces and `models/lower` consumes.
+
+Owns the vocabulary only: frozen dataclasses without arithmetic, without arrays, without files.
+Widths are in elements, `eps` and `theta` as the checkpoint's configuration gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class DType(StrEnum):
+    """Storage precision of weights and KV cache; arithmetic is float32 on the CPU."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes an element."""
+        return 4 if self is DType.FLOAT32 else 2
+
+
+class RopePairing(StrEnum):
+    """Which two elements of a head one angle rotates."""
+
+    HALF = "half"  # (i, i + rotary_dim / 2): Llama, Mistral, Qwen
+    INTERLEAVED = "interleaved"  # (2i, 2i + 1): GLM
+
+
+class Activation(StrEnum):
+    """Gate activation of an MLP."""
+
+    SILU = "silu"
+
+
+class SlotKind(StrEnum):
+    """How a weight is used, which decides its packed layout."""
+
+    LINEAR = "linear"  # [rows = out, cols = in], panels of output columns
+    TABLE = "table"  # [rows = vocabulary, cols = hidden], gathered by row
+    VECTOR = "vector"  # [rows], always float32
+
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """How the elements of a weight are stored. `group_size` 0: no quantization."""
+
+    dtype: DType = DType.FLOAT32
+    bits: int = 0
+    group_size: int = 0
+    symmetric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """`num_rows` rows from `first_row` of one checkpoint tensor; 0 rows: the whole tensor."""
+
+    tensor: str
+    num_rows: int
+    first_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSlot:
+    """One packed tensor of the program: its sources are concatenated along the rows."""
+
+    name: str
+    kind: SlotKind
+    rows: int
+    cols: int
+    sources: tuple[WeightSource, ...]
+    quant: QuantSpec = QuantSpec()
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary position embedding (arXiv 2104.09864).
+
+    `inv_freq`: [rotary_dim / 2] radians a position, after any scaling; `sections`: how many of the
+    frequencies follow the temporal, height and width position (M-RoPE); empty: all follow row 0.
+    `attention_scaling` multiplies cosine and sine (yarn).
+    """
+
+    rotary_dim: int
+    pairing: RopePairing
+    inv_freq: tuple[float, ...]
+    sections: tuple[int, ...] = ()
+    attention_scaling: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """RMS norm over a row, with the weight of slot `weight`."""
+
+    weight: str
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Causal self-attention; q, k and v rows are one matrix in the order q, k, v."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    qkv: str
+    qkv_bias: str | None
+    out: str
+    out_bias: str | None = None
+    window: int = 0  # 0: full attention
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """Gated MLP: down(act(gate(x)) · up(x)); the rows of gate come before those of up."""
+
+    intermediate_size: int
+    activation: Activation
+    gate_up: str
+    down: str
+    gate_up_bias: str | None = None
+    down_bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One decoder layer. `post_*` norms are applied to a branch before its residual add."""
+
+    attention_norm: NormSpec
+    attention: AttentionSpec
+    mlp_norm: NormSpec
+    mlp: MlpSpec
+    post_attention_norm: NormSpec | None = None
+    post_mlp_norm: NormSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A decoder model, complete: everything `models/lower` needs to write its program."""
+
+    family: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    layers: tuple[LayerSpec, ...]
+    rope: RopeSpec
+    embedding: str
+    final_norm: NormSpec
+    head: str  # the slot of the output matrix; equal to `embedding` when tied
+    slots: tuple[WeightSlot, ...] = field(repr=False)
+    embedding_scale: float = 1.0
+
+    @property
+    def tied(self) -> bool:
+        """Whether one matrix serves as embedding and head."""
+        return self.head == self.embedding

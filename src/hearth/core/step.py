@@ -1,0 +1,122 @@
+"""StepPlan and StepResult: what goes into one forward pass and what comes out.
+
+Both are flat arrays, since they are the C ABI of the executors. T tokens (rows) of S sequences,
+R wanted logits rows, G KV groups. Sequence s owns rows row_start[s] … row_start[s+1]−1, which
+continue the context[s] tokens that are already in its KV cache: row i of it stands at absolute
+index context[s] + i. Arrays are C-contiguous; the engine owns and reuses them, an executor must
+not keep a reference after `execute` returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hearth.core.program import StepProgram
+
+    Int32 = NDArray[np.int32]
+    UInt64 = NDArray[np.uint64]
+    Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingArrays:
+    """One entry a logits row, [R].
+
+    temperature 0 takes the largest logit (the lowest id among equals); top_k 0, top_p 1 and
+    min_p 0 switch the filter off. The draw is Philox4x32-10 with key = seed and counter =
+    (position, choice, draw, 0); position is the absolute index of the token that is sampled.
+    """
+
+    temperature: Float32
+    top_k: Int32
+    top_p: Float32
+    min_p: Float32
+    seed: UInt64
+    position: Int32
+    choice: Int32
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. See the module's docstring for the shapes' letters."""
+
+    tokens: Int32  # [T]; id ≥ 0, or −(1+r): token of result row r of the step before
+    positions: Int32  # [3, T]; equal rows for text
+    row_start: Int32  # [S+1]
+    context: Int32  # [S]
+    slots: Int32  # [G, T]; block · block_size + offset, where k and v of the row are stored
+    blocks: Int32  # flat: block ids, sequence by sequence, group by group
+    block_start: Int32  # [G, S+1]; offsets into `blocks`
+    first_block: Int32  # [G, S]; index within the sequence of its first listed block (windows)
+    logit_rows: Int32  # [R]; indices into the T rows, any number per sequence, ascending
+    sampling: SamplingArrays
+    copies: Int32  # [C, 3]; (group, from block, to block), done before the step
+    encoder: Int32  # [E, 3]; (row, handle, index): rows replaced by encoder outputs
+    want_hashes: bool = False  # fill StepResult.hashes
+    want_logits: bool = False  # fill StepResult.logits
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step produced; row r belongs to logit_rows[r]."""
+
+    tokens: Int32  # [R]
+    logprobs: Float32  # [R]; natural log of the chosen token's probability at temperature 1
+    hashes: UInt64 | None = None  # [R]; hash of the raw logits' bits
+    logits: Float32 | None = None  # [R, vocabulary]; raw, before temperature
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Upper bounds of one step, from which scratch memory is sized once."""
+
+    max_tokens: int
+    max_sequences: int
+    max_logit_rows: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvConfig:
+    """Shape of the KV cache: `num_blocks[g]` blocks of `block_size` tokens in group g."""
+
+    block_size: int
+    num_blocks: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorInfo:
+    """What runs the steps, and why it was chosen."""
+
+    name: str  # "cpu", "reference", …
+    detail: str  # instruction set and threads, as shown in the banner
+    reason: str
+    bit_identical: bool
+
+
+class Executor(Protocol):
+    """Runs a step program. One thread at a time may call it."""
+
+    @property
+    def program(self) -> StepProgram:
+        """The program that it runs."""
+        ...
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """What runs the steps, and why."""
+        ...
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step; the result's arrays are the caller's. Raises KernelError."""
+        ...
+
+    def close(self) -> None:
+        """Ends threads and releases memory; the executor cannot be used afterwards."""
+        ...

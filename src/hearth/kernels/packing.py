@@ -1,0 +1,81 @@
+"""Byte layouts of packed weights and KV blocks: the one place that knows their sizes.
+
+Linear weights are packed in panels of PANEL_COLUMNS output columns: [ceil(rows / 64)][cols][64],
+so that one vector holds neighbouring outputs and the reduction over `cols` runs strictly in
+order. Tables that are not tied to the head keep [rows][cols padded to 16]. Vectors are float32,
+padded with zeros to a multiple of 64. All packed tensors start at ALIGNMENT bytes.
+
+A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
+(16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from hearth.core.spec import DType, SlotKind
+from hearth.core.units import round_up
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hearth.core.program import KvGroupSpec
+    from hearth.core.spec import WeightSlot
+
+PACKING_VERSION = 1
+PANEL_COLUMNS = 64
+LANES = 16
+ALIGNMENT = 64
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class HostTensor:
+    """A row-major tensor as it lies in a weight file: raw bytes, its element type and shape.
+
+    `data` is uint8, [product(shape) · bytes an element], often a view of a memory map.
+    """
+
+    data: NDArray[np.uint8]
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+class WeightSink(Protocol):
+    """Takes the weights of a program in, one checkpoint tensor at a time, and packs them."""
+
+    def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:
+        """Packs all rows of `tensor` into rows `first_row` … of the slot.
+
+        `tensor.shape` is [n, cols] ([n] for a vector). Copies; keeps no reference. May be called
+        from several threads for different slots. Raises KernelError when it cannot convert.
+        """
+        ...
+
+    def fill_random(self, slot: WeightSlot, seed: int) -> None:
+        """Fills a slot with reproducible random weights of a usable scale (norm weights: 1)."""
+        ...
+
+
+def packed_bytes(slot: WeightSlot) -> int:
+    """Bytes of the packed form of a slot, padding included."""
+    if slot.kind is SlotKind.VECTOR:
+        return round_up(slot.rows, PANEL_COLUMNS) * 4
+    if slot.kind is SlotKind.TABLE:
+        return slot.rows * round_up(slot.cols, LANES) * slot.quant.dtype.num_bytes
+    return round_up(slot.rows, PANEL_COLUMNS) * slot.cols * slot.quant.dtype.num_bytes
+
+
+def arena_bytes(slots: Sequence[WeightSlot]) -> int:
+    """Bytes of all packed slots behind each other, each aligned."""
+    return sum(round_up(packed_bytes(slot), ALIGNMENT) for slot in slots)
+
+
+def kv_block_bytes(group: KvGroupSpec, block_size: int, dtype: DType) -> int:
+    """Bytes of one block of a KV group, over all its layers."""
+    k_part = block_size * group.head_dim
+    v_part = block_size * round_up(group.head_dim, LANES)
+    return group.num_layers * group.num_kv_heads * (k_part + v_part) * dtype.num_bytes
