@@ -1,0 +1,1 @@
+"""KV cache bookkeeping: blocks, prefix hashes. Integers only; the executor owns the memory."""
