@@ -53,7 +53,8 @@ class EngineConfig:
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     device: DeviceConfig = DeviceConfig()
-    debug_hashes: bool = False
+    debug_hashes: bool = False  # every token event carries the hash of its logits
+    debug_checks: bool = False  # the block manager's integrity check, whenever there is no work
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ class Request:
 
     `generated` holds tokens already produced for this request (resuming): they count towards
     `max_tokens` and are not emitted again. `cache_key` separates prefix-cache entries (an adapter,
-    a tenant); equal keys share. `max_tokens` ≥ 1 has been resolved against the context.
+    a tenant); equal keys share. `max_tokens` ≥ 1 has been resolved against the context. `choice`
+    numbers the answers to one prompt (n > 1): same seed, other draws.
     """
 
     request_id: str
@@ -46,7 +47,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     generated: tuple[int, ...] = ()
     cache_key: bytes = b""
-    priority: int = 0
+    priority: int = 0  # lower goes first
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +61,5 @@ class TokenEvent:
     stop_token: int | None = None  # the stop token that ended it; it is not among `tokens`
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     message: str = ""
+    error_code: str = ""  # with FinishReason.ERROR: the `code` of the error tree
     hashes: tuple[int, ...] = field(default=())  # debug: logits hash per new token
