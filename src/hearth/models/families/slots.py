@@ -1,0 +1,59 @@
+"""Collects the weight slots of a family: a family file names tensors, this keeps the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot, WeightSource
+from hearth.models.sizes import DecoderSizes
+
+Rows = tuple[str, int]  # checkpoint tensor and its number of rows
+
+
+@dataclass(slots=True)
+class SlotTable:
+    """Slots in the order in which they were named. Each method returns the slot's name.
+
+    A vector whose name ends in `.bias` is a bias (random weights fill it with zeros), any other
+    is the weight of a norm (ones).
+    """
+
+    dtype: DType
+    slots: list[WeightSlot] = field(default_factory=list)
+
+    def linear(self, name: str, cols: int, *sources: Rows) -> str:
+        """A matrix: its sources' rows behind each other."""
+        return self._append(name, SlotKind.LINEAR, cols, sources)
+
+    def table(self, name: str, cols: int, source: Rows) -> str:
+        """A table that is only gathered from."""
+        return self._append(name, SlotKind.TABLE, cols, (source,))
+
+    def vector(self, name: str, *sources: Rows) -> str:
+        """Norm weights or a bias; always float32."""
+        return self._append(name, SlotKind.VECTOR, 1, sources)
+
+    def bias(self, matrix: str, *sources: Rows) -> str:
+        """The bias of the slot `matrix`."""
+        return self.vector(f"{matrix}.bias", *sources)
+
+    def _append(self, name: str, kind: SlotKind, cols: int, sources: tuple[Rows, ...]) -> str:
+        dtype = DType.FLOAT32 if kind is SlotKind.VECTOR else self.dtype
+        rows = sum(count for _, count in sources)
+        listed = tuple(WeightSource(tensor, count) for tensor, count in sources)
+        self.slots.append(WeightSlot(name, kind, rows, cols, listed, QuantSpec(dtype)))
+        return name
+
+
+def embedding_and_head(
+    table: SlotTable, sizes: DecoderSizes, *, tied: bool, prefix: str = "model."
+) -> tuple[str, str]:
+    """The slots of embedding and head: one LINEAR slot for both when tied."""
+    embedding = (f"{prefix}embed_tokens.weight", sizes.vocab_size)
+    if tied:
+        name = table.linear("embedding", sizes.hidden_size, embedding)
+        return name, name
+    return (
+        table.table("embedding", sizes.hidden_size, embedding),
+        table.linear("head", sizes.hidden_size, ("lm_head.weight", sizes.vocab_size)),
+    )

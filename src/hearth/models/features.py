@@ -1,0 +1,61 @@
+"""Config features that change the arithmetic: refused unless they are neutral.
+
+The counterpart of the family files, which read what is implemented. A key here is one that some
+checkpoint of an otherwise supported architecture may carry; ignoring it would give wrong answers.
+"""
+
+from __future__ import annotations
+
+from hearth.models.config_json import ConfigJson
+
+# Key → values with which the arithmetic is the plain one.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "hidden_act": (None, "silu", "swish"),
+    "quantization_config": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "logit_scale": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "embedding_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "attention_multiplier": (None,),
+    "query_pre_attn_scalar": (None,),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "clip_qkv": (None,),
+    "num_local_experts": (None, 0),
+    "num_experts": (None, 0),
+    "n_routed_experts": (None, 0),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "alibi": (None, False),
+}
+
+
+def refuse_unimplemented(config: ConfigJson) -> None:
+    """Raises ModelError for the first feature that would change the arithmetic."""
+    for key, neutral in _NEUTRAL.items():
+        if config.values.get(key) not in neutral:
+            raise config.error(key, _permitted(neutral), hint=_hint(key))
+    _refuse_window(config)
+    layer_types = config.values.get("layer_types")
+    if layer_types is not None and set(layer_types) != {"full_attention"}:
+        raise config.error("layer_types", '"full_attention" for every layer')
+
+
+def _refuse_window(config: ConfigJson) -> None:
+    if config.has("sliding_window") and config.flag("use_sliding_window", default=True):
+        raise config.error(
+            "sliding_window", "null", hint="sliding-window attention is not implemented yet"
+        )
+
+
+def _permitted(neutral: tuple[object, ...]) -> str:
+    texts = [str(value).lower() for value in neutral if value is not None]
+    return ", ".join(dict.fromkeys([*texts, "null"]))
+
+
+def _hint(key: str) -> str:
+    if key == "quantization_config":
+        return "quantized checkpoints are not read yet: use the unquantized one"
+    return "not implemented yet; ignoring it would give wrong answers"

@@ -1,0 +1,238 @@
+"""Reads safetensors headers and shard indices; every claim of a file is checked before use.
+
+Format (github.com/huggingface/safetensors, "Format"): 8 bytes little-endian header length n, n
+bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, then the data. Offsets are
+relative to the data, without holes or overlaps. Nothing outside the model directory is named: a
+shard is a plain file name. Imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hearth.core.errors import ModelError, WeightsError
+from hearth.models.config_json import read_json, shown
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# The limit of the reference implementation.
+MAX_HEADER_BYTES = 100_000_000
+
+# Bytes an element of the format's types; the ones that we read are in weights.py.
+ELEMENT_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor in a file: bytes `begin` … `end` − 1, counted from the start of the file."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All tensors of a model directory by name, and what looked odd."""
+
+    tensors: Mapping[str, TensorEntry]
+    files: tuple[Path, ...]
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Headers of `model.safetensors`, or of the shards that its index names.
+
+    Raises WeightsError: no weights, broken index or header, missing or truncated shard.
+    """
+    single = directory / SINGLE_FILE
+    if single.exists():
+        return Checkpoint(read_header(single), (single,))
+    if not (directory / INDEX_FILE).exists():
+        raise _no_weights(directory)
+    weight_map = _read_index(directory / INDEX_FILE)
+    files = tuple(directory / name for name in sorted(set(weight_map.values())))
+    missing = [path.name for path in files if not path.exists()]
+    if missing:
+        raise WeightsError(
+            f"{INDEX_FILE} names {len(files)} files, of which {len(missing)} are missing: "
+            f"{_listing(missing)}",
+            hint="the download is incomplete: fetch the missing files",
+        )
+    headers = {path.name: read_header(path) for path in files}
+    tensors = {}
+    for name, file_name in weight_map.items():
+        if name not in headers[file_name]:
+            raise WeightsError(f"{INDEX_FILE}: tensor {name} is not in {file_name}")
+        tensors[name] = headers[file_name][name]
+    return Checkpoint(tensors, files)
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of one file. Raises WeightsError when the header or the size is wrong."""
+    try:
+        num_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            length_bytes = file.read(8)
+            length = int.from_bytes(length_bytes, "little")
+            _check_header_length(path, len(length_bytes), length, num_bytes)
+            raw = file.read(length)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    values = _parse_header(path, raw)
+    data_begin = 8 + length
+    values.pop("__metadata__", None)
+    entries = {name: _entry(path, name, value, data_begin) for name, value in values.items()}
+    _check_extents(path, entries, data_begin, num_bytes)
+    return entries
+
+
+def _check_header_length(path: Path, num_read: int, length: int, num_bytes: int) -> None:
+    if num_read < 8:
+        raise WeightsError(
+            f"{path.name}: has {num_bytes} bytes; a safetensors file has at least 8", hint=_REFETCH
+        )
+    if length > MAX_HEADER_BYTES or length > num_bytes - 8:
+        raise WeightsError(
+            f"{path.name}: header length is {length:,} bytes; permitted: up to "
+            f"{min(MAX_HEADER_BYTES, num_bytes - 8):,}",
+            hint="the file is truncated or not safetensors (a Git LFS pointer?): fetch it again",
+        )
+
+
+def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path.name}: the header is not valid JSON: {error}", hint=_REFETCH
+        ) from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path.name}: the header holds {shown(values)}, not an object")
+    return values
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} appears twice")
+    return values
+
+
+def _entry(path: Path, name: str, value: object, data_begin: int) -> TensorEntry:
+    """Checks the types and the size of one header entry."""
+    where = f"{path.name}: tensor {name}"
+    if not isinstance(value, dict):
+        raise WeightsError(f"{where}: the header entry is {shown(value)}, not an object")
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
+        raise WeightsError(
+            f"{where}: dtype is {shown(dtype)}; permitted: {', '.join(ELEMENT_BYTES)}"
+        )
+    if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
+        raise WeightsError(f"{where}: shape is {shown(shape)}; permitted: a list of sizes")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(_is_size(offset) for offset in offsets)
+        or offsets[0] > offsets[1]
+    ):
+        raise WeightsError(
+            f"{where}: data_offsets is {shown(offsets)}; permitted: [begin, end], begin ≤ end"
+        )
+    begin, end = offsets
+    expected = math.prod(shape) * ELEMENT_BYTES[dtype]
+    if end - begin != expected:
+        raise WeightsError(
+            f"{where}: {dtype} {shape} needs {expected:,} bytes, data_offsets give {end - begin:,}"
+        )
+    return TensorEntry(path, name, dtype, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _check_extents(
+    path: Path, entries: Mapping[str, TensorEntry], data_begin: int, num_bytes: int
+) -> None:
+    """The tensors fill the file exactly: no hole, no overlap, nothing beyond the end."""
+    position = data_begin
+    for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
+        if entry.end > num_bytes:
+            raise WeightsError(
+                f"{path.name}: is truncated: tensor {entry.name} ends at byte {entry.end:,}, the "
+                f"file has {num_bytes:,}",
+                hint=_REFETCH,
+            )
+        if entry.begin != position:
+            problem = "overlaps the tensor before it" if entry.begin < position else "leaves a hole"
+            raise WeightsError(
+                f"{path.name}: tensor {entry.name} begins at byte {entry.begin:,} where "
+                f"{position:,} is expected: it {problem}",
+                hint=_REFETCH,
+            )
+        position = entry.end
+    if position != num_bytes:
+        raise WeightsError(
+            f"{path.name}: the tensors end at byte {position:,}, the file has {num_bytes:,}",
+            hint=_REFETCH,
+        )
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The `weight_map` of an index; its file names stay within the directory."""
+    try:
+        weight_map = read_json(path).values.get("weight_map")
+    except ModelError as error:
+        raise WeightsError(error.message) from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(
+            f"{path.name}: weight_map is {shown(weight_map)}; permitted: tensor → file name"
+        )
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or not _is_plain_name(file_name):
+            raise WeightsError(
+                f"{path.name}: tensor {name} is in {shown(file_name)}; permitted: a file name "
+                "within the model directory"
+            )
+    return weight_map
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _no_weights(directory: Path) -> WeightsError:
+    others = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    )
+    found = f"; it holds {_listing(others)}" if others else ""
+    hint = "download the weights as safetensors, or use --load-format dummy for random ones"
+    return WeightsError(
+        f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}{found}", hint=hint
+    )
+
+
+def _listing(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+_REFETCH = "the file is damaged or its download was cut short: fetch it again"

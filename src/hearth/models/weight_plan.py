@@ -1,0 +1,160 @@
+"""Which rows of which checkpoint tensor go where, all checked before a byte is read.
+
+A tensor must have exactly the rows that the slots take from it, and their columns. Pieces are
+small enough that the mapped pages of one piece are a negligible part of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hearth.core.errors import WeightsError
+from hearth.core.spec import DType, ModelSpec, SlotKind, WeightSlot, WeightSource
+from hearth.models.safetensors_file import Checkpoint, TensorEntry
+
+PIECE_BYTES = 8 << 20
+# Packing works in panels of columns: pieces that begin at a panel are packed without a seam.
+_PIECE_ROWS = 64
+
+TIED_HEAD = "lm_head.weight"
+READABLE = {"F32": DType.FLOAT32, "BF16": DType.BFLOAT16, "F16": DType.FLOAT16}
+# Buffers that old checkpoints carry and that are computed from the config.
+_HARMLESS = (".rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive rows: `num_bytes` from byte `begin` of the file, to the slot from `slot_row`."""
+
+    entry: TensorEntry
+    dtype: DType
+    shape: tuple[int, ...]
+    begin: int
+    num_bytes: int
+    slot_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """The pieces of one slot, by ascending row."""
+
+    slot: WeightSlot
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """Everything that is to be read."""
+
+    slots: tuple[SlotPlan, ...]
+    num_bytes: int
+    num_tensors: int
+    warnings: tuple[str, ...]
+
+
+def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
+    """Plans the load. Raises WeightsError for missing tensors, wrong dtypes and shapes."""
+    needed = _rows_needed(spec.slots)
+    _check_missing(needed, checkpoint)
+    for slot in spec.slots:
+        for source in slot.sources:
+            _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
+    slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint))) for slot in spec.slots)
+    return WeightPlan(
+        slots=slots,
+        num_bytes=sum(piece.num_bytes for plan in slots for piece in plan.pieces),
+        num_tensors=len(needed),
+        warnings=_unexpected(spec, needed, checkpoint),
+    )
+
+
+def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
+    """Rows that each checkpoint tensor must have: up to the last one that a slot takes.
+
+    A source of 0 rows takes the whole tensor, which is then the slot's only one.
+    """
+    needed: dict[str, int] = {}
+    for slot in slots:
+        for source in slot.sources:
+            last = source.first_row + (source.num_rows or slot.rows)
+            needed[source.tensor] = max(needed.get(source.tensor, 0), last)
+    return needed
+
+
+def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
+    missing = [name for name in needed if name not in checkpoint.tensors]
+    if not missing:
+        return
+    hint = None
+    if missing == [TIED_HEAD]:
+        hint = "if its head is its embedding, set tie_word_embeddings to true in config.json"
+    else:
+        other = next((n for n in checkpoint.tensors if n.endswith("." + missing[0])), None)
+        if other is not None:
+            hint = f"the checkpoint has {other}: its names carry another prefix"
+    raise WeightsError(
+        f"{len(missing)} of {len(list(needed))} tensors are missing from the checkpoint, which "
+        f"holds {len(checkpoint.tensors)}: {_listing(missing)}",
+        hint=hint,
+    )
+
+
+def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
+    where = f"{entry.path.name}: tensor {entry.name}"
+    if entry.dtype not in READABLE:
+        raise WeightsError(
+            f"{where}: dtype is {entry.dtype}; permitted: {', '.join(READABLE)}",
+            hint="quantized checkpoints are not read yet: use the unquantized one",
+        )
+    expected = (rows,) if slot.kind is SlotKind.VECTOR else (rows, slot.cols)
+    if entry.shape != expected:
+        raise WeightsError(
+            f"{where}: shape is {list(entry.shape)}; config.json makes it {list(expected)}"
+        )
+
+
+def _pieces(slot: WeightSlot, checkpoint: Checkpoint) -> Iterable[Piece]:
+    slot_row = 0
+    for source in slot.sources:
+        num_rows = source.num_rows or slot.rows
+        yield from _split(slot, source, checkpoint.tensors[source.tensor], slot_row)
+        slot_row += num_rows
+
+
+def _split(
+    slot: WeightSlot, source: WeightSource, entry: TensorEntry, slot_row: int
+) -> Iterable[Piece]:
+    dtype = READABLE[entry.dtype]
+    row_bytes = slot.cols * dtype.num_bytes
+    step = max(1, PIECE_BYTES // row_bytes)
+    if step > _PIECE_ROWS:
+        step -= step % _PIECE_ROWS
+    total = source.num_rows or slot.rows
+    for first in range(0, total, step):
+        rows = min(step, total - first)
+        yield Piece(
+            entry=entry,
+            dtype=dtype,
+            shape=(rows, *entry.shape[1:]),
+            begin=entry.begin + (source.first_row + first) * row_bytes,
+            num_bytes=rows * row_bytes,
+            slot_row=slot_row + first,
+        )
+
+
+def _unexpected(spec: ModelSpec, needed: Iterable[str], checkpoint: Checkpoint) -> tuple[str, ...]:
+    harmless = {TIED_HEAD} if spec.tied else set()
+    names = sorted(
+        name
+        for name in set(checkpoint.tensors) - set(needed) - harmless
+        if not name.endswith(_HARMLESS)
+    )
+    if not names:
+        return ()
+    return (f"{len(names)} tensors of the checkpoint are not used: {_listing(names)}",)
+
+
+def _listing(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,188 @@
+"""Streams checkpoint tensors into a `WeightSink`, slot by slot, by memory map.
+
+Everything is checked against the slots before the first byte is packed. Tensors are handed over
+in pieces of at most PIECE_BYTES, and a piece's mapped pages are dropped when it has been packed,
+so that beside the packed weights no second copy stays resident (the page cache may keep the file).
+Slots are packed by several threads, the pieces of one slot by one thread, in order.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hearth.core.errors import ConfigError, WeightsError
+from hearth.core.spec import WeightSlot
+from hearth.kernels.packing import HostTensor, WeightSink
+from hearth.models.loader import LoadedSpec
+from hearth.models.safetensors_file import Checkpoint, TensorEntry, read_checkpoint
+from hearth.models.weight_plan import PIECE_BYTES, TIED_HEAD, Piece, SlotPlan, plan_weights
+
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+MAX_THREADS = 8
+
+Progress = Callable[[int, int], None]
+Task = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What was loaded; `warnings` name tensors that were left unread."""
+
+    num_bytes: int
+    num_tensors: int
+    warnings: tuple[str, ...] = ()
+
+
+def load_weights(
+    loaded: LoadedSpec,
+    sink: WeightSink,
+    load_format: str = "auto",
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> LoadReport:
+    """Fills every slot of the program.
+
+    `load_format`: auto and safetensors read the model directory, dummy fills in random weights
+    from `seed`. `on_progress(done, total)` is called in bytes, never by two threads at once.
+    Raises ConfigError (load_format), WeightsError (files), and what the sink raises.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise ConfigError(
+            f"--load-format is {load_format!r}; permitted: {', '.join(LOAD_FORMATS)}",
+            param="load_format",
+        )
+    slots = loaded.program.slots
+    if load_format == "dummy":
+        total = sum(_slot_bytes(slot) for slot in slots)
+        counter = _Counter(total, on_progress)
+        _run([_fill_task(slot, sink, seed + i, counter) for i, slot in enumerate(slots)])
+        return LoadReport(total, 0)
+    checkpoint = read_checkpoint(loaded.path)
+    plan = plan_weights(loaded.spec, checkpoint)
+    maps = {path: _map_file(path) for path in {e.path for e in checkpoint.tensors.values()}}
+    _check_tied_head(loaded, checkpoint, maps)
+    counter = _Counter(plan.num_bytes, on_progress)
+    _run([_pack_task(slot_plan, sink, maps, counter) for slot_plan in plan.slots])
+    return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings)
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Bytes done, reported under a lock."""
+
+    total: int
+    on_progress: Progress | None
+    done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, num_bytes: int) -> None:
+        with self.lock:
+            self.done += num_bytes
+            if self.on_progress is not None:
+                self.on_progress(self.done, self.total)
+
+
+def _run(tasks: Sequence[Task]) -> None:
+    """Runs the tasks by threads; the first failure cancels what has not begun and is raised."""
+    num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)), max(1, len(tasks)))
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="hearth-load") as pool:
+        futures = [pool.submit(task) for task in tasks]
+        done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in pending:
+            future.cancel()
+        for future in done:
+            future.result()
+
+
+def _fill_task(slot: WeightSlot, sink: WeightSink, seed: int, counter: _Counter) -> Task:
+    def task() -> None:
+        sink.fill_random(slot, seed)
+        counter.add(_slot_bytes(slot))
+
+    return task
+
+
+def _pack_task(
+    plan: SlotPlan, sink: WeightSink, maps: Mapping[Path, mmap.mmap], counter: _Counter
+) -> Task:
+    def task() -> None:
+        for piece in plan.pieces:
+            mapped = maps[piece.entry.path]
+            sink.put(plan.slot, piece.slot_row, _host_tensor(piece, mapped))
+            _drop_pages(mapped, piece.begin, piece.num_bytes)
+            counter.add(piece.num_bytes)
+
+    return task
+
+
+def _host_tensor(piece: Piece, mapped: mmap.mmap) -> HostTensor:
+    """The rows of a piece, in place; a copy where the file does not align its elements."""
+    data = np.frombuffer(mapped, np.uint8, piece.num_bytes, piece.begin)
+    if piece.begin % piece.dtype.num_bytes:
+        data = data.copy()
+    return HostTensor(data, piece.dtype, piece.shape)
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    """Maps a file for reading; unmapped when the last view of it is gone."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be mapped: {error.strerror}") from error
+
+
+def _drop_pages(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
+    """Gives the mapped pages back; a neighbour's bytes in them are read again when needed."""
+    start = begin - begin % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, start, begin + num_bytes - start)
+
+
+def _check_tied_head(
+    loaded: LoadedSpec, checkpoint: Checkpoint, maps: Mapping[Path, mmap.mmap]
+) -> None:
+    """A tied model may carry its head a second time, but not another one.
+
+    transformers does not tie in that case, so that serving the embedding would answer otherwise.
+    """
+    head = checkpoint.tensors.get(TIED_HEAD)
+    if not loaded.spec.tied or head is None:
+        return
+    slot = next(s for s in loaded.spec.slots if s.name == loaded.spec.embedding)
+    embedding = checkpoint.tensors[slot.sources[0].tensor]
+    if _is_equal(head, embedding, maps):
+        return
+    raise WeightsError(
+        f"{head.path.name}: tensor {TIED_HEAD} differs from {embedding.name}, but "
+        "tie_word_embeddings is true",
+        hint="set tie_word_embeddings to false in config.json",
+    )
+
+
+def _is_equal(a: TensorEntry, b: TensorEntry, maps: Mapping[Path, mmap.mmap]) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    for offset in range(0, a.end - a.begin, PIECE_BYTES):
+        num_bytes = min(PIECE_BYTES, a.end - a.begin - offset)
+        left, right = (
+            np.frombuffer(maps[entry.path], np.uint8, num_bytes, entry.begin + offset)
+            for entry in (a, b)
+        )
+        equal = np.array_equal(left, right)
+        for entry in (a, b):
+            _drop_pages(maps[entry.path], entry.begin + offset, num_bytes)
+        if not equal:
+            return False
+    return True
+
+
+def _slot_bytes(slot: WeightSlot) -> int:
+    return slot.rows * slot.cols * slot.quant.dtype.num_bytes
