@@ -1,0 +1,198 @@
+"""The tokenizer of a model directory: text to token ids, and the pieces that ids stand for.
+
+Wraps the `tokenizers` library and reads tokenizer.json, tokenizer_config.json and
+special_tokens_map.json. It never imports transformers and never adds special tokens on its own:
+a rendered chat prompt already holds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from hearth.core.errors import TokenizerError
+from hearth.engine.text.detokenizer import (
+    ByteDetokenizer,
+    Detokenizer,
+    PieceDetokenizer,
+    WindowDetokenizer,
+    rules_of_decoder,
+)
+
+# Above this many characters a prompt is encoded in a thread: about 2 ms of work.
+THREAD_THRESHOLD_CHARS = 8192
+
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """What tokenizer_config.json and special_tokens_map.json say; names map to token texts."""
+
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    chat_template: object = None  # a string, or a list of {"name", "template"}; checked by its user
+
+
+class Tokenizer:
+    """Encodes and decodes; safe to use from several threads once loaded."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+        # A checkpoint may carry training-time truncation or padding: a silently cut prompt.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.config = config
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._rules = rules_of_decoder(_decoder_state(backend))
+        self._pieces: dict[int, bytes | None] = {}
+        self.num_tokens: int = backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, model_dir: Path) -> Tokenizer:
+        """Reads the files of a model directory.
+
+        Raises:
+            TokenizerError: tokenizer.json is missing, or a file cannot be read.
+        """
+        path = model_dir / "tokenizer.json"
+        if not path.is_file():
+            raise _missing(model_dir)
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for every fault of a file
+            raise TokenizerError(
+                f"{path} cannot be read as a tokenizer: {error}",
+                hint="download the file again; a few hundred bytes are a Git LFS pointer",
+            ) from error
+        return cls(backend, load_config(model_dir))
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the end-of-sequence token that the configuration names."""
+        text = self.config.special_tokens.get("eos_token")
+        return None if text is None else self.token_id(text)
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token with exactly this text."""
+        return self._backend.token_to_id(text)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises TokenizerError when the tokenizer can produce ids that the model does not have."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        token, largest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
+        if largest >= vocab_size:
+            raise TokenizerError(
+                f"the tokenizer's token {token!r} has id {largest}, but the model's vocabulary has "
+                f"{vocab_size} entries (permitted ids: 0 to {vocab_size - 1})",
+                hint="tokenizer.json and config.json belong to different models or versions",
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens written in it count as such, none are added."""
+        # encode_batch_fast releases the interpreter lock, encode does not (tokenizers 0.23).
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    async def encode_async(self, text: str) -> list[int]:
+        """Like `encode`; long texts are encoded off the event loop."""
+        if len(text) <= THREAD_THRESHOLD_CHARS:
+            return self.encode(text)
+        return await asyncio.to_thread(self.encode, text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text that a detokenizer gives for these ids in one go."""
+        detokenizer = self.detokenizer()
+        return detokenizer.feed(token_ids) + detokenizer.flush()
+
+    def decode_reference(self, token_ids: Sequence[int]) -> str:
+        """The `tokenizers` library's own decoding, special tokens left out."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=True))
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh incremental decoder for one answer; special tokens give no text."""
+        if self._rules is None:
+            return WindowDetokenizer(self.decode_reference)
+        if self._rules.byte_level:
+            return ByteDetokenizer(self._piece)
+        return PieceDetokenizer(self._rules, self._piece)
+
+    def _piece(self, token_id: int) -> bytes | None:
+        """Encoded piece of a token (see DecodeRules.piece_of); None: it gives no text."""
+        try:
+            return self._pieces[token_id]
+        except KeyError:
+            pass
+        assert self._rules is not None
+        text = None if token_id in self._special_ids else self._backend.id_to_token(token_id)
+        piece = None if text is None else self._rules.piece_of(text)
+        self._pieces[token_id] = piece
+        return piece
+
+
+def load_config(model_dir: Path) -> TokenizerConfig:
+    """Reads tokenizer_config.json and special_tokens_map.json; both may be absent.
+
+    Raises:
+        TokenizerError: a file is not a JSON object.
+    """
+    merged: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        merged.update(_read_object(model_dir / name))
+    special = {n: t for n in _SPECIAL_NAMES if (t := _token_text(merged.get(n))) is not None}
+    return TokenizerConfig(special_tokens=special, chat_template=merged.get("chat_template"))
+
+
+def _token_text(value: object) -> str | None:
+    """A special token is given as its text or as an object with `content`."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise TokenizerError(
+            f"{path} is not valid JSON: {error}", hint="download the file again"
+        ) from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _decoder_state(backend: tokenizers.Tokenizer) -> dict[str, Any] | None:
+    """The decoder's own description; serializing the whole tokenizer would take a second."""
+    if backend.decoder is None:
+        return None
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return state
+
+
+def _missing(model_dir: Path) -> TokenizerError:
+    if (model_dir / "tokenizer.model").is_file():
+        return TokenizerError(
+            f"{model_dir} has a SentencePiece tokenizer.model but no tokenizer.json",
+            hint="convert it once: transformers.AutoTokenizer.from_pretrained(dir)"
+            ".save_pretrained(dir)",
+        )
+    return TokenizerError(
+        f"{model_dir} has no tokenizer.json",
+        hint="download the model's tokenizer files into the directory",
+    )
