@@ -1,0 +1,166 @@
+"""ReferenceExecutor: runs step plans through the plain torch interpreter.
+
+Everything is checked, nothing is fast. Logits of a row may differ in their last bits with its
+batch company (torch's matrix product does), so `info.bit_identical` is False.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hearth.core.errors import KernelError
+from hearth.core.program import StepProgram
+from hearth.core.step import ExecutorInfo, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.kernels.reference.forward import forward
+from hearth.kernels.reference.kv import GroupTables, PagedKv, SequenceRows, StepTensors
+from hearth.kernels.reference.sampling import sample_rows
+from hearth.kernels.reference.weights import ReferenceWeights
+
+
+class ReferenceExecutor:
+    """An `Executor` in torch. Owns the paged KV cache; shares the weights with who made them."""
+
+    def __init__(
+        self, program: StepProgram, weights: ReferenceWeights, kv: KvConfig, limits: StepLimits
+    ) -> None:
+        self._program = program
+        self._weights = weights
+        self._kv_config = kv
+        self._limits = limits
+        self._kv = PagedKv(program.kv_groups, kv)
+        self._previous: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._is_closed = False
+
+    @property
+    def program(self) -> StepProgram:
+        """The program that it runs."""
+        return self._program
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """What runs the steps, and why."""
+        return ExecutorInfo(
+            name="reference",
+            detail=f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+            reason="plain torch operations: correct, slow, not bit-identical over batches",
+            bit_identical=False,
+        )
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step. Raises KernelError when the plan contradicts itself or the limits."""
+        if self._is_closed:
+            raise KernelError("the executor is closed")
+        _check_plan(plan, self._program, self._kv_config, self._limits)
+        tokens = resolve_tokens(plan.tokens, self._previous, self._program.vocab_size)
+        for group, source, target in plan.copies.tolist():
+            self._kv.copy_block(group, source, target)
+        with torch.no_grad():
+            step = step_tensors(plan, tokens, len(self._program.kv_groups))
+            raw = forward(self._program, self._weights, step, self._kv)
+        logits = raw.numpy()
+        sampled = sample_rows(logits, plan.sampling)
+        self._previous = sampled.tokens.copy()
+        return StepResult(
+            tokens=sampled.tokens,
+            logprobs=sampled.logprobs,
+            hashes=hash_rows(logits) if plan.want_hashes else None,
+            logits=logits if plan.want_logits else None,
+        )
+
+    def close(self) -> None:
+        """Releases the KV cache and the weights."""
+        self._is_closed = True
+        self._kv = PagedKv((), self._kv_config)
+        self._weights = ReferenceWeights(())
+
+
+def resolve_tokens(
+    tokens: NDArray[np.int32], previous: NDArray[np.int32], vocab_size: int
+) -> NDArray[np.int32]:
+    """Token ids ≥ 0: −(1+r) becomes the token of row r of the step before. Raises KernelError."""
+    rows = -1 - tokens
+    if rows.size and rows.max() >= previous.shape[0]:
+        raise KernelError(
+            f"a token refers to row {rows.max()} of the step before, which had {previous.shape[0]}"
+        )
+    resolved = tokens.copy()
+    resolved[tokens < 0] = previous[rows[tokens < 0]]
+    if resolved.size and resolved.max() >= vocab_size:
+        raise KernelError(f"token {resolved.max()} is outside the vocabulary of {vocab_size}")
+    return resolved
+
+
+def step_tensors(plan: StepPlan, tokens: NDArray[np.int32], num_groups: int) -> StepTensors:
+    """A plan as torch tensors; copies, keeps no reference to the plan."""
+    starts, context = plan.row_start.tolist(), plan.context.tolist()
+    sequences = tuple(
+        SequenceRows(first, last, cached)
+        for first, last, cached in zip(starts[:-1], starts[1:], context)
+    )
+    return StepTensors(
+        tokens=_indices(tokens),
+        positions=_indices(plan.positions),
+        sequences=sequences,
+        logit_rows=_indices(plan.logit_rows),
+        groups=tuple(_tables(plan, group) for group in range(num_groups)),
+    )
+
+
+def hash_rows(logits: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each row's bits, [R]."""
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in logits]
+    return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+
+
+def _tables(plan: StepPlan, group: int) -> GroupTables:
+    starts = plan.block_start[group].tolist()
+    return GroupTables(
+        slots=_indices(plan.slots[group]),
+        blocks=tuple(_indices(plan.blocks[a:b]) for a, b in pairwise(starts)),
+        first_block=tuple(plan.first_block[group].tolist()),
+    )
+
+
+def _indices(values: NDArray[np.int32]) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _check_plan(plan: StepPlan, program: StepProgram, kv: KvConfig, limits: StepLimits) -> None:
+    num_tokens, num_sequences = plan.tokens.shape[0], plan.context.shape[0]
+    for name, value, maximum in (
+        ("tokens", num_tokens, limits.max_tokens),
+        ("sequences", num_sequences, limits.max_sequences),
+        ("logits rows", plan.logit_rows.shape[0], limits.max_logit_rows),
+    ):
+        if value > maximum:
+            raise KernelError(f"the plan has {value} {name}; permitted: up to {maximum}")
+    if plan.encoder.shape[0]:
+        raise KernelError("encoder rows are not implemented by the reference executor")
+    if plan.row_start[0] != 0 or plan.row_start[-1] != num_tokens:
+        raise KernelError(f"row_start covers up to {plan.row_start[-1]} of {num_tokens} tokens")
+    for group in range(len(program.kv_groups)):
+        _check_group(plan, group, kv)
+
+
+def _check_group(plan: StepPlan, group: int, kv: KvConfig) -> None:
+    """Slots and blocks exist, and the blocks cover every key that a sequence reads."""
+    num_blocks = kv.num_blocks[group]
+    starts = plan.block_start[group]
+    for name, values, end in (
+        ("slot", plan.slots[group], num_blocks * kv.block_size),
+        ("block", plan.blocks[starts[0] : starts[-1]], num_blocks),
+    ):
+        if values.size and (values.min() < 0 or values.max() >= end):
+            raise KernelError(f"group {group}: a {name} lies outside 0 to {end - 1}")
+    num_keys = plan.context + np.diff(plan.row_start)
+    covered = (plan.first_block[group] + np.diff(starts)) * kv.block_size
+    if (covered < num_keys).any():
+        s = int(np.argmax(covered < num_keys))
+        raise KernelError(
+            f"group {group}: the blocks of sequence {s} cover {covered[s]} of {num_keys[s]} tokens"
+        )

@@ -1,0 +1,162 @@
+"""Interprets a step program on dense torch tensors: plain, float32, differentiable.
+
+Every operation is a few lines that say what `core.program` says. Nothing is written in place, so
+that gradients flow from the logits to the weights (through `PassKv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional
+
+from hearth.core.program import (
+    Add,
+    Angles,
+    Attend,
+    Embed,
+    Gate,
+    KvWrite,
+    Linear,
+    Norm,
+    Op,
+    Rope,
+    Sample,
+    Select,
+    StepProgram,
+)
+from hearth.core.spec import RopePairing, RopeSpec
+from hearth.kernels.reference.kv import KvPlace, KvStore, StepTensors
+
+
+class WeightLookup(Protocol):
+    """Weights by slot name: float32, [rows, cols] or [rows]."""
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
+
+
+def forward(
+    program: StepProgram, weights: WeightLookup, step: StepTensors, kv: KvStore
+) -> torch.Tensor:
+    """Runs the program up to its sampling. Returns the raw logits, [R, vocabulary]."""
+    run = _Pass(weights, step, kv)
+    for op in program.ops:
+        if isinstance(op, Sample):
+            return run.buffers[op.logits]
+        _HANDLERS[type(op)](run, op)
+    raise AssertionError("a step program ends with Sample")
+
+
+class _Pass:
+    """One run of a program: its buffers by number."""
+
+    def __init__(self, weights: WeightLookup, step: StepTensors, kv: KvStore) -> None:
+        self.weights = weights
+        self.step = step
+        self.kv = kv
+        self.buffers: dict[int, torch.Tensor] = {}
+
+    def embed(self, op: Embed) -> None:
+        self.buffers[op.out] = self.weights[op.table][self.step.tokens] * op.scale
+
+    def angles(self, op: Angles) -> None:
+        self.buffers[op.out] = _angles(op.rope, self.step.positions)
+
+    def norm(self, op: Norm) -> None:
+        x = self.buffers[op.x]
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + op.eps)
+        self.buffers[op.out] = x * scale * self.weights[op.weight]
+
+    def linear(self, op: Linear) -> None:
+        bias = self.weights[op.bias] if op.bias is not None else None
+        self.buffers[op.out] = functional.linear(self.buffers[op.x], self.weights[op.weight], bias)
+
+    def rope(self, op: Rope) -> None:
+        x = self.buffers[op.x]
+        width = op.num_heads * op.head_dim
+        heads = x[:, :width].reshape(-1, op.num_heads, op.head_dim)
+        rotated = _rotate(heads, self.buffers[op.angles], op.rope)
+        self.buffers[op.x] = torch.cat((rotated.reshape(-1, width), x[:, width:]), dim=-1)
+
+    def kv_write(self, op: KvWrite) -> None:
+        qkv = self.buffers[op.qkv]
+        q_width, kv_width = op.num_heads * op.head_dim, op.num_kv_heads * op.head_dim
+        keys = qkv[:, q_width : q_width + kv_width].reshape(-1, op.num_kv_heads, op.head_dim)
+        values = qkv[:, q_width + kv_width :].reshape(-1, op.num_kv_heads, op.head_dim)
+        self.kv.write(self.step, KvPlace(op.group, op.layer), keys, values)
+
+    def attend(self, op: Attend) -> None:
+        width = op.num_heads * op.head_dim
+        queries = self.buffers[op.qkv][:, :width].reshape(-1, op.num_heads, op.head_dim)
+        mixed = [_attend(self, op, queries, index) for index in range(len(self.step.sequences))]
+        self.buffers[op.out] = torch.cat(mixed).reshape(-1, width)
+
+    def gate(self, op: Gate) -> None:
+        gate, up = self.buffers[op.x].chunk(2, dim=-1)
+        self.buffers[op.out] = functional.silu(gate) * up
+
+    def add(self, op: Add) -> None:
+        self.buffers[op.x] = self.buffers[op.x] + self.buffers[op.y]
+
+    def select(self, op: Select) -> None:
+        self.buffers[op.out] = self.buffers[op.x][self.step.logit_rows]
+
+
+# The table is keyed by the operation's own type, which the value type cannot express.
+_HANDLERS: dict[type[Op], Callable[[_Pass, Any], None]] = {
+    Embed: _Pass.embed,
+    Angles: _Pass.angles,
+    Norm: _Pass.norm,
+    Linear: _Pass.linear,
+    Rope: _Pass.rope,
+    KvWrite: _Pass.kv_write,
+    Attend: _Pass.attend,
+    Gate: _Pass.gate,
+    Add: _Pass.add,
+    Select: _Pass.select,
+}
+
+
+def _angles(rope: RopeSpec, positions: torch.Tensor) -> torch.Tensor:
+    """Cosines then sines, [T, rotary_dim]; frequencies follow the position row of their section."""
+    inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float32)
+    section = torch.zeros(len(rope.inv_freq), dtype=torch.long)
+    if rope.sections:
+        section = torch.repeat_interleave(torch.tensor(rope.sections))
+    angle = positions.float()[section].T * inv_freq
+    return torch.cat((angle.cos(), angle.sin()), dim=-1) * rope.attention_scaling
+
+
+def _rotate(heads: torch.Tensor, angles: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
+    """Rotates the first `rotary_dim` elements of [T, heads, head_dim] by [T, rotary_dim]."""
+    half = rope.rotary_dim // 2
+    cosine, sine = angles[:, None, :half], angles[:, None, half:]
+    rotary, rest = heads[..., : rope.rotary_dim], heads[..., rope.rotary_dim :]
+    if rope.pairing is RopePairing.HALF:
+        first, second = rotary[..., :half], rotary[..., half:]
+    else:
+        first, second = rotary[..., 0::2], rotary[..., 1::2]
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    if rope.pairing is RopePairing.HALF:
+        return torch.cat((*turned, rest), dim=-1)
+    return torch.cat((torch.stack(turned, dim=-1).flatten(-2), rest), dim=-1)
+
+
+def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.Tensor:
+    """Causal attention of one sequence's rows, [n, num_heads, head_dim]."""
+    rows = run.step.sequences[index]
+    stored = run.kv.read(run.step, KvPlace(op.group, op.layer), index)
+    repeats = op.num_heads // op.num_kv_heads
+    keys = stored.keys.repeat_interleave(repeats, dim=1)
+    values = stored.values.repeat_interleave(repeats, dim=1)
+    own = queries[rows.first_row : rows.last_row]
+    scores = torch.einsum("nhd,lhd->hnl", own, keys) * op.scale
+    row = rows.context + torch.arange(own.shape[0])[:, None]
+    key = stored.first_index + torch.arange(keys.shape[0])[None, :]
+    hidden = key > row
+    if op.window:
+        hidden |= key <= row - op.window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), values)

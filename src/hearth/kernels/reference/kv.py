@@ -1,0 +1,145 @@
+"""Where the reference executor keeps keys and values: paged, or only those of the pass itself.
+
+`PagedKv` honours slots and block tables of a plan; writing into it is not differentiable.
+`PassKv` holds what one pass computed, for sequences that start at their first token; gradients
+flow through it (calibration, training).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from hearth.core.program import KvGroupSpec
+from hearth.core.spec import DType
+from hearth.core.step import KvConfig
+from hearth.kernels.reference.weights import torch_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """Rows `first_row` … `last_row` − 1 of a pass, which continue `context` cached tokens."""
+
+    first_row: int
+    last_row: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTables:
+    """One KV group's part of a plan.
+
+    `slots` [T]; per sequence the block ids and the index of the first listed block.
+    """
+
+    slots: torch.Tensor
+    blocks: tuple[torch.Tensor, ...]
+    first_block: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """The input of a pass: tokens [T] ≥ 0, positions [3, T], sequences, wanted rows [R]."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    sequences: tuple[SequenceRows, ...]
+    logit_rows: torch.Tensor
+    groups: tuple[GroupTables, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """Keys and values [n, num_kv_heads, head_dim], float32, from token `first_index` on."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    first_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlace:
+    """A layer within a KV group."""
+
+    group: int
+    layer: int
+
+
+class KvStore(Protocol):
+    """Takes the keys and values of a pass in and gives those of a sequence."""
+
+    def write(
+        self, step: StepTensors, place: KvPlace, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Stores all rows, [T, num_kv_heads, head_dim]."""
+        ...
+
+    def read(self, step: StepTensors, place: KvPlace, index: int) -> KeysValues:
+        """Those of sequence `index`, up to its last row of this pass, as stored."""
+        ...
+
+
+class PagedKv:
+    """Blocks of every group in torch tensors, [layers, blocks · block_size, kv heads, dim]."""
+
+    def __init__(self, groups: Sequence[KvGroupSpec], config: KvConfig) -> None:
+        self._block_size = config.block_size
+        dtype = torch_dtype(DType(config.dtype))
+        shapes = [
+            (g.num_layers, num_blocks * config.block_size, g.num_kv_heads, g.head_dim)
+            for g, num_blocks in zip(groups, config.num_blocks)
+        ]
+        self._keys = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        self._values = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+
+    def copy_block(self, group: int, source: int, target: int) -> None:
+        """Copies one block, all layers."""
+        size = self._block_size
+        for stored in (self._keys[group], self._values[group]):
+            rows = stored[:, source * size : (source + 1) * size]
+            stored[:, target * size : (target + 1) * size] = rows.clone()
+
+    def write(
+        self, step: StepTensors, place: KvPlace, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """See `KvStore.write`."""
+        slots = step.groups[place.group].slots
+        for stored, rows in ((self._keys, keys), (self._values, values)):
+            layer = stored[place.group][place.layer]
+            layer[slots] = rows.to(layer.dtype)
+
+    def read(self, step: StepTensors, place: KvPlace, index: int) -> KeysValues:
+        """See `KvStore.read`."""
+        tables, rows = step.groups[place.group], step.sequences[index]
+        size = self._block_size
+        first_index = tables.first_block[index] * size
+        num_keys = rows.context + rows.last_row - rows.first_row - first_index
+        offsets = torch.arange(size)
+        slots = (tables.blocks[index][:, None] * size + offsets).flatten()[:num_keys]
+        keys, values = self._keys[place.group], self._values[place.group]
+        return KeysValues(
+            keys[place.layer][slots].float(), values[place.layer][slots].float(), first_index
+        )
+
+
+class PassKv:
+    """The rows of one pass only; every sequence has context 0."""
+
+    def __init__(self) -> None:
+        self._rows: dict[KvPlace, KeysValues] = {}
+
+    def write(
+        self, step: StepTensors, place: KvPlace, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """See `KvStore.write`."""
+        assert all(rows.context == 0 for rows in step.sequences)
+        self._rows[place] = KeysValues(keys, values, 0)
+
+    def read(self, step: StepTensors, place: KvPlace, index: int) -> KeysValues:
+        """See `KvStore.read`."""
+        rows, all_rows = step.sequences[index], self._rows[place]
+        own = slice(rows.first_row, rows.last_row)
+        return KeysValues(all_rows.keys[own], all_rows.values[own], 0)
