@@ -1,6 +1,7 @@
 # make serve MODEL=DIR   install what is missing, then serve
 # make install           .venv with hearth in it; quick when nothing has changed
-# make check / test      what CI runs; make test-long, format, native, clean
+# make check, make test  what CI runs
+# make test-long, make test-sanitize, make format, make native, make clean
 #
 # pip reads its index, mirrors and find-links from its own configuration; nothing here sets them.
 
@@ -32,7 +33,7 @@ TYPED_DIRS := $(wildcard src tests tools)
 CXX_SOURCES := $(wildcard src/hearth/kernels/cpu/csrc/*.cpp src/hearth/kernels/cpu/csrc/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test test-long check format native clean
+.PHONY: help install install-dev serve test test-long test-sanitize check format native clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -69,6 +70,7 @@ $(BIN)/python:
 
 .PHONY: check-compiler
 check-compiler:
+	@:
 ifeq ($(TOOLCHAIN),pure)
 	@echo "warning: no C++ compiler ('$(CXX_COMMAND)'): hearth installs without its CPU library," >&2
 	@echo "warning: and serving then needs the extra hearth[torch]. On Debian or Ubuntu:" >&2
@@ -101,13 +103,25 @@ ifneq ($(CXX_SOURCES),)
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 endif
 
-# The C++ library alone, in seconds, for work on the kernels. SANITIZE=ON adds ASan and UBSan.
-SANITIZE ?= OFF
-NATIVE_DIR := build/native$(if $(filter ON,$(SANITIZE)),-sanitize)
-native: | $(INSTALLED_DEV)
-	$(BIN)/cmake -S . -B $(NATIVE_DIR) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DHEARTH_SANITIZE=$(SANITIZE) -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
-	$(BIN)/cmake --build $(NATIVE_DIR)
+# The C++ library alone, in seconds, for work on the kernels: the build of the editable install.
+native:
+	@test -f build/editable/CMakeCache.txt -a -x $(BIN)/cmake || $(MAKE) --no-print-directory install-dev
+	@$(BIN)/cmake -S . -B build/editable -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) >/dev/null
+	$(BIN)/cmake --build build/editable
+
+# The kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer, on a copy of the package:
+# a library built with them loads only into a process that has their runtime.
+SANITIZED := build/sanitize
+SANITIZE_TESTS ?= tests/unit/kernels
+test-sanitize: | $(INSTALLED_DEV)
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DHEARTH_SANITIZE=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) >/dev/null
+	$(BIN)/cmake --build $(SANITIZED)
+	rm -rf $(SANITIZED)/src && cp -r src $(SANITIZED)/src
+	cp $(SANITIZED)/libhearth_cpu.so $(SANITIZED)/src/hearth/kernels/cpu/
+	PYTHONPATH=$(SANITIZED)/src ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest $(SANITIZE_TESTS) -m "not long and not gpu" $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
