@@ -1,5 +1,6 @@
-"""Settings of an engine, by section, frozen. Resolution (flag > environment > default) happens in
-`cli`; values that depend on the model or the host are resolved in the engine and come back as
+"""Settings of an engine, by section, frozen.
+
+Resolution (flag > environment > default) happens in `cli`; values that depend on the model or the host are resolved in the engine and come back as
 `Choice` records with their reasons.
 """
 

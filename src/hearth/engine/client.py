@@ -327,11 +327,11 @@ class EngineClient(asyncio.Protocol):
             while self.process.popen.poll() is None and loop.time() < deadline:
                 await asyncio.sleep(_EXIT_POLL_S)
             return self.process.popen.poll() is not None
-        ended = loop.create_future()
-        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+        ended = asyncio.Event()
+        loop.add_reader(pidfd, ended.set)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended, timeout_s)
+                await asyncio.wait_for(ended.wait(), timeout_s)
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)

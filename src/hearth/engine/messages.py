@@ -20,6 +20,7 @@ from hearth.core.config import EngineConfig, Resolved
 from hearth.core.events import EngineStats
 from hearth.core.request import FinishReason, Request, TokenEvent
 from hearth.core.step import ExecutorInfo
+from hearth.models.generation_config import GenerationDefaults
 
 HEADER_BYTES = 4
 # Far above any valid message; a larger length means that the stream is out of step.
@@ -64,14 +65,14 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The engine takes requests. `memory` is the memory plan, a line a consumer.
 
     `timings_s`: seconds of each phase of the start-up, from the process's start on.
-    `generation`: the model's own sampling defaults, as its generation_config names them.
+    `generation`: the model's own sampling defaults and stop tokens.
     """
 
     resolved: Resolved
     executor: ExecutorInfo
     memory: tuple[str, ...]
     timings_s: dict[str, float]
-    generation: dict[str, float] = {}
+    generation: GenerationDefaults = GenerationDefaults()
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -1,0 +1,17 @@
+"""The arithmetic of KV blocks that the memory plan and the block manager must agree on."""
+
+from __future__ import annotations
+
+from hearth.core.units import ceil_div
+
+
+def max_blocks_held(num_tokens: int, window: int, step_tokens: int, block_size: int) -> int:
+    """The most blocks that one sequence of `num_tokens` tokens ever holds in a group.
+
+    A group with a `window` (tokens; 0: full attention) gives blocks behind it back after each
+    step of at most `step_tokens` tokens; one block more, since neither end is aligned.
+    """
+    whole = ceil_div(num_tokens, block_size)
+    if window == 0:
+        return whole
+    return min(whole, ceil_div(window + step_tokens, block_size) + 1)

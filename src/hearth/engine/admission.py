@@ -1,0 +1,51 @@
+"""What a request must satisfy before it is queued.
+
+The last guard before memory is indexed by a token id or sized by a count: the HTTP layer checks the
+same with better words, but a request may come from elsewhere.
+"""
+
+from __future__ import annotations
+
+from hearth.core.errors import ContextOverflowError, RequestError
+from hearth.core.request import Request
+from hearth.core.units import format_count
+
+
+def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -> None:
+    """Raises RequestError or ContextOverflowError when the request cannot be run as it stands."""
+    if not request.prompt:
+        raise RequestError("the prompt has no tokens", param="prompt")
+    if request.max_tokens < 1:
+        raise RequestError(
+            f"max_tokens is {request.max_tokens}, it must be at least 1", param="max_tokens"
+        )
+    num_known = len(request.prompt) + len(request.generated)
+    if len(request.prompt) >= max_model_len or num_known > max_model_len:
+        raise ContextOverflowError(
+            f"the prompt has {format_count(num_known)} tokens, which leaves no room for an answer "
+            f"in a context of {format_count(max_model_len)}",
+            hint="shorten the prompt or raise --max-model-len",
+            param="prompt",
+        )
+    for tokens in (request.prompt, request.generated):
+        if tokens and not (min(tokens) >= 0 and max(tokens) < vocab_size):
+            raise RequestError(
+                f"token ids must be from 0 to {format_count(vocab_size - 1)} (the vocabulary)",
+                param="prompt",
+            )
+    _validate_sampling(request)
+
+
+def _validate_sampling(request: Request) -> None:
+    """Ranges as SamplingParams states them; a NaN fails every comparison."""
+    sampling = request.sampling
+    in_range = {
+        "temperature": 0 <= sampling.temperature <= 1e6,
+        "top_p": 0 < sampling.top_p <= 1,
+        "top_k": 0 <= sampling.top_k < 1 << 31,
+        "min_p": 0 <= sampling.min_p <= 1,
+        "seed": 0 <= sampling.seed < 1 << 64,
+    }
+    for name, is_valid in in_range.items():
+        if not is_valid:
+            raise RequestError(f"{name} is {getattr(sampling, name)}, out of range", param=name)

@@ -1,0 +1,174 @@
+"""Engine: one step after the other. Scheduler, plan builder and executor put together.
+
+Single-threaded and free of I/O: the process around it moves the messages. Used directly by tests
+and by benchmarks of the engine's own cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hearth.core.config import EngineConfig
+from hearth.core.errors import EngineError, HearthError, KernelError, RequestError
+from hearth.core.events import EngineObserver, EngineStats
+from hearth.core.request import Request
+from hearth.core.step import Executor, KvConfig, StepLimits, StepResult
+from hearth.engine.kv.blocks import BlockManager
+from hearth.engine.messages import WireEvent
+from hearth.engine.scheduler import Scheduler, StepDecision
+from hearth.engine.stats import Counters
+from hearth.engine.step import StepBuilder
+
+logger = logging.getLogger("hearth.engine")
+
+# A kernel that refuses so many steps in a row refuses everything.
+MAX_FAILED_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineShape:
+    """The sizes that were resolved at the start, which executor and engine must agree on."""
+
+    limits: StepLimits
+    kv: KvConfig
+
+
+class Engine:
+    """Takes requests, makes steps, gives events."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        shape: EngineShape,
+        *,
+        observers: Iterable[EngineObserver] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._executor = executor
+        self._clock = clock
+        self._checks = config.debug_checks
+        self._num_failed_steps = 0
+        self._num_stalls = 0
+        self._counters = Counters()
+        self._observers = (self._counters, *observers)
+        program = executor.program
+        self._blocks = BlockManager(
+            shape.kv.block_size,
+            shape.kv.num_blocks,
+            [group.window for group in program.kv_groups],
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+        )
+        self.scheduler = Scheduler(
+            config.scheduler,
+            self._blocks,
+            max_model_len=shape.limits.max_model_len,
+            vocab_size=program.vocab_size,
+            observers=self._observers,
+        )
+        self._builder = StepBuilder(shape.limits, shape.kv, want_hashes=config.debug_hashes)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do or tell something."""
+        return self.scheduler.has_work
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; one that cannot be run gets its ERROR event."""
+        try:
+            self.scheduler.submit(request)
+        except RequestError as error:
+            if error.param == "request_id":  # an event would end the request that has the id
+                logger.error("engine_duplicate_request %s", error)
+            else:
+                self.scheduler.reject(request, error)
+        except HearthError as error:
+            self.scheduler.reject(request, error)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request; unknown or ended ids are ignored."""
+        self.scheduler.cancel(request_id)
+
+    def step(self) -> list[WireEvent]:
+        """Makes one step if there is something to compute; returns all news since the last call.
+
+        A KernelError ends the requests of the step; MAX_FAILED_STEPS of them in a row, and any
+        other error, are raised: then the engine's state is in doubt.
+        """
+        decision = self.scheduler.plan()
+        if decision is not None:
+            try:
+                self._run(decision)
+            except KernelError as error:
+                logger.exception("engine_step_refused")
+                self._num_failed_steps += 1
+                if self._num_failed_steps >= MAX_FAILED_STEPS:
+                    raise
+                self.scheduler.fail(decision, error)
+        return self.scheduler.take_events()
+
+    def fail_all(self, message: str) -> list[WireEvent]:
+        """The last events of an engine that cannot go on: every request ends with an ERROR."""
+        self.scheduler.fail_all(EngineError(message))
+        return self.scheduler.take_events()
+
+    def stats(self) -> EngineStats:
+        """A snapshot, between two steps."""
+        counters, blocks = self._counters, self._blocks
+        num_free = blocks.num_free
+        return EngineStats(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_blocks_total=blocks.num_total,
+            num_blocks_free=num_free,
+            num_blocks_cached=blocks.num_cached,
+            num_blocks_used=blocks.num_total - num_free,
+            num_steps=counters.num_steps,
+            num_computed_tokens=counters.num_computed_tokens,
+            num_generated_tokens=counters.num_generated_tokens,
+            num_preemptions=counters.num_preemptions,
+            num_prefix_query_tokens=counters.num_prefix_query_tokens,
+            num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
+            num_submitted=counters.num_submitted,
+            num_finished=counters.num_finished,
+            num_stalls=self._num_stalls,
+            execute_s=counters.execute_s,
+        )
+
+    def note_stall(self) -> None:
+        """The front end does not take its events; the engine pauses until it does."""
+        if self._num_stalls == 0:
+            logger.warning("engine_stalled the front end does not take its events")
+        self._num_stalls += 1
+
+    def check_when_idle(self) -> None:
+        """In debug mode: asserts the integrity of the bookkeeping, and that nothing leaked."""
+        if self._checks:
+            self.scheduler.check()
+            assert self._blocks.num_free == self._blocks.num_total, "blocks leaked"
+
+    def close(self) -> None:
+        """Closes the executor."""
+        self._executor.close()
+
+    def _run(self, decision: StepDecision) -> None:
+        """Executes and commits a decision. Raises what the executor raises."""
+        plan = self._builder.build(decision)
+        started = self._clock()
+        result = self._executor.execute(plan)
+        execute_s = self._clock() - started
+        self._num_failed_steps = 0
+        sampled = self._builder.distribute(decision, result.tokens.tolist())
+        self.scheduler.commit(decision, sampled, self._hashes(decision, result))
+        num_tokens, num_sequences = len(plan.tokens), len(decision.sequences)
+        for observer in self._observers:
+            observer.on_step(num_sequences, num_tokens, len(plan.logit_rows), execute_s)
+
+    def _hashes(self, decision: StepDecision, result: StepResult) -> list[list[int]] | None:
+        """Debug hashes, grouped like the tokens."""
+        if result.hashes is None:
+            return None
+        return self._builder.distribute(decision, result.hashes.tolist())

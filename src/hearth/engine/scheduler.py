@@ -1,0 +1,400 @@
+"""Scheduler: which tokens of which sequences the next step computes. Integers only, no arrays.
+
+One rule, no phases: a step hands out a budget of tokens so that computed catches up with known.
+Running sequences come first, those that lack a single token (decoding) before longer chunks; what
+is left of the budget admits waiting ones by (priority, arrival). When blocks run out, the running
+sequence that ranks last gives its blocks up and is computed anew later; a sequence only ever takes
+blocks from one that ranks behind it, so the first of all always proceeds, and everybody in turn
+(that a single sequence of full length fits is checked at the start).
+
+`plan` and `commit` come in pairs, tied by the `StepDecision`. A sequence of an uncommitted decision
+is not planned again, and keeps its blocks even when it is cancelled: the step still writes to them.
+The seams for later: `commit` takes any number of tokens a sequence (speculation), a decision names
+the number of logits rows a sequence, several decisions may be in flight (overlap).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from hearth.core.config import SchedulerConfig
+from hearth.core.errors import HearthError, OverloadedError, RequestError
+from hearth.core.events import EngineObserver
+from hearth.core.request import FinishReason, Request
+from hearth.engine.admission import validate_request
+from hearth.engine.integrity import check_sequences
+from hearth.engine.kv.blocks import BlockManager
+from hearth.engine.messages import WireEvent
+from hearth.engine.sequence import Sequence, SequenceState
+
+_rank = attrgetter("rank")
+_last_step = attrgetter("last_step")
+
+
+@dataclass(slots=True)
+class StepDecision:
+    """What one step computes: entry i is about `sequences[i]`.
+
+    It computes `num_tokens[i]` tokens from index `starts[i]` on and wants the logits of the last
+    `num_logits[i]` of them. `copies`: (group, from block, to block), done before the step.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    num_logits: list[int] = field(default_factory=list)
+    copies: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """Plans the next `num_tokens` tokens of a sequence."""
+        start = sequence.num_computed
+        self.sequences.append(sequence)
+        self.starts.append(start)
+        self.num_tokens.append(num_tokens)
+        self.num_logits.append(1 if start + num_tokens == sequence.num_known else 0)
+
+    def remove(self, sequence: Sequence) -> int:
+        """Takes a sequence out again; returns how many of its tokens were planned."""
+        if sequence not in self.sequences:
+            return 0
+        index = self.sequences.index(sequence)
+        del self.sequences[index], self.starts[index], self.num_logits[index]
+        return self.num_tokens.pop(index)
+
+
+class Scheduler:
+    """Owns all sequences from submit to their one terminal event."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        blocks: BlockManager,
+        *,
+        max_model_len: int,
+        vocab_size: int,
+        observers: Iterable[EngineObserver] = (),
+    ) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self._observers = tuple(observers)
+        self._sequences: dict[str, Sequence] = {}  # all that are not finished
+        self._running: list[Sequence] = []  # by rank
+        self._waiting: list[Sequence] = []  # by rank
+        self._leaving: list[Sequence] = []  # finished, but a step in flight uses their blocks
+        self._events: list[WireEvent] = []
+        self._num_arrivals = 0
+        self._step = 0
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold blocks and take part in steps."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue, preempted ones included."""
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a plan would contain something, or events wait to be taken."""
+        return bool(self._running or self._waiting or self._events)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises RequestError (empty prompt, token ids outside the vocabulary, an id in use),
+        ContextOverflowError, OverloadedError (`max_queued_requests` are waiting).
+        """
+        if request.request_id in self._sequences:
+            raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
+        validate_request(request, max_model_len=self.max_model_len, vocab_size=self.vocab_size)
+        if len(self._waiting) >= self.config.max_queued_requests:
+            raise OverloadedError(
+                f"{len(self._waiting)} requests are queued, the limit (max_queued_requests)",
+                hint="retry later",
+            )
+        self._num_arrivals += 1
+        table = self.blocks.new_table()
+        sequence = Sequence(request, self._num_arrivals, table, self.max_model_len)
+        self._sequences[request.request_id] = sequence
+        insort(self._waiting, sequence, key=_rank)
+        for observer in self._observers:
+            observer.on_submit(request.request_id, len(request.prompt))
+        self._finish_resumed(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request with a CANCELLED event; unknown or ended ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, FinishReason.CANCELLED)
+
+    def plan(self) -> StepDecision | None:
+        """Decides the next step; None when there is nothing to compute."""
+        decision = StepDecision()
+        self._step += 1
+        budget, is_short = self._plan_running(decision)
+        if self._waiting and not is_short:
+            self._plan_waiting(decision, budget)
+        step = self._step
+        for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
+            sequence.num_in_flight += num_tokens
+            sequence.last_step = step
+        return decision if decision.sequences else None
+
+    def commit(
+        self,
+        decision: StepDecision,
+        sampled: Rows[Rows[int]],
+        hashes: Rows[Rows[int]] | None = None,
+    ) -> None:
+        """Takes a step's results in: `sampled[i]` are the new tokens of `decision.sequences[i]`.
+
+        Empty for a chunk that does not reach the last known token; more than one when drafted
+        tokens were accepted. `hashes[i]`: the hashes of their logits, for debugging.
+        """
+        for index, sequence in enumerate(decision.sequences):
+            num_tokens = decision.num_tokens[index]
+            sequence.num_in_flight -= num_tokens
+            if sequence.state is SequenceState.FINISHED:
+                self._let_go(sequence)
+                continue
+            sequence.num_computed += num_tokens
+            tokens = sampled[index]
+            if tokens:
+                self._accept(sequence, tokens, tuple(hashes[index]) if hashes else ())
+            elif sequence.num_computed >= sequence.settle_at:
+                self._settle_blocks(sequence)
+
+    def fail(self, decision: StepDecision, error: HearthError) -> None:
+        """The step of `decision` failed: its sequences end with an ERROR event."""
+        for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
+            sequence.num_in_flight -= num_tokens
+            if sequence.state is SequenceState.FINISHED:
+                self._let_go(sequence)
+            else:
+                self._finish(sequence, FinishReason.ERROR, str(error), error.code)
+
+    def fail_all(self, error: HearthError) -> None:
+        """Ends every request with an ERROR event; for an engine that cannot go on."""
+        for sequence in list(self._sequences.values()):
+            self._finish(sequence, FinishReason.ERROR, str(error), error.code)
+
+    def reject(self, request: Request, error: HearthError) -> None:
+        """The terminal event of a request that `submit` refused."""
+        self._events.append(
+            WireEvent(
+                request.request_id, (), FinishReason.ERROR, None, 0, error.message, error.code
+            )
+        )
+
+    def take_events(self) -> list[WireEvent]:
+        """Events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def check(self) -> None:
+        """Asserts the invariants of the scheduler and of its block manager."""
+        check_sequences(self._running, self._waiting, self._leaving, self.blocks)
+        assert len(self._sequences) == len(self._running) + len(self._waiting), "one in no queue"
+
+    def _finish_resumed(self, sequence: Sequence) -> None:
+        """A resumed request may have been complete already."""
+        generated = sequence.request.generated
+        if generated and generated[-1] in sequence.stop_token_ids:
+            self._finish(sequence, FinishReason.STOP, stop_token=generated[-1])
+        elif sequence.num_known >= sequence.max_known:
+            self._finish(sequence, FinishReason.LENGTH)
+
+    def _plan_running(self, decision: StepDecision) -> tuple[int, bool]:
+        """Plans running sequences; returns the budget left and whether blocks ran short."""
+        budget = self.config.max_num_batched_tokens
+        block_size = self.blocks.block_size
+        is_short = False
+        for sequence in self._running_in_order():
+            if budget == 0:
+                break
+            if sequence.state is not SequenceState.RUNNING or sequence.num_in_flight:
+                continue  # preempted a moment ago, or its step is not committed yet
+            num_tokens = min(sequence.num_known - sequence.num_computed, budget)
+            end = sequence.num_computed + num_tokens
+            if end > sequence.table.end_block * block_size and not self.blocks.allocate(
+                sequence.table, end
+            ):
+                is_short = True
+                has_grown = self._preempt_for(sequence, end, decision)
+                budget = self.config.max_num_batched_tokens - sum(decision.num_tokens)
+                if not has_grown:
+                    continue
+            decision.add(sequence, num_tokens)
+            budget -= num_tokens
+        return budget, is_short
+
+    def _running_in_order(self) -> list[Sequence]:
+        """Decoding sequences, then chunks; by turns when the budget does not reach round."""
+        decoding: list[Sequence] = []
+        chunks: list[Sequence] = []
+        for sequence in self._running:
+            missing = sequence.num_known - sequence.num_computed
+            (decoding if missing == 1 else chunks).append(sequence)
+        if len(decoding) + bool(chunks) > self.config.max_num_batched_tokens:
+            return sorted(self._running, key=_last_step)
+        return decoding + chunks if chunks else decoding
+
+    def _preempt_for(self, sequence: Sequence, end: int, decision: StepDecision) -> bool:
+        """Preempts from the last rank up until `sequence` has grown to `end` tokens.
+
+        False when all that rank behind it are gone and it must wait for those before it.
+        """
+        for victim in reversed(self._running[:]):
+            if victim is sequence:
+                return False
+            if victim.num_in_flight == 0:
+                decision.remove(victim)
+                self._preempt(victim)
+                if self.blocks.allocate(sequence.table, end):
+                    return True
+        return False
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Back to the queue: blocks freed (published ones stay cached), computed anew later."""
+        self._running.remove(victim)
+        self.blocks.free(victim.table)
+        for observer in self._observers:
+            observer.on_preempt(victim.request_id, victim.num_computed)
+        victim.num_computed = 0
+        victim.num_preemptions += 1
+        victim.state = SequenceState.WAITING
+        insort(self._waiting, victim, key=_rank)
+
+    def _plan_waiting(self, decision: StepDecision, budget: int) -> None:
+        """Admits waiting sequences in order, until one does not fit."""
+        if budget == 0 or len(self._running) >= self.config.max_num_seqs:
+            return
+        step_tokens = self.config.max_num_batched_tokens
+        promised = self._promised_blocks()
+        while self._waiting and budget > 0 and len(self._running) < self.config.max_num_seqs:
+            sequence = self._waiting[0]
+            matched = self._matched_hashes(sequence)
+            start = len(matched) * self.blocks.block_size
+            # Among others it must fit whole: it would only be preempted half-way.
+            whole = min(sequence.num_known + 1, sequence.max_known)
+            if self._running and not self.blocks.can_hold(matched, whole, step_tokens, promised):
+                break
+            num_tokens = min(sequence.num_known - start, budget)
+            if not self.blocks.admit(sequence.table, matched, start + num_tokens):
+                break
+            self.blocks.add_outstanding(promised, sequence.table, sequence.num_known, step_tokens)
+            del self._waiting[0]
+            insort(self._running, sequence, key=_rank)
+            self._note_admission(sequence, start)
+            decision.add(sequence, num_tokens)
+            budget -= num_tokens
+
+    def _promised_blocks(self) -> list[int]:
+        """Blocks that running sequences still need for their known tokens, per group."""
+        promised = [0] * self.blocks.num_groups
+        step_tokens = self.config.max_num_batched_tokens
+        for sequence in self._running:
+            self.blocks.add_outstanding(promised, sequence.table, sequence.num_known, step_tokens)
+        return promised
+
+    def _matched_hashes(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the leading blocks that the cache holds.
+
+        Never all known tokens: the last one must be computed to have logits to sample from.
+        """
+        if not self.blocks.enable_prefix_caching:
+            return []
+        block_size = self.blocks.block_size
+        digests = sequence.block_hashes((sequence.num_known - 1) // block_size, block_size)
+        return digests[: self.blocks.match(digests)]
+
+    def _note_admission(self, sequence: Sequence, num_hit: int) -> None:
+        """The sequence runs from now on, `num_hit` of its tokens being computed already."""
+        sequence.state = SequenceState.RUNNING
+        sequence.num_computed = num_hit
+        sequence.settle_at = num_hit + self.blocks.block_size
+        if sequence.num_cached < 0:
+            sequence.num_cached = min(num_hit, len(sequence.request.prompt))
+        for observer in self._observers:
+            observer.on_prefix(sequence.num_known, num_hit)
+
+    def _accept(self, sequence: Sequence, sampled: Rows[int], hashes: tuple[int, ...]) -> None:
+        """Appends sampled tokens, up to the one that ends the request, and tells of them."""
+        reason: FinishReason | None = None
+        stop_token: int | None = None
+        num_before = sequence.num_known
+        for token in sampled:
+            if token in sequence.stop_token_ids:
+                reason, stop_token = FinishReason.STOP, token
+                break
+            sequence.tokens.append(token)
+            sequence.num_known += 1
+            if sequence.num_known >= sequence.max_known:
+                reason = FinishReason.LENGTH
+                break
+        tokens = tuple(sampled[: sequence.num_known - num_before])
+        # The last one was sampled, not computed; nor do rejected drafts count as computed.
+        num_uncomputed = 1 if stop_token is None else 0
+        sequence.num_computed = min(sequence.num_computed, sequence.num_known - num_uncomputed)
+        if sequence.num_computed >= sequence.settle_at:
+            self._settle_blocks(sequence)
+        if reason is not None:
+            self._finish(sequence, reason, tokens=tokens, stop_token=stop_token, hashes=hashes)
+        else:
+            num_cached = sequence.num_cached
+            self._events.append(
+                WireEvent(sequence.request_id, tokens, None, None, num_cached, "", "", hashes)
+            )
+
+    def _settle_blocks(self, sequence: Sequence) -> None:
+        """Publishes blocks that have become full; frees those behind windows."""
+        block_size = self.blocks.block_size
+        num_full = sequence.num_computed // block_size
+        if self.blocks.enable_prefix_caching:
+            self.blocks.publish(sequence.table, sequence.block_hashes(num_full, block_size))
+        self.blocks.free_behind_windows(sequence.table, sequence.num_computed)
+        sequence.settle_at = (num_full + 1) * block_size
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        message: str = "",
+        error_code: str = "",
+        *,
+        tokens: tuple[int, ...] = (),
+        stop_token: int | None = None,
+        hashes: tuple[int, ...] = (),
+    ) -> None:
+        """The one terminal event; blocks are freed as soon as no step uses them."""
+        queue = self._running if sequence.state is SequenceState.RUNNING else self._waiting
+        queue.remove(sequence)
+        sequence.state = SequenceState.FINISHED
+        del self._sequences[sequence.request_id]
+        if sequence.num_in_flight:
+            self._leaving.append(sequence)
+        else:
+            self.blocks.free(sequence.table)
+        num_cached = max(0, sequence.num_cached)
+        request_id = sequence.request_id
+        self._events.append(
+            WireEvent(
+                request_id, tokens, reason, stop_token, num_cached, message, error_code, hashes
+            )
+        )
+        for observer in self._observers:
+            observer.on_finish(request_id, reason, sequence.num_generated)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Frees the blocks of a finished sequence after its last step in flight."""
+        if sequence.num_in_flight == 0:
+            self._leaving.remove(sequence)
+            self.blocks.free(sequence.table)

@@ -1,0 +1,86 @@
+"""Sequence: the mutable life of a Request inside the engine. Integers only.
+
+    num_computed      num_computed + num_in_flight      num_known = len(tokens)
+  ───────┴───────────────────┴────────────────────────────────┴────▶ tokens
+   in the KV cache   in a planned step, not yet committed   known, to be computed
+
+Known are the prompt, the tokens that a resumed request brought along, and what was generated here.
+A sequence whose computed tokens have caught up with the known ones has its next token sampled.
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import IntEnum
+
+from hearth.core.request import Request
+from hearth.engine.kv.blocks import BlockTable
+from hearth.engine.kv.prefix import extend_hashes, root_hash
+
+
+class SequenceState(IntEnum):
+    """Waiting has no blocks; running has; finished had its terminal event.
+
+    A finished sequence keeps its blocks until the step that still uses them is committed.
+    """
+
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+
+
+class Sequence:
+    """Counters, tokens and block table of one request."""
+
+    __slots__ = (
+        "hashes",
+        "last_step",
+        "max_known",
+        "num_cached",
+        "num_computed",
+        "num_in_flight",
+        "num_known",
+        "num_preemptions",
+        "rank",
+        "request",
+        "request_id",
+        "root",
+        "settle_at",
+        "state",
+        "stop_token_ids",
+        "table",
+        "tokens",
+    )
+
+    def __init__(
+        self, request: Request, arrival: int, table: BlockTable, max_model_len: int
+    ) -> None:
+        self.request = request
+        self.request_id = request.request_id
+        self.stop_token_ids = request.stop_token_ids
+        self.tokens = array("i", request.prompt)
+        self.tokens.extend(request.generated)
+        self.num_known = len(self.tokens)
+        self.max_known = min(len(request.prompt) + request.max_tokens, max_model_len)
+        self.num_computed = 0
+        self.num_in_flight = 0
+        self.num_cached = -1  # prompt tokens found in the prefix cache; −1: never admitted
+        self.num_preemptions = 0
+        self.rank = (request.priority, arrival)  # smaller goes first; unique
+        self.last_step = 0  # the last step that computed something of it
+        self.state = SequenceState.WAITING
+        self.table = table
+        self.root = root_hash(request.cache_key)
+        self.hashes: list[bytes] = []
+        self.settle_at = 0  # once so many tokens are computed, another block is full
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens after the prompt, those of an earlier life included."""
+        return self.num_known - len(self.request.prompt)
+
+    def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Hashes of the first `num_blocks` blocks, which must be full of known tokens."""
+        if len(self.hashes) < num_blocks:
+            extend_hashes(self.hashes, self.root, self.tokens, block_size, num_blocks)
+        return self.hashes[:num_blocks]

@@ -1,0 +1,52 @@
+"""Checks an EngineConfig's values against their ranges, before anything is read or allocated."""
+
+from __future__ import annotations
+
+from hearth.core.config import EngineConfig
+from hearth.core.errors import ConfigError
+from hearth.core.units import format_count
+from hearth.kernels.packing import BLOCK_SIZES
+
+DTYPES = ("auto", "float32", "bfloat16")
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+EXECUTORS = ("auto", "cpu", "reference")
+MAX_TOKENS_OF_A_STEP = 1 << 20
+MAX_SEQUENCES = 1 << 14
+MAX_QUEUE = 1 << 20
+MAX_THREADS = 1024
+
+
+def check_settings(config: EngineConfig) -> None:
+    """Raises ConfigError that names the flag, its value and what is permitted."""
+    _check_choice("--dtype", config.model.dtype, DTYPES)
+    _check_choice("--load-format", config.model.load_format, LOAD_FORMATS)
+    _check_choice("--executor", config.device.executor, EXECUTORS)
+    if config.cache.block_size not in BLOCK_SIZES:
+        permitted = ", ".join(map(str, BLOCK_SIZES))
+        raise ConfigError(f"--block-size is {config.cache.block_size}; permitted: {permitted}")
+    scheduler = config.scheduler
+    _check_range("--max-num-seqs", scheduler.max_num_seqs, 1, MAX_SEQUENCES)
+    _check_range(
+        "--max-num-batched-tokens", scheduler.max_num_batched_tokens, 1, MAX_TOKENS_OF_A_STEP
+    )
+    _check_range("--max-queued-requests", scheduler.max_queued_requests, 1, MAX_QUEUE)
+    _check_range("--seed", config.model.seed, 0, (1 << 63) - 1)
+    if config.model.max_model_len is not None:
+        _check_range("--max-model-len", config.model.max_model_len, 2, 1 << 28)
+    if config.cache.memory_bytes is not None:
+        _check_range("--kv-cache-memory-bytes", config.cache.memory_bytes, 1, 1 << 50)
+    if config.device.threads is not None:
+        _check_range("--threads", config.device.threads, 1, MAX_THREADS)
+
+
+def _check_choice(flag: str, value: str, permitted: tuple[str, ...]) -> None:
+    if value not in permitted:
+        raise ConfigError(f"{flag} is {value!r}; permitted: {', '.join(permitted)}")
+
+
+def _check_range(flag: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(
+            f"{flag} is {format_count(value)}; permitted: {format_count(least)} to "
+            f"{format_count(most)}"
+        )

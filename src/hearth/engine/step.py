@@ -1,0 +1,227 @@
+"""StepBuilder: turns the scheduler's integers into the flat arrays of a StepPlan, and back.
+
+Owns all arrays of a plan, sized once from the limits; a plan is views of them, valid until the next
+`build`. Nothing is computed token by token in Python except where every sequence has one token
+(decoding), when that is the fastest way.
+
+Row layout: sequence after sequence in the decision's order; the rows of one continue its context.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearth.core.step import KvConfig, SamplingArrays, StepLimits, StepPlan, StepResult
+from hearth.core.units import ceil_div
+from hearth.engine.scheduler import StepDecision
+from hearth.engine.sequence import Sequence
+
+
+class _Sampling:
+    """Sampling arrays for `num_rows` logits rows; all but `position` change only with the rows."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.temperature = np.zeros(max_rows, np.float32)
+        self.top_k = np.zeros(max_rows, np.int32)
+        self.top_p = np.ones(max_rows, np.float32)
+        self.min_p = np.zeros(max_rows, np.float32)
+        self.seed = np.zeros(max_rows, np.uint64)
+        self.position = np.zeros(max_rows, np.int32)
+        self.choice = np.zeros(max_rows, np.int32)
+        self._owners: list[Sequence] = []
+
+    def fill(self, owners: list[Sequence], positions: list[int]) -> None:
+        """Row r is sampled for `owners[r]`, as the token at absolute index `positions[r]`."""
+        num_rows = len(owners)
+        self.position[:num_rows] = positions
+        if owners == self._owners:
+            return
+        self._owners = owners
+        params = [owner.request.sampling for owner in owners]
+        self.temperature[:num_rows] = [p.temperature for p in params]
+        self.top_k[:num_rows] = [p.top_k for p in params]
+        self.top_p[:num_rows] = [p.top_p for p in params]
+        self.min_p[:num_rows] = [p.min_p for p in params]
+        self.seed[:num_rows] = [p.seed for p in params]
+        self.choice[:num_rows] = [owner.request.choice for owner in owners]
+
+    def view(self, num_rows: int) -> SamplingArrays:
+        """The first `num_rows` entries of each."""
+        return SamplingArrays(
+            self.temperature[:num_rows],
+            self.top_k[:num_rows],
+            self.top_p[:num_rows],
+            self.min_p[:num_rows],
+            self.seed[:num_rows],
+            self.position[:num_rows],
+            self.choice[:num_rows],
+        )
+
+
+class StepBuilder:
+    """Builds one StepPlan at a time."""
+
+    def __init__(self, limits: StepLimits, kv: KvConfig, *, want_hashes: bool = False) -> None:
+        self._block_size = kv.block_size
+        self._num_groups = len(kv.num_blocks)
+        self._want_hashes = want_hashes
+        tokens, sequences, groups = limits.max_tokens, limits.max_sequences, self._num_groups
+        max_blocks = sequences * groups * ceil_div(limits.max_model_len, kv.block_size)
+        self._tokens = np.zeros(tokens, np.int32)
+        # [3, T] and [G, T] must be contiguous for every T: rows are cut from flat arrays.
+        self._positions = np.zeros(3 * tokens, np.int32)
+        self._slots = np.zeros(groups * tokens, np.int32)
+        self._row_start = np.zeros(sequences + 1, np.int32)
+        self._context = np.zeros(sequences, np.int32)
+        self._blocks = np.zeros(max_blocks, np.int32)
+        self._block_start = np.zeros(groups * (sequences + 1), np.int32)
+        self._first_block = np.zeros(groups * sequences, np.int32)
+        self._logit_rows = np.zeros(limits.max_logit_rows, np.int32)
+        self._sampling = _Sampling(limits.max_logit_rows)
+        self._empty = np.zeros((0, 3), np.int32)
+        self._ramp = np.arange(max(tokens, sequences) + 1, dtype=np.int32)
+        self._shape: tuple[int, ...] = ()
+        self._plan: StepPlan | None = None
+
+    def build(self, decision: StepDecision) -> StepPlan:
+        """The plan of a decision; it and its arrays are valid until the next call."""
+        sequences = decision.sequences
+        num_sequences = len(sequences)
+        num_tokens = sum(decision.num_tokens)
+        self._context[:num_sequences] = decision.starts
+        num_blocks = self._fill_blocks(sequences)
+        if num_tokens == num_sequences:
+            self._fill_single_rows(decision)
+        else:
+            self._fill_rows(decision, num_tokens)
+        num_logits = self._fill_logits(decision)
+        copies = np.array(decision.copies, np.int32).reshape(-1, 3) if decision.copies else None
+        shape = (num_tokens, num_sequences, num_blocks, num_logits)
+        if copies is None and shape == self._shape and self._plan is not None:
+            return self._plan  # the same views: decoding goes on
+        plan = self._view(shape, self._empty if copies is None else copies)
+        self._plan, self._shape = (plan, shape) if copies is None else (None, ())
+        return plan
+
+    def distribute(self, decision: StepDecision, values: list[int]) -> list[list[int]]:
+        """Values of the logits rows, grouped by the decision's sequences."""
+        if len(values) == len(decision.sequences):
+            return [[value] for value in values]
+        grouped: list[list[int]] = []
+        row = 0
+        for num_logits in decision.num_logits:
+            grouped.append(values[row : row + num_logits])
+            row += num_logits
+        return grouped
+
+    def _fill_blocks(self, sequences: list[Sequence]) -> int:
+        """Block tables, group by group within the flat array; returns its length."""
+        flat = array("i")
+        starts: list[int] = []
+        firsts: list[int] = []
+        for group in range(self._num_groups):
+            for sequence in sequences:
+                starts.append(len(flat))
+                table = sequence.table
+                firsts.append(table.first_block[group])
+                flat.extend(table.blocks[group])
+            starts.append(len(flat))
+        self._blocks[: len(flat)] = flat
+        self._block_start[: len(starts)] = starts
+        self._first_block[: len(firsts)] = firsts
+        return len(flat)
+
+    def _fill_single_rows(self, decision: StepDecision) -> None:
+        """Every sequence has one row."""
+        sequences, starts = decision.sequences, decision.starts
+        num_rows = len(sequences)
+        block_size = self._block_size
+        self._row_start[: num_rows + 1] = self._ramp[: num_rows + 1]
+        self._tokens[:num_rows] = [
+            sequence.tokens[start] for sequence, start in zip(sequences, starts, strict=True)
+        ]
+        self._positions[: 3 * num_rows].reshape(3, num_rows)[:] = self._context[:num_rows]
+        self._slots[: self._num_groups * num_rows] = [
+            sequence.table.blocks[group][start // block_size - sequence.table.first_block[group]]
+            * block_size
+            + start % block_size
+            for group in range(self._num_groups)
+            for sequence, start in zip(sequences, starts, strict=True)
+        ]
+
+    def _fill_rows(self, decision: StepDecision, num_tokens: int) -> None:
+        """Chunks of any length: tokens by memory copy, positions and slots by whole arrays."""
+        num_sequences = len(decision.sequences)
+        flat = array("i")
+        for sequence, start, count in zip(
+            decision.sequences, decision.starts, decision.num_tokens, strict=True
+        ):
+            flat.extend(sequence.tokens[start : start + count])
+        self._tokens[:num_tokens] = flat
+        counts = np.array(decision.num_tokens, np.int32)
+        row_start = self._row_start[: num_sequences + 1]
+        np.cumsum(counts, out=row_start[1:])
+        context = self._context[:num_sequences]
+        owner = np.repeat(self._ramp[:num_sequences], counts)
+        positions = self._ramp[:num_tokens] + (context - row_start[:-1])[owner]
+        self._positions[: 3 * num_tokens].reshape(3, num_tokens)[:] = positions
+        self._fill_slots(owner, positions, num_sequences)
+
+    def _fill_slots(
+        self, owner: NDArray[np.int32], positions: NDArray[np.int32], num_sequences: int
+    ) -> None:
+        """Slots: block of the position · block_size + offset, for every row of every group."""
+        num_tokens, groups = len(positions), self._num_groups
+        block, offset = np.divmod(positions, np.int32(self._block_size))
+        starts = self._block_start[: groups * (num_sequences + 1)].reshape(groups, -1)
+        firsts = self._first_block[: groups * num_sequences].reshape(groups, -1)
+        slots = self._slots[: groups * num_tokens].reshape(groups, num_tokens)
+        for group in range(groups):
+            base = starts[group, :-1] - firsts[group]
+            slots[group] = self._blocks[base[owner] + block] * self._block_size + offset
+
+    def _fill_logits(self, decision: StepDecision) -> int:
+        """Logits rows and how each is sampled; returns their number."""
+        rows: list[int] = []
+        owners: list[Sequence] = []
+        positions: list[int] = []
+        end_row = 0
+        for index, sequence in enumerate(decision.sequences):
+            count = decision.num_tokens[index]
+            end_row += count
+            for back in range(decision.num_logits[index], 0, -1):
+                rows.append(end_row - back)
+                owners.append(sequence)
+                positions.append(decision.starts[index] + count - back + 1)
+        self._logit_rows[: len(rows)] = rows
+        self._sampling.fill(owners, positions)
+        return len(rows)
+
+    def _view(self, shape: tuple[int, ...], copies: NDArray[np.int32]) -> StepPlan:
+        """The filled parts of the arrays."""
+        num_tokens, num_sequences, num_blocks, num_logits = shape
+        groups = self._num_groups
+        starts = self._block_start[: groups * (num_sequences + 1)]
+        return StepPlan(
+            tokens=self._tokens[:num_tokens],
+            positions=self._positions[: 3 * num_tokens].reshape(3, num_tokens),
+            row_start=self._row_start[: num_sequences + 1],
+            context=self._context[:num_sequences],
+            slots=self._slots[: groups * num_tokens].reshape(groups, num_tokens),
+            blocks=self._blocks[:num_blocks],
+            block_start=starts.reshape(groups, num_sequences + 1),
+            first_block=self._first_block[: groups * num_sequences].reshape(groups, num_sequences),
+            logit_rows=self._logit_rows[:num_logits],
+            sampling=self._sampling.view(num_logits),
+            copies=copies,
+            encoder=self._empty,
+            want_hashes=self._want_hashes,
+        )
+
+
+def check_result(plan: StepPlan, result: StepResult) -> None:
+    """Asserts that an executor answered every logits row; for tests and debugging."""
+    assert result.tokens.shape == plan.logit_rows.shape

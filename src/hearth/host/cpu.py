@@ -1,0 +1,76 @@
+"""How many threads are worth starting: physical cores that this process may use.
+
+Two hardware threads of one core share its vector units, so a second one brings nothing to kernels
+that keep them busy. `root` lets tests lay out a file system of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class UsableCores:
+    """The number of cores to use, at least 1, and how it came about."""
+
+    count: int
+    reason: str
+
+
+def read_usable_cores(
+    root: Path = Path("/"), affinity: Collection[int] | None = None
+) -> UsableCores:
+    """Physical cores within the affinity mask (default: this process's) and the cgroup's quota."""
+    allowed = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
+    cores = {_siblings(root, cpu) for cpu in allowed}
+    reason = f"{len(cores)} physical core{'s' if len(cores) != 1 else ''} in the affinity mask"
+    if len(cores) < len(allowed):
+        reason += f" ({len(allowed)} hardware threads)"
+    quota = _read_quota(root)
+    if quota is not None and quota < len(cores):
+        count = max(1, int(quota))
+        return UsableCores(count, f"{reason}; the cgroup's CPU quota is {quota:g}")
+    return UsableCores(max(1, len(cores)), reason)
+
+
+def _siblings(root: Path, cpu: int) -> str:
+    """A name of the physical core that a logical CPU belongs to."""
+    topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+    for name in ("core_cpus_list", "thread_siblings_list"):
+        text = _read(topology / name)
+        if text:
+            return text
+    return f"cpu{cpu}"  # unknown: every logical CPU counts as a core
+
+
+def _read_quota(root: Path) -> float | None:
+    """The tightest CPU quota of this process's cgroups, in cores; None without a limit."""
+    quotas: list[float] = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        parts = [part for part in path.split("/") if part]
+        names = controllers.split(",")
+        for length in range(len(parts), -1, -1):
+            if hierarchy == "0" and not controllers:
+                group = root.joinpath("sys/fs/cgroup", *parts[:length])
+                limit = _read(group / "cpu.max").split()
+            elif "cpu" in names:
+                group = root.joinpath("sys/fs/cgroup/cpu", *parts[:length])
+                limit = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
+            else:
+                break
+            if len(limit) == 2 and limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
+                quotas.append(int(limit[0]) / int(limit[1]))
+    return min(quotas, default=None)
+
+
+def _read(path: Path) -> str:
+    """The file's text, stripped; empty where it does not exist."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,237 @@
+"""The memory plan: bytes per consumer, and what they allow for context and KV cache.
+
+Pure arithmetic on a program, settings and the host's facts; the CLI, the engine and Kubernetes
+requests use the same. What does not fit is refused here, before anything is loaded.
+
+  available ─ weights ─ scratch ─ runtime = free;  KV cache ≤ free / 2 unless set
+  (the other half is for the page cache, other programs and what the plan does not know)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hearth.core.blocks import max_blocks_held
+from hearth.core.config import Choice
+from hearth.core.errors import CapacityError, ConfigError
+from hearth.core.memory import MemoryItem, MemoryPlan
+from hearth.core.program import BufferRows, StepProgram
+from hearth.core.spec import DType
+from hearth.core.step import KvConfig, StepLimits
+from hearth.core.units import MIB, ceil_div, format_bytes, format_count
+from hearth.host.memory import HostMemory
+from hearth.kernels.packing import arena_bytes, kv_block_bytes
+
+# Resident memory of both processes with a model of no size (Python, numpy, HTTP stack).
+RUNTIME_BYTES = 160 * MIB
+KV_SHARE = 2  # the KV cache may take one part in so many of what is free
+LEAST_MODEL_LEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """What is to fit. `max_model_len` and `kv_memory_bytes` None: chosen here."""
+
+    program: StepProgram
+    dtype: DType
+    max_position_embeddings: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None = None
+    kv_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A plan that fits, and the sizes that follow from it."""
+
+    plan: MemoryPlan
+    limits: StepLimits
+    kv: KvConfig
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _KvBudget:
+    """Bytes that the KV cache may take, and why."""
+
+    num_bytes: int
+    reason: str
+
+
+def fit(request: FitRequest, memory: HostMemory) -> Fit:
+    """Plans the memory of an engine.
+
+    Raises ConfigError (`max_model_len` above the model's own) and CapacityError (weights, or the
+    KV cache of a single sequence, do not fit; the message gives what would).
+    """
+    fixed = _fixed_items(request)
+    budget = _kv_budget(request, fixed, memory)
+    max_model_len = _resolve_model_len(request, budget)
+    num_blocks = _num_blocks(request, budget, max_model_len.num_tokens)
+    kv_bytes = sum(n * b for n, b in zip(num_blocks, _block_bytes(request)))
+    kv_item = MemoryItem("KV cache", kv_bytes, _describe_kv(request, num_blocks, budget))
+    plan = MemoryPlan((*fixed, kv_item), memory.available_bytes, num_blocks)
+    rows = min(request.max_num_seqs, request.max_num_batched_tokens)
+    limits = StepLimits(request.max_num_batched_tokens, rows, rows, max_model_len.num_tokens)
+    choices = (
+        Choice("max_model_len", format_count(limits.max_model_len), max_model_len.reason),
+        Choice("kv_cache", format_bytes(kv_bytes), kv_item.reason),
+    )
+    return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
+
+
+def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
+    """Bytes of the program's buffers for one step: float32 rows of tokens and of logits."""
+    return 4 * sum(
+        buffer.width * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
+        for buffer in program.buffers
+    )
+
+
+def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
+    """What is needed whatever the context."""
+    program = request.program
+    weights = arena_bytes(program.slots)
+    num_parameters = sum(slot.rows * max(1, slot.cols) for slot in program.slots)
+    tokens = request.max_num_batched_tokens
+    rows = min(request.max_num_seqs, tokens)
+    scratch = scratch_bytes(program, tokens, rows)
+    return (
+        MemoryItem(
+            "weights", weights, f"{format_count(num_parameters)} parameters as {request.dtype}"
+        ),
+        MemoryItem(
+            "scratch",
+            scratch,
+            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows",
+        ),
+        MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
+    )
+
+
+def _kv_budget(request: FitRequest, fixed: tuple[MemoryItem, ...], memory: HostMemory) -> _KvBudget:
+    """What the KV cache may take. Raises CapacityError when nothing is left for it."""
+    needed = sum(item.num_bytes for item in fixed)
+    free = memory.available_bytes - needed
+    if free <= 0:
+        parts = ", ".join(f"{item.name} {format_bytes(item.num_bytes)}" for item in fixed)
+        smaller = " (--dtype bfloat16 halves the weights)" * (request.dtype is DType.FLOAT32)
+        raise CapacityError(
+            f"the model needs {format_bytes(needed)} as {request.dtype} ({parts}) before any KV "
+            f"cache; {memory.describe()}",
+            hint=f"free memory or serve a smaller model{smaller}",
+        )
+    asked = request.kv_memory_bytes
+    if asked is None:
+        return _KvBudget(free // KV_SHARE, f"half of the {format_bytes(free)} that are left")
+    if asked > free:
+        raise CapacityError(
+            f"--kv-cache-memory-bytes is {format_count(asked)} ({format_bytes(asked)}), "
+            f"{format_bytes(free)} are free after weights and scratch; {memory.describe()}",
+            hint=f"set --kv-cache-memory-bytes ≤ {free}",
+        )
+    return _KvBudget(asked, "--kv-cache-memory-bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelLen:
+    num_tokens: int
+    reason: str
+
+
+def _resolve_model_len(request: FitRequest, budget: _KvBudget) -> _ModelLen:
+    """The context: as asked, else the model's own, else what one sequence may have."""
+    most = request.max_position_embeddings
+    asked = request.max_model_len
+    if asked is not None and asked > most:
+        raise ConfigError(
+            f"--max-model-len is {format_count(asked)}, the model's max_position_embeddings is "
+            f"{format_count(most)}",
+            hint=f"set --max-model-len ≤ {most}",
+        )
+    wanted = most if asked is None else asked
+    needed = _sequence_bytes(request, wanted)
+    if needed <= budget.num_bytes:
+        reason = "the model's max_position_embeddings" if asked is None else "--max-model-len"
+        return _ModelLen(wanted, reason)
+    fitting = _longest_fitting(request, budget.num_bytes, wanted)
+    shortage = (
+        f"the KV cache of one sequence of {format_count(wanted)} tokens needs "
+        f"{format_bytes(needed)}, {format_bytes(budget.num_bytes)} may be used for it "
+        f"({budget.reason})"
+    )
+    if fitting < min(wanted, LEAST_MODEL_LEN):
+        raise CapacityError(shortage, hint="free memory or set a larger --kv-cache-memory-bytes")
+    if asked is not None:
+        raise CapacityError(
+            shortage,
+            hint=f"set --max-model-len ≤ {format_count(fitting)}, or --kv-cache-memory-bytes "
+            f"≥ {needed}",
+        )
+    return _ModelLen(fitting, f"reduced from the model's {format_count(most)}: {shortage}")
+
+
+def _longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:
+    """The longest context (≤ `most`) of which one sequence's KV cache fits; 0 if none."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _sequence_bytes(request, middle) <= num_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _block_bytes(request: FitRequest) -> list[int]:
+    """Bytes of one block of each group."""
+    groups = request.program.kv_groups
+    return [kv_block_bytes(group, request.block_size, request.dtype) for group in groups]
+
+
+def _sequence_blocks(request: FitRequest, num_tokens: int) -> list[int]:
+    """Blocks that one sequence of this length holds at most, per group."""
+    step_tokens = request.max_num_batched_tokens
+    return [
+        max_blocks_held(num_tokens, group.window, step_tokens, request.block_size)
+        for group in request.program.kv_groups
+    ]
+
+
+def _sequence_bytes(request: FitRequest, num_tokens: int) -> int:
+    blocks = _sequence_blocks(request, num_tokens)
+    return sum(n * b for n, b in zip(blocks, _block_bytes(request)))
+
+
+def _num_blocks(request: FitRequest, budget: _KvBudget, max_model_len: int) -> tuple[int, ...]:
+    """Blocks per group: for max_num_seqs full sequences, or in that proportion what fits.
+
+    Never less than one sequence needs, which has been checked against the budget.
+    """
+    single = _sequence_blocks(request, max_model_len)
+    wanted = [request.max_num_seqs * blocks for blocks in single]
+    block_bytes = _block_bytes(request)
+    whole = max(wanted, default=1)
+
+    def at(scale: int) -> tuple[int, ...]:
+        return tuple(max(one, ceil_div(all_ * scale, whole)) for one, all_ in zip(single, wanted))
+
+    low, high = 0, whole
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(n * b for n, b in zip(at(middle), block_bytes)) <= budget.num_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return at(low)
+
+
+def _describe_kv(request: FitRequest, num_blocks: tuple[int, ...], budget: _KvBudget) -> str:
+    """`1,024 blocks of 32 tokens (2.00 MiB each), of 1.90 GiB: half of …`."""
+    blocks = " + ".join(
+        f"{format_count(n)} blocks of {request.block_size} tokens × {format_bytes(size)}"
+        for n, size in zip(num_blocks, _block_bytes(request))
+    )
+    return f"{blocks}; at most {format_bytes(budget.num_bytes)}: {budget.reason}"

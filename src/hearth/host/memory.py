@@ -1,0 +1,118 @@
+"""How much memory this process may still take, and which limit says so.
+
+Facts are read when asked, never at import. `root` lets tests lay out a file system of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hearth.core.units import KIB, format_bytes
+
+# Kernels write a huge number of this size or more where a cgroup v1 has no limit.
+UNLIMITED_BYTES = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFact:
+    """One bound on what can still be taken, and where it was read."""
+
+    available_bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """All bounds that were found; the tightest counts."""
+
+    facts: tuple[MemoryFact, ...]
+
+    @property
+    def tightest(self) -> MemoryFact:
+        """The bound that counts."""
+        return min(self.facts, key=lambda fact: fact.available_bytes)
+
+    @property
+    def available_bytes(self) -> int:
+        """What can still be taken."""
+        return self.tightest.available_bytes
+
+    def describe(self) -> str:
+        """`19.5 GiB available (MemAvailable)`."""
+        return f"{format_bytes(self.available_bytes)} available ({self.tightest.source})"
+
+
+def read_memory(root: Path = Path("/")) -> HostMemory:
+    """Reads /proc/meminfo and the limits of this process's cgroups, v1 and v2."""
+    facts = [_read_meminfo(root)]
+    facts += _read_cgroups(root)
+    return HostMemory(tuple(fact for fact in facts if fact is not None))
+
+
+def _read_meminfo(root: Path) -> MemoryFact | None:
+    """MemAvailable: what can be had without swapping, page cache given back included."""
+    values: dict[str, int] = {}
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        number = rest.split()
+        if number and number[0].isdigit():
+            values[name] = int(number[0]) * KIB
+    if "MemAvailable" in values:
+        return MemoryFact(values["MemAvailable"], "MemAvailable in /proc/meminfo")
+    if "MemFree" in values:  # kernels before 3.14
+        return MemoryFact(values["MemFree"], "MemFree in /proc/meminfo")
+    return None
+
+
+def _read_cgroups(root: Path) -> list[MemoryFact]:
+    """Limit minus use of each memory cgroup from the process's own up to the root."""
+    facts: list[MemoryFact] = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if hierarchy == "0" and not controllers:
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+            version = "cgroup v2"
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            version = "cgroup v1"
+        else:
+            continue
+        facts += _limits_upwards(base, path, names, version)
+    return facts
+
+
+def _limits_upwards(
+    base: Path, path: str, names: tuple[str, str], version: str
+) -> list[MemoryFact]:
+    """A limit may be set on any ancestor; inside a container the own path may not be visible."""
+    facts: list[MemoryFact] = []
+    parts = [part for part in path.split("/") if part]
+    for length in range(len(parts), -1, -1):
+        group = base.joinpath(*parts[:length])
+        limit, usage = _read(group / names[0]).strip(), _read(group / names[1]).strip()
+        if not (limit.isdigit() and usage.isdigit()) or int(limit) >= UNLIMITED_BYTES:
+            continue
+        used = int(usage) - _reclaimable_bytes(group)
+        available = max(0, int(limit) - max(0, used))
+        facts.append(MemoryFact(available, f"{version} limit of {format_bytes(int(limit))}"))
+    return facts
+
+
+def _reclaimable_bytes(group: Path) -> int:
+    """Page cache that the kernel gives back before it enforces the limit."""
+    values: dict[str, str] = {}
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, values[name] = line.partition(" ")
+    value = values.get("total_inactive_file", values.get("inactive_file", "0"))
+    return int(value) if value.isdigit() else 0
+
+
+def _read(path: Path) -> str:
+    """The file's text; empty where it does not exist or may not be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
