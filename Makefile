@@ -106,7 +106,8 @@ endif
 # The C++ library alone, in seconds, for work on the kernels: the build of the editable install.
 native:
 	@test -f build/editable/CMakeCache.txt -a -x $(BIN)/cmake || $(MAKE) --no-print-directory install-dev
-	@$(BIN)/cmake -S . -B build/editable -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) >/dev/null
+	@$(BIN)/cmake -S . -B build/editable -DSKBUILD_STATE=editable \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) >/dev/null
 	$(BIN)/cmake --build build/editable
 
 # The kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer, on a copy of the package:
