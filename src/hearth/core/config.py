@@ -1,7 +1,7 @@
 """Settings of an engine, by section, frozen.
 
-Resolution (flag > environment > default) happens in `cli`; values that depend on the model or the host are resolved in the engine and come back as
-`Choice` records with their reasons.
+Resolution (flag > environment > default) happens in `cli`; values that depend on the model or the
+host are resolved in the engine and come back as `Choice` records with their reasons.
 """
 
 from __future__ import annotations
