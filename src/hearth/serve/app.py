@@ -1,0 +1,59 @@
+"""The HTTP application: composes the endpoints over one engine and one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from hearth import __version__
+from hearth.serve.chat_service import ChatService
+from hearth.serve.engine_port import EnginePort
+from hearth.serve.http.chat import chat_router
+from hearth.serve.http.docs import docs_router
+from hearth.serve.http.errors import install_error_handlers
+from hearth.serve.http.health import health_router
+from hearth.serve.http.models import models_router
+from hearth.serve.http.schemas import ChatCompletionRequest
+from hearth.serve.model import ServedModel
+
+OPENAPI_URL = "/openapi.json"
+DEFAULT_MAX_BODY_BYTES = 32 << 20
+
+
+def create_app(
+    engine: EnginePort, model: ServedModel, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+) -> FastAPI:
+    """The application; it starts nothing and owns neither engine nor model."""
+    app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
+    app.include_router(chat_router(ChatService(engine, model), max_body_bytes))
+    app.include_router(models_router(model))
+    app.include_router(health_router(engine, model.names[0]))
+    app.include_router(docs_router(OPENAPI_URL))
+    install_error_handlers(app)
+    _document(app)
+    return app
+
+
+def _document(app: FastAPI) -> None:
+    """Adds the bodies that endpoints read themselves to the OpenAPI document."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                routes=app.routes,
+                description="OpenAI-compatible chat on your own hardware.",
+            )
+            _, bodies = models_json_schema(
+                [(ChatCompletionRequest, "validation")],
+                ref_template="#/components/schemas/{model}",
+            )
+            document["components"]["schemas"].update(bodies["$defs"])
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -1,0 +1,170 @@
+"""POST /v1/chat/completions, streamed and not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from hearth.core.errors import HearthError
+from hearth.serve.chat_service import ChatJob, ChatService, RunningChat, Usage
+from hearth.serve.http.body import read_body
+from hearth.serve.http.chat_fields import call_of, notices_of
+from hearth.serve.http.errors import error_detail
+from hearth.serve.http.schemas import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    ErrorBody,
+    NoticeBody,
+    PromptTokensDetails,
+    UsageBody,
+)
+from hearth.serve.http.sse import (
+    CLIENT_CLOSED_REQUEST,
+    DONE,
+    ClientGoneError,
+    EventStream,
+    event_bytes,
+    receive_of,
+    until_gone,
+)
+from hearth.serve.notices import Notice, log_notices
+
+# The body is read by `read_body`, so that its errors are ours; the documentation is told here.
+BODY_DOCUMENTATION = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": f"#/components/schemas/{ChatCompletionRequest.__name__}"},
+                "example": {"messages": [{"role": "user", "content": "What is hearth?"}]},
+            }
+        },
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What every part of one answer repeats."""
+
+    job: ChatJob
+    created: int
+    notices: Sequence[Notice]
+    shows_usage: bool
+
+    def chunk(self, choices: list[dict[str, Any]], **fields: object) -> bytes:
+        """One event of a streamed answer."""
+        usage: dict[str, object] = {"usage": None} if self.shows_usage else {}
+        return event_bytes(
+            {
+                "id": self.job.request.request_id,
+                "object": "chat.completion.chunk",
+                "created": self.created,
+                "model": self.job.model_name,
+                "choices": choices,
+                **usage,
+                **fields,
+            }
+        )
+
+    def warnings(self) -> list[dict[str, str]]:
+        """The notices as the response shows them."""
+        return [notice.body() for notice in self.notices]
+
+
+def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
+    """The endpoint, answering with `service`."""
+    router = APIRouter(tags=["chat"])
+
+    @router.post(
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        response_model=ChatCompletion,
+        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}, 503: {"model": ErrorBody}},
+        openapi_extra=BODY_DOCUMENTATION,
+    )
+    async def create(request: Request) -> Response:
+        body = await read_body(request, ChatCompletionRequest, max_body_bytes)
+        notices = notices_of(body)
+        job = await service.prepare(call_of(body))
+        log_notices(job.request.request_id, notices)
+        shows_usage = bool(body.stream_options and body.stream_options.include_usage)
+        answer = _Answer(job, int(time.time()), notices, shows_usage)
+        chat = service.submit(job)
+        if body.stream:
+            return EventStream(_stream(answer, chat), chat.close)
+        try:
+            return await until_gone(receive_of(request), _complete(answer, chat))
+        except ClientGoneError:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        finally:
+            chat.close()
+
+    return router
+
+
+async def _complete(answer: _Answer, chat: RunningChat) -> Response:
+    """The whole answer at once."""
+    pieces: list[str] = []
+    reason: str | None = None
+    async for delta in chat.deltas():
+        pieces.append(delta.text)
+        reason = delta.finish_reason or reason
+    completion = ChatCompletion(
+        id=answer.job.request.request_id,
+        created=answer.created,
+        model=answer.job.model_name,
+        choices=[
+            ChatChoice(
+                message=AssistantMessage(content="".join(pieces)),
+                finish_reason="length" if reason == "length" else "stop",
+            )
+        ],
+        usage=_usage_body(chat.usage),
+        warnings=[NoticeBody(**notice) for notice in answer.warnings()] or None,
+    )
+    exclude = None if completion.warnings else {"warnings"}
+    return JSONResponse(completion.model_dump(exclude=exclude))
+
+
+async def _stream(answer: _Answer, chat: RunningChat) -> AsyncGenerator[bytes, None]:
+    """Role, text, finish reason, usage where asked, [DONE]; an error takes the rest's place.
+
+    The role comes with the first text, so that the first chunk marks the first token's time.
+    """
+    first: dict[str, object] = {"warnings": answer.warnings()} if answer.notices else {}
+    has_begun = False
+    try:
+        async for delta in chat.deltas():
+            if not has_begun:
+                has_begun = True
+                yield answer.chunk([_choice({"role": "assistant", "content": ""})], **first)
+            if delta.text:
+                yield answer.chunk([_choice({"content": delta.text})])
+            if delta.finish_reason is not None:
+                yield answer.chunk([_choice({}, delta.finish_reason)])
+        if answer.shows_usage:
+            yield answer.chunk([], usage=_usage_body(chat.usage).model_dump())
+    except HearthError as error:
+        yield event_bytes(ErrorBody(error=error_detail(error)).model_dump())
+    yield DONE
+
+
+def _choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _usage_body(usage: Usage) -> UsageBody:
+    return UsageBody(
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_completion_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.num_cached_tokens),
+    )

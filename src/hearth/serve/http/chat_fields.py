@@ -1,0 +1,212 @@
+"""From the body of a chat request to a ChatCall, and to the notices about what is not applied.
+
+Three kinds of fields do not lead to what they ask for: those that would make the answer wrong in
+shape (refused), those that come later (a notice), and those that nobody knows (a notice).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hearth.core.errors import RequestError
+from hearth.serve.chat_service import ChatCall
+from hearth.serve.http.schemas import ChatCompletionRequest, ChatMessage, ContentPart
+from hearth.serve.notices import IGNORED_FIELD, OVERRIDDEN_FIELD, UNKNOWN_FIELD, Notice
+from hearth.serve.sampling import SamplingChoices
+
+# Fields that are not applied yet, with the values that ask for nothing.
+_LATER: Mapping[str, tuple[object, ...]] = {
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "length_penalty": (None, 1),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "prompt_logprobs": (None,),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "tool_choice": (None, "none"),
+    "parallel_tool_calls": (None, True, False),  # says nothing without tools
+    "functions": (None, []),
+    "function_call": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "min_tokens": (None, 0),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True, False),
+    "truncate_prompt_tokens": (None,),
+    "bad_words": (None, []),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "echo": (None, False),
+    "reasoning_effort": (None,),
+    "verbosity": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "store": (None, False),
+    "metadata": (None, {}),
+}
+# Fields about accounting elsewhere; an answer is the same with and without them.
+_WITHOUT_EFFECT = frozenset(
+    {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
+)
+_MEDIA_PARTS = {
+    "image_url": "image",
+    "input_image": "image",
+    "image": "image",
+    "video_url": "video",
+    "video": "video",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "file": "file",
+}
+
+
+def call_of(body: ChatCompletionRequest) -> ChatCall:
+    """The call that the body asks for. Raises RequestError for what cannot be answered."""
+    _refuse_other_shapes(body)
+    stop = body.stop
+    max_tokens = body.max_completion_tokens
+    return ChatCall(
+        messages=tuple(_message_of(index, m) for index, m in enumerate(body.messages)),
+        model=body.model,
+        sampling=SamplingChoices(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            min_p=body.min_p,
+            seed=body.seed,
+        ),
+        max_tokens=body.max_tokens if max_tokens is None else max_tokens,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        stop_token_ids=frozenset(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        template_variables=body.chat_template_kwargs or {},
+    )
+
+
+def notices_of(body: ChatCompletionRequest) -> list[Notice]:
+    """What the body asks for and does not get, in the order of its fields."""
+    notices: list[Notice] = []
+    extra = body.model_extra or {}
+    for name in [*type(body).model_fields, *extra]:
+        value = extra.get(name) if name in extra else getattr(body, name)
+        if name in _LATER:
+            if value not in _LATER[name]:
+                notices.append(_ignored(name, value))
+        elif name in extra and name not in _WITHOUT_EFFECT and not _is_shape(name):
+            notices.append(_unknown(name))
+    options = body.stream_options.model_extra if body.stream_options else None
+    notices.extend(_unknown(f"stream_options.{name}") for name in options or ())
+    limits = (body.max_tokens, body.max_completion_tokens)
+    if None not in limits and limits[0] != limits[1]:
+        notices.append(
+            Notice(
+                OVERRIDDEN_FIELD,
+                "max_tokens",
+                f"max_tokens {limits[0]} was overridden by max_completion_tokens {limits[1]}",
+            )
+        )
+    return notices
+
+
+def _ignored(name: str, value: object) -> Notice:
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return Notice(IGNORED_FIELD, name, f"{name} {shown} is not applied by this version of hearth")
+
+
+def _unknown(name: str) -> Notice:
+    return Notice(UNKNOWN_FIELD, name, f"{name} is not a field of this endpoint and was ignored")
+
+
+def _is_shape(name: str) -> bool:
+    return name in ("modalities", "audio", "best_of", "use_beam_search")
+
+
+def _refuse_other_shapes(body: ChatCompletionRequest) -> None:
+    """Raises RequestError for fields whose answer would have another shape."""
+    extra = body.model_extra or {}
+    choice = body.tool_choice
+    if (body.n or 1) > 1 or (extra.get("best_of") or 1) != 1 or extra.get("use_beam_search"):
+        name = "n" if (body.n or 1) > 1 else "best_of" if extra.get("best_of") else "beam search"
+        raise RequestError(
+            f"{name}: several answers to one request are not supported yet (permitted: n = 1)",
+            hint="send the request several times, with another seed each",
+            param="n",
+        )
+    if extra.get("audio") or "audio" in (extra.get("modalities") or ()):
+        raise RequestError(
+            "modalities: audio answers are not supported (permitted: text)", param="modalities"
+        )
+    if choice is not None and choice not in ("none", "auto"):
+        raise RequestError(
+            f"tool_choice {json.dumps(choice)} demands a tool call, which is not supported yet "
+            '(permitted: "none", "auto")',
+            param="tool_choice",
+        )
+    if body.stream_options is not None and not body.stream:
+        raise RequestError(
+            "stream_options is permitted only with stream: true",
+            hint="set stream to true, or leave stream_options out",
+            param="stream_options",
+        )
+
+
+def _message_of(index: int, message: ChatMessage) -> dict[str, Any]:
+    """The message as the chat template gets it: fields that are not given are absent."""
+    given = message.model_dump(exclude_none=True)
+    content = message.content
+    where = f"messages.{index}.content"
+    if isinstance(content, list):
+        given["content"] = [_part_of(f"{where}.{i}", part) for i, part in enumerate(content)]
+    elif content is None:
+        if message.role != "assistant" or not message.tool_calls:
+            raise RequestError(
+                f"{where}: a message of role {message.role!r} needs content "
+                "(permitted: a string or a list of text parts)",
+                param=where,
+            )
+        given["content"] = ""
+    if message.tool_calls:
+        given["tool_calls"] = [_tool_call_of(call) for call in message.tool_calls]
+    return given
+
+
+def _part_of(where: str, part: ContentPart) -> dict[str, str]:
+    if part.type in _MEDIA_PARTS:
+        raise RequestError(
+            f"{where}: {_MEDIA_PARTS[part.type]} parts are not supported yet "
+            '(permitted: {"type": "text", "text": "…"})',
+            hint="send text only",
+            param=where,
+        )
+    if part.type not in ("text", "input_text"):
+        raise RequestError(
+            f'{where}.type: {part.type!r} is not a kind of content part (permitted: "text")',
+            param=f"{where}.type",
+        )
+    if part.text is None:
+        raise RequestError(
+            f"{where}.text: a text part needs its text (permitted: a string)", param=f"{where}.text"
+        )
+    return {"type": "text", "text": part.text}
+
+
+def _tool_call_of(call: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI writes arguments as a JSON string; chat templates expect the object."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call  # the template prints it as the text it is
+    return {**call, "function": {**function, "arguments": arguments}}

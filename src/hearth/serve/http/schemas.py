@@ -1,0 +1,240 @@
+"""The bodies of the HTTP interface, as strict Pydantic models.
+
+Strict: a string is not a number and 1 is not true. Every field of ours carries, as its
+description, what is permitted; `errors` puts it into the message when a value is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from hearth.serve.sampling import MAX_SEED
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024
+# A tag of a union is part of an error's path; this prefix lets `errors` take it out again.
+TAG_PREFIX = "~"
+
+
+class _Open(BaseModel):
+    """Strict types; unknown fields are kept, to be named in a warning."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class ContentPart(_Open):
+    """One part of a content list."""
+
+    type: str = Field(description='"text"')
+    text: str | None = Field(default=None, description="a string")
+
+
+def _content_tag(value: object) -> str | None:
+    if isinstance(value, str):
+        return f"{TAG_PREFIX}text"
+    return f"{TAG_PREFIX}parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag(f"{TAG_PREFIX}text")]
+    | Annotated[list[ContentPart], Tag(f"{TAG_PREFIX}parts")],
+    Discriminator(
+        _content_tag,
+        custom_error_type="content_type",
+        custom_error_message="Input should be a string or a list of parts",
+    ),
+]
+
+
+class ChatMessage(_Open):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="system, developer, user, assistant or tool"
+    )
+    content: Content | None = Field(default=None, description="a string or a list of text parts")
+    name: str | None = Field(default=None, description="a string")
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, description="a list of objects")
+    tool_call_id: str | None = Field(default=None, description="a string")
+
+
+class StreamOptions(_Open):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = Field(default=None, description="true or false")
+
+
+def _stop_tag(value: object) -> str | None:
+    if isinstance(value, str):
+        return f"{TAG_PREFIX}one"
+    return f"{TAG_PREFIX}many" if isinstance(value, list) else None
+
+
+_StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stop = Annotated[
+    Annotated[_StopString, Tag(f"{TAG_PREFIX}one")]
+    | Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS), Tag(f"{TAG_PREFIX}many")],
+    Discriminator(
+        _stop_tag,
+        custom_error_type="stop_type",
+        custom_error_message="Input should be a string or a list of strings",
+    ),
+]
+
+
+class ChatCompletionRequest(_Open):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, description="a list of one or more messages")
+    model: str | None = Field(default=None, description="the name of a served model")
+    stream: bool | None = Field(default=None, description="true or false")
+    stream_options: StreamOptions | None = Field(default=None, description="an object")
+    max_tokens: int | None = Field(default=None, ge=1, description="an integer, 1 or more")
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, description="an integer, 1 or more"
+    )
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, allow_inf_nan=False, description="a number from 0 to 2"
+    )
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, allow_inf_nan=False, description="a number above 0, up to 1"
+    )
+    top_k: int | None = Field(
+        default=None, ge=-1, lt=2**31, description="an integer, 1 or more; -1 or 0 for all"
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, allow_inf_nan=False, description="a number from 0 to 1"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=MAX_SEED, description=f"an integer from 0 to {MAX_SEED}"
+    )
+    stop: Stop | None = Field(
+        default=None,
+        description=f"a string or a list of up to {MAX_STOP_STRINGS} strings, each of 1 to "
+        f"{MAX_STOP_CHARS} characters",
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, description="a list of token ids, 0 or more each"
+    )
+    ignore_eos: bool | None = Field(default=None, description="true or false")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="an object with variables of the chat template"
+    )
+    n: int | None = Field(default=None, ge=1, description="1")
+    frequency_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="a number from -2 to 2 (not applied yet)"
+    )
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="a number from -2 to 2 (not applied yet)"
+    )
+    logprobs: bool | None = Field(default=None, description="true or false (not applied yet)")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="an integer from 0 to 20 (not applied yet)"
+    )
+    logit_bias: dict[str, float] | None = Field(
+        default=None, description="an object of token ids and numbers (not applied yet)"
+    )
+    tools: list[dict[str, Any]] | None = Field(
+        default=None, description="a list of objects (not applied yet)"
+    )
+    tool_choice: Any = Field(default=None, description='"none" or "auto" (not applied yet)')
+    response_format: dict[str, Any] | None = Field(
+        default=None, description='{"type": "text"} (others are not applied yet)'
+    )
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+class Health(BaseModel):
+    """Body of GET /health. `waiting` is null when the engine did not answer in time."""
+
+    status: Literal["UP", "DOWN"]
+    model: str
+    version: str
+    timestamp: str
+    running: int
+    waiting: int | None
+
+
+class ModelCard(BaseModel):
+    """One served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "hearth"
+    root: str
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """Body of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class PromptTokensDetails(BaseModel):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int
+
+
+class UsageBody(BaseModel):
+    """Tokens that a request used."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class NoticeBody(BaseModel):
+    """Something that the request asked for and did not get."""
+
+    code: str
+    param: str
+    message: str
+
+
+class AssistantMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """One answer and why it ended."""
+
+    index: int = 0
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Body of an answer that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+    warnings: list[NoticeBody] | None = None
