@@ -1,5 +1,6 @@
-"""The address to listen on: bound before the weights are loaded, so that a port in use fails at
-once. Imports the standard library only.
+"""The address to listen on, bound before the weights are loaded: a port in use fails at once.
+
+Imports the standard library only.
 
 The socket listens from the beginning: a client that comes while the model loads waits for its
 answer instead of being refused.

@@ -16,7 +16,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -86,9 +86,8 @@ class HttpServer:
         serving = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._sock]))
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
-            await asyncio.wait(
-                {serving, stopping, self._engine.died}, return_when=asyncio.FIRST_COMPLETED
-            )
+            ends: list[asyncio.Future[Any]] = [serving, stopping, self._engine.died]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self._engine.died.done() and not self._stop.is_set():
                 exit_code = await self._after_death()
             else:
@@ -132,7 +131,8 @@ class HttpServer:
 
     async def _until_idle(self) -> None:
         """Until no request runs, or a second signal came."""
-        while self._engine.num_running and not self._force.is_set():
+        # Polled: the engine has no event for "no request runs", and this ends the process.
+        while self._engine.num_running and not self._force.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     async def _finish_answers(self) -> None:
