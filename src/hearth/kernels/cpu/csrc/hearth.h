@@ -1,0 +1,157 @@
+// C ABI of the CPU kernel library: flat arrays and strides, no C++ types, nothing thrown across.
+//
+// A model handle owns scratch rows, the KV pools and a thread team; weights stay the caller's and
+// must outlive it. All functions but hearth_pack_* and hearth_fill_* are for one thread at a time
+// per handle. Codes: 0 success, otherwise an HEARTH_E_* value; hearth_last_error() then holds a
+// message of the calling thread.
+#pragma once
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define HEARTH_API __attribute__((visibility("default")))
+#else
+#define HEARTH_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HEARTH_ABI_VERSION 1
+
+enum {
+  HEARTH_OK = 0,
+  HEARTH_E_ARGUMENT = 1,
+  HEARTH_E_MEMORY = 2,
+  HEARTH_E_PLAN = 3,
+  HEARTH_E_SYSTEM = 4
+};
+enum { HEARTH_F32 = 0, HEARTH_BF16 = 1, HEARTH_F16 = 2 };
+enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
+enum { HEARTH_ROWS_TOKENS = 0, HEARTH_ROWS_LOGITS = 1 };
+enum { HEARTH_PAIR_HALF = 0, HEARTH_PAIR_INTERLEAVED = 1 };
+enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
+
+enum {
+  HEARTH_OP_EMBED = 1,
+  HEARTH_OP_ANGLES,
+  HEARTH_OP_NORM,
+  HEARTH_OP_LINEAR,
+  HEARTH_OP_ROPE,
+  HEARTH_OP_KV_WRITE,
+  HEARTH_OP_ATTEND,
+  HEARTH_OP_GATE,
+  HEARTH_OP_ADD,
+  HEARTH_OP_SELECT,
+  HEARTH_OP_SAMPLE,
+};
+
+// One operation. x, y, out number buffers; weight and bias number weights, −1: none.
+typedef struct hearth_op {
+  int32_t kind;
+  int32_t x, y, out;
+  int32_t weight, bias;
+  int32_t group, layer;
+  int32_t heads, kv_heads, head_dim, window;
+  int32_t rotary_dim, pairing, freq_offset;  // freq_offset: into hearth_model_desc.inv_freq
+  int32_t sections[3];                       // frequencies that follow positions row 0, 1, 2
+  float eps, scale;
+} hearth_op;
+
+typedef struct hearth_buffer {
+  int32_t width;  // floats a row that mean something; rows are padded to a multiple of 64
+  int32_t rows;   // HEARTH_ROWS_*
+} hearth_buffer;
+
+typedef struct hearth_weight {
+  const void* data;  // packed as kernels/packing.py says, 64-byte aligned
+  int32_t kind, dtype;
+  int64_t rows, cols;
+} hearth_weight;
+
+typedef struct hearth_group {
+  int32_t layers, kv_heads, head_dim, window;
+  int64_t blocks;
+} hearth_group;
+
+typedef struct hearth_model_desc {
+  int32_t abi_version;
+  int32_t num_ops, num_buffers, num_weights, num_groups, num_inv_freq;
+  const hearth_op* ops;
+  const hearth_buffer* buffers;
+  const hearth_weight* weights;
+  const hearth_group* groups;
+  const float* inv_freq;
+  int32_t vocab_size;
+  int32_t max_tokens, max_sequences, max_logit_rows, max_model_len;
+  int32_t block_size, kv_dtype;
+  int32_t num_threads;
+  const char* isa;  // "auto", "generic", "avx2", "avx512"
+} hearth_model_desc;
+
+// The arrays of core/step.py; shapes there. T tokens, S sequences, R logits rows, G groups.
+typedef struct hearth_plan {
+  int32_t num_tokens, num_sequences, num_logit_rows, num_copies, num_blocks, flags;
+  const int32_t* tokens;
+  const int32_t* positions;
+  const int32_t* row_start;
+  const int32_t* context;
+  const int32_t* slots;
+  const int32_t* blocks;
+  const int32_t* block_start;
+  const int32_t* first_block;
+  const int32_t* logit_rows;
+  const int32_t* copies;
+  const float* temperature;
+  const int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const uint64_t* seed;
+  const int32_t* position;
+  const int32_t* choice;
+} hearth_plan;
+
+// Written by hearth_run; hashes and logits only when the plan's flags ask for them.
+typedef struct hearth_result {
+  int32_t* tokens;   // [R]
+  float* logprobs;   // [R]
+  uint64_t* hashes;  // [R] or null
+  float* logits;     // [R, vocab_size] or null
+} hearth_result;
+
+typedef struct hearth_model hearth_model;
+
+HEARTH_API int32_t hearth_abi_version(void);
+HEARTH_API const char* hearth_last_error(void);
+
+// Name of the best instruction set that this processor and this build share.
+HEARTH_API const char* hearth_best_isa(void);
+
+HEARTH_API int32_t hearth_model_create(const hearth_model_desc* desc, hearth_model** out);
+HEARTH_API void hearth_model_destroy(hearth_model* model);
+
+// Runs operations first … last−1 of the program on a plan (last < 0: to the end).
+HEARTH_API int32_t hearth_run(hearth_model* model, int32_t first, int32_t last,
+                              const hearth_plan* plan, const hearth_result* result);
+
+// Copies the rows of a buffer as they stand after the last run, [rows, width]; for tests.
+HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32_t rows,
+                                      float* out);
+
+// Packs `num_rows` rows of a row-major source, [num_rows, cols], into rows first_row … of `dst`,
+// a packed weight of `rows` × `cols`. Any source and destination type among F32, BF16, F16 → F32,
+// BF16 (vectors: F32). Padding is not
+// written: `dst` is zeroed memory.
+HEARTH_API int32_t hearth_pack(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
+                               int64_t cols, const void* src, int32_t src_dtype, int64_t first_row,
+                               int64_t num_rows);
+
+// Fills rows first_row … of a packed weight with base + amplitude · u, u uniform in [−1, 1), a pure
+// function of (seed, row, column).
+HEARTH_API int32_t hearth_fill_random(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
+                                      int64_t cols, int64_t first_row, int64_t num_rows,
+                                      uint64_t seed, float base, float amplitude);
+
+#ifdef __cplusplus
+}
+#endif

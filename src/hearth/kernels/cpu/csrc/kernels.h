@@ -1,0 +1,108 @@
+// The table of kernels of one instruction set, and the arguments of each kernel.
+//
+// A kernel computes one output tile, on one thread, without allocation. Rows are float32 with a
+// stride that is a multiple of kRowPad floats; the lanes behind a row's width are zero and stay
+// zero. No kernel's reduction order depends on the number of rows, on threads or on other rows.
+#pragma once
+#include <stdint.h>
+
+namespace hearth {
+
+constexpr int kPanel = 64;     // output columns a weight panel
+constexpr int kRowPad = 64;    // floats to which a row is padded
+constexpr int kKeyGroup = 16;  // neighbouring keys that lie in one vector of the K part
+constexpr int kTile = 64;      // keys a softmax tile, at absolute positions
+constexpr int kSegment = 512;  // keys a segment that is reduced on its own, at absolute positions
+
+struct LinearArgs {
+  const float* x;  // [rows, ldx]
+  int64_t ldx;
+  const void* weight;  // one panel, [cols][64]
+  bool bf16;
+  int64_t cols;
+  const float* bias;  // [64] or null
+  float* out;         // [rows, ldo], first column of the panel
+  int64_t ldo;
+  int rows;
+};
+
+struct NormArgs {
+  const float* x;
+  const float* weight;
+  float* out;
+  int64_t stride;  // of x and out
+  int64_t width, padded;
+  float eps;
+  int rows;
+};
+
+struct GateArgs {
+  const float* x;
+  int64_t ldx;
+  float* out;
+  int64_t ldo;
+  int64_t width;
+  int rows;
+};
+
+struct AttendArgs {
+  const float* q;  // the query heads of one row that share the key/value head, [heads, head_dim]
+  float* out;      // [heads, head_dim]
+  int heads, head_dim;
+  int64_t position;  // absolute index of the row; it sees keys first_key … position
+  int64_t first_key;
+  float scale;
+  bool bf16;
+  const int32_t* blocks;  // ids; blocks[0] holds the keys from first_block · block_size on
+  int64_t first_block;
+  int block_size;
+  const char* pool;      // of the group
+  int64_t block_stride;  // bytes a block
+  int64_t part_offset;   // bytes from a block's begin to this (layer, kv head)
+  int64_t value_offset;  // bytes from the K part to the V part
+  float* scratch;        // attend_scratch_floats(heads, head_dim)
+};
+
+struct KvWriteArgs {
+  const float* k;  // [head_dim]
+  const float* v;
+  int head_dim;
+  bool bf16;
+  char* part;  // K part of (block, layer, kv head)
+  int64_t value_offset;
+  int offset;  // of the token within the block
+};
+
+struct SampleArgs {
+  const float* logits;  // [padded], lanes behind vocab_size zero
+  int64_t vocab_size;
+  float maximum;  // of the logits
+};
+
+struct Kernels {
+  const char* name;
+  void (*linear)(const LinearArgs&);
+  void (*norm)(const NormArgs&);
+  void (*gate)(const GateArgs&);
+  void (*attend)(const AttendArgs&);
+  void (*kv_write)(const KvWriteArgs&);
+  void (*add)(float* x, const float* y, int64_t count);
+  // Largest value; count > 0.
+  float (*maximum)(const float* x, int64_t count);
+  // sum over i of exp((x[i] − maximum) · inv_temperature); `out` takes the terms when not null.
+  double (*exp_sum)(const float* x, int64_t count, float maximum, float inv_temperature,
+                    float* out);
+};
+
+inline int64_t attend_scratch_floats(int heads, int head_dim) {
+  int64_t padded = (head_dim + 15) / 16 * 16;
+  return heads * (2 * padded + kTile + 4);
+}
+
+extern const Kernels kKernelsGeneric;
+#if !defined(HEARTH_ONLY_GENERIC)
+extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvx512;
+#endif
+
+}  // namespace hearth

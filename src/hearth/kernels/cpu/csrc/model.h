@@ -1,0 +1,108 @@
+// A program with its weights, scratch rows, KV pools and thread team; runs steps.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hearth.h"
+#include "kernels.h"
+#include "sample.h"
+#include "team.h"
+
+namespace hearth {
+
+// An error that crosses the C boundary as a code and a message.
+struct Failure {
+  int32_t code;
+  std::string message;
+};
+
+// Zeroed, page-aligned memory; huge pages are asked for above 2 MiB.
+class Arena {
+ public:
+  explicit Arena(size_t bytes);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  char* data() const { return data_; }
+
+ private:
+  char* data_;
+  size_t bytes_;
+};
+
+const Kernels& choose_kernels(const char* isa);  // throws Failure
+const char* best_isa();
+
+class Model {
+ public:
+  explicit Model(const hearth_model_desc& desc);  // throws Failure
+  void run(int first, int last, const hearth_plan& plan, const hearth_result& result);
+  void read_buffer(int buffer, int rows, float* out) const;
+
+ private:
+  struct Stage {
+    int first_op, last_op, tiles;
+  };
+  struct Buffer {
+    float* data;
+    int64_t width, stride;
+    int rows_kind;
+  };
+  struct Group {
+    hearth_group shape;
+    std::unique_ptr<Arena> pool;
+    int64_t value_offset, head_bytes, block_bytes;
+  };
+
+  void check_program() const;
+  void check_op(const hearth_op& op) const;
+  void check_plan(const hearth_plan& plan) const;
+  void check_blocks(const hearth_plan& plan) const;
+  void copy_blocks(const hearth_plan& plan);
+  void prepare(int first, int last, const hearth_plan& plan, const hearth_result& result);
+  void keep_results(const hearth_plan& plan, const hearth_result& result);
+  int tiles_of(const hearth_op& op) const;
+  int row_tiles(const hearth_op& op, int rows_a_tile) const;
+  int rows_of(const Buffer& buffer) const;
+  float* row(int buffer, int64_t index) const {
+    return buffers_[buffer].data + index * buffers_[buffer].stride;
+  }
+
+  static void run_tile(void* self, int stage, int tile, int thread);
+  void run_op(const hearth_op& op, int tile, int thread);
+  void embed(const hearth_op& op, int row);
+  void angles(const hearth_op& op, int row);
+  void norm(const hearth_op& op, int tile);
+  void linear(const hearth_op& op, int tile);
+  void rope(const hearth_op& op, int row);
+  void kv_write(const hearth_op& op, int row);
+  void attend(const hearth_op& op, int tile, int thread);
+  void gate(const hearth_op& op, int tile);
+  void add(const hearth_op& op, int tile);
+  void select(const hearth_op& op, int row);
+  void sample(const hearth_op& op, int row, int thread);
+
+  std::vector<hearth_op> ops_;
+  std::vector<hearth_weight> weights_;
+  std::vector<float> inv_freq_;
+  std::vector<Buffer> buffers_;
+  std::vector<Group> groups_;
+  hearth_model_desc limits_;  // sizes only; its pointers are not kept
+  const Kernels& kernels_;
+  std::unique_ptr<Arena> rows_;
+  std::unique_ptr<Arena> attend_scratch_;
+  int64_t attend_scratch_floats_ = 0;
+  std::vector<SampleScratch> sample_scratch_;  // [threads]
+  std::vector<int32_t> row_sequence_;          // [max_tokens]
+  std::vector<int32_t> previous_tokens_;       // results of the last step that sampled
+  int num_previous_tokens_ = 0;
+  std::vector<Stage> stages_;
+  std::vector<int> stage_tiles_;
+  const hearth_plan* plan_ = nullptr;
+  const hearth_result* result_ = nullptr;
+  std::unique_ptr<Team> team_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,242 @@
+// The operations of a program: how each is cut into tiles, and which kernel computes a tile.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model.h"
+
+namespace hearth {
+namespace {
+
+constexpr int kLinearTileRows = 96;  // rows a linear tile: with 512 columns of K they stay in L2
+constexpr int kSimpleTileRows = 8;   // rows a tile of cheap operations
+
+float bf16_to_float(uint16_t h) {
+  uint32_t bits = static_cast<uint32_t>(h) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+float element(const hearth_weight& w, int64_t index) {
+  return w.dtype == HEARTH_BF16 ? bf16_to_float(static_cast<const uint16_t*>(w.data)[index])
+                                : static_cast<const float*>(w.data)[index];
+}
+
+// Rotates elements a and b by one angle; products and sums are rounded one by one.
+void rotate(float& a, float& b, float cosine, float sine) {
+  float x = a, y = b;
+  a = x * cosine - y * sine;
+  b = y * cosine + x * sine;
+}
+
+}  // namespace
+
+int Model::rows_of(const Buffer& buffer) const {
+  return buffer.rows_kind == HEARTH_ROWS_LOGITS ? plan_->num_logit_rows : plan_->num_tokens;
+}
+
+int Model::row_tiles(const hearth_op& op, int rows_a_tile) const {
+  int buffer = op.kind == HEARTH_OP_ADD || op.kind == HEARTH_OP_ROPE ? op.x : op.out;
+  return (rows_of(buffers_[buffer]) + rows_a_tile - 1) / rows_a_tile;
+}
+
+int Model::tiles_of(const hearth_op& op) const {
+  switch (op.kind) {
+    case HEARTH_OP_LINEAR:
+      return static_cast<int>((weights_[op.weight].rows + kPanel - 1) / kPanel) *
+             row_tiles(op, kLinearTileRows);
+    case HEARTH_OP_ATTEND:
+      return plan_->num_tokens * op.kv_heads;
+    case HEARTH_OP_KV_WRITE:
+      return plan_->num_tokens;
+    case HEARTH_OP_SAMPLE:
+      return plan_->num_logit_rows;
+    case HEARTH_OP_NORM:
+    case HEARTH_OP_GATE:
+    case HEARTH_OP_ADD:
+      return row_tiles(op, kSimpleTileRows);
+    default:
+      return row_tiles(op, 1);
+  }
+}
+
+void Model::run_tile(void* self, int stage, int tile, int thread) {
+  auto* model = static_cast<Model*>(self);
+  const Stage& s = model->stages_[stage];
+  for (int i = s.first_op; i < s.last_op; i++) model->run_op(model->ops_[i], tile, thread);
+}
+
+void Model::run_op(const hearth_op& op, int tile, int thread) {
+  switch (op.kind) {
+    case HEARTH_OP_EMBED:
+      return embed(op, tile);
+    case HEARTH_OP_ANGLES:
+      return angles(op, tile);
+    case HEARTH_OP_NORM:
+      return norm(op, tile);
+    case HEARTH_OP_LINEAR:
+      return linear(op, tile);
+    case HEARTH_OP_ROPE:
+      return rope(op, tile);
+    case HEARTH_OP_KV_WRITE:
+      return kv_write(op, tile);
+    case HEARTH_OP_ATTEND:
+      return attend(op, tile, thread);
+    case HEARTH_OP_GATE:
+      return gate(op, tile);
+    case HEARTH_OP_ADD:
+      return add(op, tile);
+    case HEARTH_OP_SELECT:
+      return select(op, tile);
+    case HEARTH_OP_SAMPLE:
+      return sample(op, tile, thread);
+  }
+}
+
+// A tied embedding lies in panels of the head: its row is a column of one panel.
+void Model::embed(const hearth_op& op, int index) {
+  int32_t token = plan_->tokens[index];
+  if (token < 0) token = previous_tokens_[static_cast<size_t>(-1 - token)];
+  const hearth_weight& table = weights_[op.weight];
+  float* out = row(op.out, index);
+  int64_t base = token, step = 1;
+  if (table.kind == HEARTH_LINEAR) {
+    base = token / kPanel * kPanel * table.cols + token % kPanel;
+    step = kPanel;
+  } else {
+    base *= (table.cols + 15) / 16 * 16;
+  }
+  for (int64_t k = 0; k < table.cols; k++) out[k] = op.scale * element(table, base + k * step);
+}
+
+// The angle is rounded to float before the cosine is taken, as transformers does.
+void Model::angles(const hearth_op& op, int index) {
+  int half = op.rotary_dim / 2, k = 0;
+  float* out = row(op.out, index);
+  for (int section = 0; section < 3; section++) {
+    auto position = static_cast<float>(plan_->positions[section * plan_->num_tokens + index]);
+    for (int last = k + op.sections[section]; k < last; k++) {
+      double angle =
+          static_cast<double>(position * inv_freq_[static_cast<size_t>(op.freq_offset + k)]);
+      out[k] = static_cast<float>(std::cos(angle)) * op.scale;
+      out[half + k] = static_cast<float>(std::sin(angle)) * op.scale;
+    }
+  }
+}
+
+void Model::norm(const hearth_op& op, int tile) {
+  const Buffer& x = buffers_[op.x];
+  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(x) - first);
+  kernels_.norm({row(op.x, first), static_cast<const float*>(weights_[op.weight].data),
+                 row(op.out, first), x.stride, x.width, x.stride, op.eps, rows});
+}
+
+void Model::linear(const hearth_op& op, int tile) {
+  const hearth_weight& w = weights_[op.weight];
+  int row_tiles_now = row_tiles(op, kLinearTileRows);
+  int64_t panel =
+      tile / row_tiles_now;  // row tiles of one panel follow each other: it stays in cache
+  int first = tile % row_tiles_now * kLinearTileRows;
+  int64_t element_bytes = w.dtype == HEARTH_BF16 ? 2 : 4;
+  LinearArgs args;
+  args.x = row(op.x, first);
+  args.ldx = buffers_[op.x].stride;
+  args.weight = static_cast<const char*>(w.data) + panel * kPanel * w.cols * element_bytes;
+  args.bf16 = w.dtype == HEARTH_BF16;
+  args.cols = w.cols;
+  args.bias =
+      op.bias >= 0 ? static_cast<const float*>(weights_[op.bias].data) + panel * kPanel : nullptr;
+  args.out = row(op.out, first) + panel * kPanel;
+  args.ldo = buffers_[op.out].stride;
+  args.rows = std::min(kLinearTileRows, rows_of(buffers_[op.out]) - first);
+  kernels_.linear(args);
+}
+
+void Model::rope(const hearth_op& op, int index) {
+  const float* cosine = row(op.y, index);
+  int half = op.rotary_dim / 2;
+  const float* sine = cosine + half;
+  for (int h = 0; h < op.heads; h++) {
+    float* x = row(op.x, index) + h * op.head_dim;
+    if (op.pairing == HEARTH_PAIR_INTERLEAVED)
+      for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cosine[i], sine[i]);
+    else
+      for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cosine[i], sine[i]);
+  }
+}
+
+void Model::kv_write(const hearth_op& op, int index) {
+  const Group& g = groups_[op.group];
+  int32_t slot = plan_->slots[op.group * plan_->num_tokens + index];
+  const float* k = row(op.x, index) + op.heads * op.head_dim;
+  const float* v = k + op.kv_heads * op.head_dim;
+  char* layer = g.pool->data() + slot / limits_.block_size * g.block_bytes +
+                op.layer * op.kv_heads * g.head_bytes;
+  for (int h = 0; h < op.kv_heads; h++)
+    kernels_.kv_write({k + h * op.head_dim, v + h * op.head_dim, op.head_dim,
+                       limits_.kv_dtype == HEARTH_BF16, layer + h * g.head_bytes, g.value_offset,
+                       slot % limits_.block_size});
+}
+
+void Model::attend(const hearth_op& op, int tile, int thread) {
+  const Group& g = groups_[op.group];
+  int index = tile / op.kv_heads, kv_head = tile % op.kv_heads, heads = op.heads / op.kv_heads;
+  int sequence = row_sequence_[static_cast<size_t>(index)];
+  int64_t of_group = static_cast<int64_t>(op.group) * (plan_->num_sequences + 1) + sequence;
+  AttendArgs args;
+  args.q = row(op.x, index) + kv_head * heads * op.head_dim;
+  args.out = row(op.out, index) + kv_head * heads * op.head_dim;
+  args.heads = heads;
+  args.head_dim = op.head_dim;
+  args.position =
+      static_cast<int64_t>(plan_->context[sequence]) + index - plan_->row_start[sequence];
+  args.first_key = op.window > 0 ? std::max<int64_t>(0, args.position + 1 - op.window) : 0;
+  args.scale = op.scale;
+  args.bf16 = limits_.kv_dtype == HEARTH_BF16;
+  args.blocks = plan_->blocks + plan_->block_start[of_group];
+  args.first_block = plan_->first_block[op.group * plan_->num_sequences + sequence];
+  args.block_size = limits_.block_size;
+  args.pool = g.pool->data();
+  args.block_stride = g.block_bytes;
+  args.part_offset = (static_cast<int64_t>(op.layer) * op.kv_heads + kv_head) * g.head_bytes;
+  args.value_offset = g.value_offset;
+  args.scratch =
+      reinterpret_cast<float*>(attend_scratch_->data()) + thread * attend_scratch_floats_;
+  kernels_.attend(args);
+}
+
+void Model::gate(const hearth_op& op, int tile) {
+  const Buffer &x = buffers_[op.x], &out = buffers_[op.out];
+  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(out) - first);
+  kernels_.gate({row(op.x, first), x.stride, row(op.out, first), out.stride, out.width, rows});
+}
+
+void Model::add(const hearth_op& op, int tile) {
+  const Buffer& x = buffers_[op.x];
+  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(x) - first);
+  kernels_.add(row(op.x, first), row(op.y, first), rows * x.stride);
+}
+
+void Model::select(const hearth_op& op, int index) {
+  std::memcpy(row(op.out, index), row(op.x, plan_->logit_rows[index]),
+              static_cast<size_t>(buffers_[op.x].stride) * sizeof(float));
+}
+
+void Model::sample(const hearth_op& op, int index, int thread) {
+  const float* logits = row(op.x, index);
+  SamplingRow params{plan_->temperature[index], plan_->top_p[index], plan_->min_p[index],
+                     plan_->top_k[index],       plan_->seed[index],  plan_->position[index],
+                     plan_->choice[index]};
+  Sampled sampled = sample_row(kernels_, logits, limits_.vocab_size, params,
+                               sample_scratch_[static_cast<size_t>(thread)]);
+  result_->tokens[index] = sampled.token;
+  result_->logprobs[index] = sampled.logprob;
+  if (plan_->flags & HEARTH_WANT_HASHES)
+    result_->hashes[index] = hash_row(logits, limits_.vocab_size);
+  if (plan_->flags & HEARTH_WANT_LOGITS)
+    std::memcpy(result_->logits + static_cast<int64_t>(index) * limits_.vocab_size, logits,
+                static_cast<size_t>(limits_.vocab_size) * sizeof(float));
+}
+
+}  // namespace hearth

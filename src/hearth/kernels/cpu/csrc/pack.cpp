@@ -1,0 +1,164 @@
+// Packing of row-major weights into the layouts of kernels/packing.py, and random filling.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "hearth.h"
+#include "kernels.h"
+
+namespace hearth {
+namespace {
+
+// Element types by their bits: float, bfloat16 and IEEE half as unsigned 16-bit words.
+struct F32 {
+  using Bits = float;
+  static float load(float x) { return x; }
+  static float store(float x) { return x; }
+};
+struct Bf16 {
+  using Bits = uint16_t;
+  static float load(uint16_t h) {
+    uint32_t bits = static_cast<uint32_t>(h) << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  }
+  static uint16_t store(float x) {  // nearest even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+  }
+};
+struct F16 {
+  using Bits = uint16_t;
+  static float load(uint16_t h) {
+    uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = (h >> 10) & 31,
+             fraction = h & 1023;
+    if (exponent == 0) {  // zero or subnormal: fraction · 2^−24
+      float x = std::ldexp(static_cast<float>(fraction), -24);
+      return sign ? -x : x;
+    }
+    uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  }
+};
+
+struct Shape {
+  int kind;
+  int64_t rows, cols, first_row, num_rows;
+};
+
+int64_t padded_cols(int64_t cols) {
+  return (cols + 15) / 16 * 16;
+}
+
+template <class Dst, class Src>
+typename Dst::Bits convert(typename Src::Bits x) {
+  if constexpr (std::is_same_v<Dst, Src>)
+    return x;
+  else
+    return Dst::store(Src::load(x));
+}
+
+// 64 columns of K at a time: the part of the panel that is written then stays in the first cache.
+template <class Dst, class Src>
+void pack_linear(typename Dst::Bits* dst, const typename Src::Bits* src, const Shape& s) {
+  for (int64_t row = s.first_row; row < s.first_row + s.num_rows;) {
+    int64_t panel = row / kPanel, last = std::min((panel + 1) * kPanel, s.first_row + s.num_rows);
+    typename Dst::Bits* out = dst + panel * kPanel * s.cols;
+    for (int64_t k0 = 0; k0 < s.cols; k0 += 64) {
+      int64_t k1 = std::min(s.cols, k0 + 64);
+      for (int64_t r = row; r < last; r++) {
+        const typename Src::Bits* in = src + (r - s.first_row) * s.cols;
+        for (int64_t k = k0; k < k1; k++) out[k * kPanel + r % kPanel] = convert<Dst, Src>(in[k]);
+      }
+    }
+    row = last;
+  }
+}
+
+template <class Dst, class Src>
+void pack_as(void* dst_data, const void* src_data, const Shape& s) {
+  auto* dst = static_cast<typename Dst::Bits*>(dst_data);
+  auto* src = static_cast<const typename Src::Bits*>(src_data);
+  if (s.kind == HEARTH_LINEAR) return pack_linear<Dst, Src>(dst, src, s);
+  int64_t stride = s.kind == HEARTH_TABLE ? padded_cols(s.cols) : s.cols;
+  for (int64_t r = 0; r < s.num_rows; r++)
+    for (int64_t k = 0; k < s.cols; k++)
+      dst[(s.first_row + r) * stride + k] = convert<Dst, Src>(src[r * s.cols + k]);
+}
+
+template <class Dst>
+bool pack_from(void* dst, const void* src, int src_dtype, const Shape& s) {
+  if (src_dtype == HEARTH_F32)
+    pack_as<Dst, F32>(dst, src, s);
+  else if (src_dtype == HEARTH_BF16)
+    pack_as<Dst, Bf16>(dst, src, s);
+  else if (src_dtype == HEARTH_F16)
+    pack_as<Dst, F16>(dst, src, s);
+  else
+    return false;
+  return true;
+}
+
+bool valid(const Shape& s) {
+  bool kind =
+      s.kind == HEARTH_LINEAR || s.kind == HEARTH_TABLE || (s.kind == HEARTH_VECTOR && s.cols == 1);
+  return kind && s.cols > 0 && s.first_row >= 0 && s.num_rows >= 0 &&
+         s.first_row + s.num_rows <= s.rows;
+}
+
+// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), finalizer only.
+uint64_t mix(uint64_t z) {
+  z += 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+}  // namespace hearth
+
+using namespace hearth;
+
+extern "C" int32_t hearth_pack(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
+                               int64_t cols, const void* src, int32_t src_dtype, int64_t first_row,
+                               int64_t num_rows) {
+  Shape shape{kind, rows, cols, first_row, num_rows};
+  if (!dst || !src || !valid(shape)) return HEARTH_E_ARGUMENT;
+  if (kind == HEARTH_VECTOR && dst_dtype != HEARTH_F32) return HEARTH_E_ARGUMENT;
+  bool known = dst_dtype == HEARTH_F32    ? pack_from<F32>(dst, src, src_dtype, shape)
+               : dst_dtype == HEARTH_BF16 ? pack_from<Bf16>(dst, src, src_dtype, shape)
+                                          : false;
+  return known ? HEARTH_OK : HEARTH_E_ARGUMENT;
+}
+
+// A value depends on the logical row and column alone, so every layout holds the same matrix.
+extern "C" int32_t hearth_fill_random(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
+                                      int64_t cols, int64_t first_row, int64_t num_rows,
+                                      uint64_t seed, float base, float amplitude) {
+  Shape shape{kind, rows, cols, first_row, num_rows};
+  if (!dst || !valid(shape)) return HEARTH_E_ARGUMENT;
+  if (dst_dtype != HEARTH_F32 && (kind == HEARTH_VECTOR || dst_dtype != HEARTH_BF16))
+    return HEARTH_E_ARGUMENT;
+  int64_t stride = kind == HEARTH_TABLE ? padded_cols(cols) : cols;
+  for (int64_t row = first_row; row < first_row + num_rows; row++) {
+    uint64_t row_key = mix(seed ^ mix(static_cast<uint64_t>(row)));
+    for (int64_t k = 0; k < cols; k++) {
+      uint64_t word = mix(row_key + static_cast<uint64_t>(k));
+      float u = static_cast<float>(static_cast<int32_t>(word >> 32)) * 0x1p-31f;
+      float x = base + amplitude * u;
+      int64_t at = kind == HEARTH_LINEAR ? row / kPanel * kPanel * cols + k * kPanel + row % kPanel
+                                         : row * stride + k;
+      if (dst_dtype == HEARTH_F32)
+        static_cast<float*>(dst)[at] = x;
+      else
+        static_cast<uint16_t*>(dst)[at] = Bf16::store(x);
+    }
+  }
+  return HEARTH_OK;
+}

@@ -1,0 +1,68 @@
+// Vector layer: AVX2 with FMA. 8 float lanes. Included by isa_avx2.cpp only.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int kLinearRows = 6;
+constexpr int kLinearVectors = 2;
+constexpr int kNarrowRows = 1;  // one row takes the whole panel at once: eight chains
+constexpr int kNarrowVectors = 8;
+
+using Vec = __m256;
+
+inline Vec vzero() {
+  return _mm256_setzero_ps();
+}
+inline Vec vset(float x) {
+  return _mm256_set1_ps(x);
+}
+inline Vec vload(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+inline Vec vload(const uint16_t* p) {  // bfloat16
+  __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+inline void vstore(float* p, Vec v) {
+  _mm256_storeu_ps(p, v);
+}
+inline Vec vadd(Vec a, Vec b) {
+  return _mm256_add_ps(a, b);
+}
+inline Vec vsub(Vec a, Vec b) {
+  return _mm256_sub_ps(a, b);
+}
+inline Vec vmul(Vec a, Vec b) {
+  return _mm256_mul_ps(a, b);
+}
+inline Vec vdiv(Vec a, Vec b) {
+  return _mm256_div_ps(a, b);
+}
+inline Vec vfma(Vec a, Vec b, Vec c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inline Vec vmax(Vec a, Vec b) {
+  return _mm256_max_ps(a, b);
+}
+inline Vec vmin(Vec a, Vec b) {
+  return _mm256_min_ps(a, b);
+}
+inline Vec vround(Vec a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vec vpow2(Vec n) {
+  __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+inline Vec vkeep(Vec a, Vec b, int first, int last) {
+  __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane);  // lane < first
+  __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane);  // lane < last
+  __m256i mask = _mm256_andnot_si256(below, inside);
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
+}
+
+}  // namespace

@@ -1,0 +1,71 @@
+// Vector layer: AVX-512. 16 float lanes. Included by isa_avx512.cpp only.
+#pragma once
+// GCC 12 takes the undefined pass-through operand of its own AVX-512 intrinsics for a mistake.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kLinearRows = 6;  // rows × vectors of accumulators that fit the register file
+constexpr int kLinearVectors = 4;
+constexpr int kNarrowRows = 0;  // no second shape: one row already uses the whole panel
+constexpr int kNarrowVectors = 4;
+
+using Vec = __m512;
+
+inline Vec vzero() {
+  return _mm512_setzero_ps();
+}
+inline Vec vset(float x) {
+  return _mm512_set1_ps(x);
+}
+inline Vec vload(const float* p) {
+  return _mm512_loadu_ps(p);
+}
+inline Vec vload(const uint16_t* p) {  // bfloat16
+  __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+inline void vstore(float* p, Vec v) {
+  _mm512_storeu_ps(p, v);
+}
+inline Vec vadd(Vec a, Vec b) {
+  return _mm512_add_ps(a, b);
+}
+inline Vec vsub(Vec a, Vec b) {
+  return _mm512_sub_ps(a, b);
+}
+inline Vec vmul(Vec a, Vec b) {
+  return _mm512_mul_ps(a, b);
+}
+inline Vec vdiv(Vec a, Vec b) {
+  return _mm512_div_ps(a, b);
+}
+inline Vec vfma(Vec a, Vec b, Vec c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+inline Vec vmax(Vec a, Vec b) {
+  return _mm512_max_ps(a, b);
+}
+inline Vec vmin(Vec a, Vec b) {
+  return _mm512_min_ps(a, b);
+}
+inline Vec vround(Vec a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// 2^n for integral n in the range of normal numbers.
+inline Vec vpow2(Vec n) {
+  __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+// Lanes first … last−1 keep a, the others take b.
+inline Vec vkeep(Vec a, Vec b, int first, int last) {
+  int lo = first < 0 ? 0 : first, hi = last > 16 ? 16 : last;
+  uint32_t mask = hi <= lo ? 0u : ((1u << hi) - 1u) & ~((1u << lo) - 1u);
+  return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), b, a);
+}
+
+}  // namespace

@@ -1,0 +1,72 @@
+// Vector layer: any processor, by the compiler's vector extension. 4 float lanes, no fused
+// multiply-add (a software one would cost a hundred times as much), so its bits differ from those
+// of the other instruction sets. Included by isa_generic.cpp only.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+namespace {
+
+constexpr int kLanes = 4;
+constexpr int kLinearRows = 3;
+constexpr int kLinearVectors = 4;
+constexpr int kNarrowRows = 0;
+constexpr int kNarrowVectors = 4;
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t IntVec __attribute__((vector_size(16)));
+
+inline Vec vset(float x) {
+  return Vec{x, x, x, x};
+}
+inline Vec vzero() {
+  return vset(0.0f);
+}
+inline Vec vload(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Vec vload(const uint16_t* p) {  // bfloat16
+  IntVec bits = {p[0] << 16, p[1] << 16, p[2] << 16, p[3] << 16};
+  return reinterpret_cast<Vec>(bits);
+}
+inline void vstore(float* p, Vec v) {
+  memcpy(p, &v, sizeof v);
+}
+inline Vec vadd(Vec a, Vec b) {
+  return a + b;
+}
+inline Vec vsub(Vec a, Vec b) {
+  return a - b;
+}
+inline Vec vmul(Vec a, Vec b) {
+  return a * b;
+}
+inline Vec vdiv(Vec a, Vec b) {
+  return a / b;
+}
+inline Vec vfma(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
+inline Vec vmax(Vec a, Vec b) {
+  return a > b ? a : b;
+}
+inline Vec vmin(Vec a, Vec b) {
+  return a < b ? a : b;
+}
+// Nearest integer of |a| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
+inline Vec vround(Vec a) {
+  return (a + 12582912.0f) - 12582912.0f;
+}
+inline Vec vpow2(Vec n) {
+  IntVec e = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  return reinterpret_cast<Vec>(e);
+}
+inline Vec vkeep(Vec a, Vec b, int first, int last) {
+  IntVec lane = {0, 1, 2, 3};
+  IntVec mask = (lane >= first) & (lane < last);
+  return mask ? a : b;
+}
+
+}  // namespace

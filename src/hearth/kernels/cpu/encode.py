@@ -1,0 +1,180 @@
+"""Writes a StepProgram down as the C structures of the kernel library. Owns no weight memory."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+from hearth.core.errors import KernelError
+from hearth.core.program import (
+    Add,
+    Angles,
+    Attend,
+    Embed,
+    Gate,
+    KvWrite,
+    Linear,
+    Norm,
+    Op,
+    Rope,
+    Sample,
+    Select,
+    StepProgram,
+)
+from hearth.core.spec import RopeSpec, SlotKind
+from hearth.core.step import KvConfig, StepLimits
+from hearth.kernels.cpu import abi
+from hearth.kernels.cpu.weights import CpuWeights
+
+_NUM_POSITION_ROWS = 3
+
+
+@dataclass(slots=True)
+class EncodedProgram:
+    """A model description and the arrays that its pointers refer to."""
+
+    desc: abi.CModelDesc
+    keep_alive: list[object] = field(default_factory=list)
+
+
+class _OpEncoder:
+    """Translates operations one by one; collects the frequencies of their RoPE tables."""
+
+    def __init__(self, program: StepProgram) -> None:
+        self.weight_index = {slot.name: i for i, slot in enumerate(program.slots)}
+        self.inv_freq: list[float] = []
+        self._freq_offsets: dict[tuple[float, ...], int] = {}
+
+    def encode(self, op: Op) -> abi.COp:
+        match op:
+            case Embed():
+                return abi.COp(
+                    kind=abi.OP_EMBED, weight=self._weight(op.table), out=op.out, scale=op.scale
+                )
+            case Angles():
+                return self._angles(op)
+            case Norm():
+                return abi.COp(
+                    kind=abi.OP_NORM, x=op.x, weight=self._weight(op.weight), eps=op.eps, out=op.out
+                )
+            case Linear():
+                bias = -1 if op.bias is None else self._weight(op.bias)
+                weight = self._weight(op.weight)
+                return abi.COp(kind=abi.OP_LINEAR, x=op.x, weight=weight, bias=bias, out=op.out)
+            case Rope():
+                return abi.COp(
+                    kind=abi.OP_ROPE,
+                    x=op.x,
+                    y=op.angles,
+                    heads=op.num_heads,
+                    head_dim=op.head_dim,
+                    rotary_dim=op.rope.rotary_dim,
+                    pairing=abi.PAIRING_CODES[op.rope.pairing],
+                )
+            case KvWrite() | Attend():
+                return self._attention(op)
+            case Gate():
+                return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out)
+            case Add():
+                return abi.COp(kind=abi.OP_ADD, x=op.x, y=op.y)
+            case Select():
+                return abi.COp(kind=abi.OP_SELECT, x=op.x, out=op.out)
+            case Sample():
+                return abi.COp(kind=abi.OP_SAMPLE, x=op.logits)
+
+    def _weight(self, name: str) -> int:
+        try:
+            return self.weight_index[name]
+        except KeyError:
+            raise KernelError(f"the program names no weight slot {name!r}") from None
+
+    def _angles(self, op: Angles) -> abi.COp:
+        sections = op.rope.sections or (len(op.rope.inv_freq), 0, 0)
+        if len(sections) != _NUM_POSITION_ROWS:
+            raise KernelError(f"RoPE sections {list(sections)}: three are needed")
+        return abi.COp(
+            kind=abi.OP_ANGLES,
+            out=op.out,
+            rotary_dim=op.rope.rotary_dim,
+            freq_offset=self._frequencies(op.rope),
+            sections=(ctypes.c_int32 * 3)(*sections),
+            scale=op.rope.attention_scaling,
+        )
+
+    def _frequencies(self, rope: RopeSpec) -> int:
+        offset = self._freq_offsets.setdefault(rope.inv_freq, len(self.inv_freq))
+        if offset == len(self.inv_freq):
+            self.inv_freq.extend(rope.inv_freq)
+        return offset
+
+    @staticmethod
+    def _attention(op: KvWrite | Attend) -> abi.COp:
+        attends = isinstance(op, Attend)
+        return abi.COp(
+            kind=abi.OP_ATTEND if attends else abi.OP_KV_WRITE,
+            x=op.qkv,
+            out=op.out if isinstance(op, Attend) else 0,
+            group=op.group,
+            layer=op.layer,
+            heads=op.num_heads,
+            kv_heads=op.num_kv_heads,
+            head_dim=op.head_dim,
+            window=op.window if isinstance(op, Attend) else 0,
+            scale=op.scale if isinstance(op, Attend) else 0.0,
+        )
+
+
+def encode_program(
+    program: StepProgram, weights: CpuWeights, limits: StepLimits, kv: KvConfig
+) -> EncodedProgram:
+    """Everything of hearth_model_desc but threads and instruction set."""
+    encoder = _OpEncoder(program)
+    ops = (abi.COp * len(program.ops))(*[encoder.encode(op) for op in program.ops])
+    buffers = (abi.CBuffer * len(program.buffers))(
+        *[abi.CBuffer(width=b.width, rows=abi.ROW_CODES[b.rows]) for b in program.buffers]
+    )
+    packed = (abi.CWeight * len(program.slots))(
+        *[
+            abi.CWeight(
+                data=weights.address(slot),
+                kind=abi.KIND_CODES[slot.kind],
+                dtype=abi.DTYPE_CODES[slot.quant.dtype],
+                rows=slot.rows,
+                cols=1 if slot.kind is SlotKind.VECTOR else slot.cols,
+            )
+            for slot in program.slots
+        ]
+    )
+    groups = (abi.CGroup * len(program.kv_groups))(
+        *[
+            abi.CGroup(
+                layers=g.num_layers,
+                kv_heads=g.num_kv_heads,
+                head_dim=g.head_dim,
+                window=g.window,
+                blocks=num_blocks,
+            )
+            for g, num_blocks in zip(program.kv_groups, kv.num_blocks, strict=True)
+        ]
+    )
+    inv_freq = (ctypes.c_float * max(len(encoder.inv_freq), 1))(*encoder.inv_freq)
+    desc = abi.CModelDesc(
+        abi_version=abi.ABI_VERSION,
+        num_ops=len(program.ops),
+        num_buffers=len(program.buffers),
+        num_weights=len(program.slots),
+        num_groups=len(program.kv_groups),
+        num_inv_freq=len(encoder.inv_freq),
+        ops=ops,
+        buffers=buffers,
+        weights=packed,
+        groups=groups,
+        inv_freq=inv_freq,
+        vocab_size=program.vocab_size,
+        max_tokens=limits.max_tokens,
+        max_sequences=limits.max_sequences,
+        max_logit_rows=limits.max_logit_rows,
+        max_model_len=limits.max_model_len,
+        block_size=kv.block_size,
+    )
+    return EncodedProgram(desc, [ops, buffers, packed, groups, inv_freq])

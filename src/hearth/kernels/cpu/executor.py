@@ -1,0 +1,155 @@
+"""The CPU executor: one call into the kernel library a step.
+
+Owns the model handle (scratch rows, KV pools, threads); weights are shared and outlive it.
+Bit-identical: a position's logits depend on its tokens, the packed weights and the instruction
+set alone, never on the batch, the budget, the cache or the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearth.core.errors import KernelError
+from hearth.core.program import StepProgram
+from hearth.core.spec import DType
+from hearth.core.step import ExecutorInfo, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.kernels.cpu import abi
+from hearth.kernels.cpu.encode import encode_program
+from hearth.kernels.cpu.library import best_isa, check, load_library
+from hearth.kernels.cpu.weights import CpuWeights
+
+
+def _pointer(
+    array: NDArray[np.int32] | NDArray[np.float32] | NDArray[np.uint64], dtype: type[np.generic]
+) -> int:
+    """Address of a C-contiguous array of the type that the ABI expects."""
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise KernelError(f"a plan array is {array.dtype}, not contiguous {dtype.__name__}")
+    return int(array.ctypes.data)
+
+
+class CpuExecutor:
+    """Runs a program with the C++ kernels; see core.step.Executor."""
+
+    def __init__(
+        self,
+        program: StepProgram,
+        weights: CpuWeights,
+        limits: StepLimits,
+        kv: KvConfig,
+        threads: int,
+        isa: str = "auto",
+    ) -> None:
+        """Creates scratch memory, KV pools and `threads` − 1 threads.
+
+        `isa`: auto, generic, avx2 or avx512. Raises KernelError, CapacityError.
+        """
+        self._library = load_library()
+        self._program = program
+        self._weights = weights
+        self._limits = limits
+        encoded = encode_program(program, weights, limits, kv)
+        encoded.desc.kv_dtype = abi.DTYPE_CODES[DType(kv.dtype)]
+        encoded.desc.num_threads = threads
+        encoded.desc.isa = isa.encode()
+        handle = ctypes.c_void_p()
+        check(self._library.hearth_model_create(ctypes.byref(encoded.desc), ctypes.byref(handle)))
+        self._handle: ctypes.c_void_p | None = handle
+        self._plan = abi.CPlan()
+        self._result = abi.CResult()
+        chosen = best_isa() if isa == "auto" else isa
+        why = "best that this processor has" if isa == "auto" else "as asked"
+        self._info = ExecutorInfo(
+            name="cpu",
+            detail=f"{chosen}, {threads} thread{'s' if threads > 1 else ''}",
+            reason=f"C++ kernels; {chosen}: {why}",
+            bit_identical=True,
+        )
+
+    @property
+    def program(self) -> StepProgram:
+        """The program that it runs."""
+        return self._program
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """Instruction set and threads, and why."""
+        return self._info
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step. Raises KernelError when the plan leaves its limits."""
+        if self._handle is None:
+            raise KernelError("the executor is closed")
+        num_rows = len(plan.logit_rows)
+        result = StepResult(
+            tokens=np.empty(num_rows, np.int32),
+            logprobs=np.empty(num_rows, np.float32),
+            hashes=np.empty(num_rows, np.uint64) if plan.want_hashes else None,
+            logits=np.empty((num_rows, self._program.vocab_size), np.float32)
+            if plan.want_logits
+            else None,
+        )
+        self._fill_plan(plan)
+        self._fill_result(result)
+        check(
+            self._library.hearth_run(
+                self._handle, 0, -1, ctypes.byref(self._plan), ctypes.byref(self._result)
+            )
+        )
+        return result
+
+    def _fill_plan(self, plan: StepPlan) -> None:
+        if len(plan.encoder):
+            raise KernelError("encoder rows are not known to this executor")
+        c = self._plan
+        c.num_tokens = len(plan.tokens)
+        c.num_sequences = len(plan.context)
+        c.num_logit_rows = len(plan.logit_rows)
+        c.num_copies = len(plan.copies)
+        c.num_blocks = len(plan.blocks)
+        c.flags = plan.want_hashes * abi.WANT_HASHES + plan.want_logits * abi.WANT_LOGITS
+        for name in (
+            "tokens",
+            "positions",
+            "row_start",
+            "context",
+            "slots",
+            "blocks",
+            "block_start",
+            "first_block",
+            "logit_rows",
+            "copies",
+        ):
+            setattr(c, name, _pointer(getattr(plan, name), np.int32))
+        sampling = plan.sampling
+        for name in ("temperature", "top_p", "min_p"):
+            setattr(c, name, _pointer(getattr(sampling, name), np.float32))
+        for name in ("top_k", "position", "choice"):
+            setattr(c, name, _pointer(getattr(sampling, name), np.int32))
+        c.seed = _pointer(sampling.seed, np.uint64)
+
+    def _fill_result(self, result: StepResult) -> None:
+        c = self._result
+        c.tokens = result.tokens.ctypes.data
+        c.logprobs = result.logprobs.ctypes.data
+        c.hashes = None if result.hashes is None else result.hashes.ctypes.data
+        c.logits = None if result.logits is None else result.logits.ctypes.data
+
+    def read_buffer(self, index: int, num_rows: int) -> NDArray[np.float32]:
+        """Rows of a program buffer as the last step left them, [num_rows, width]; for tests."""
+        out = np.empty((num_rows, self._program.buffers[index].width), np.float32)
+        check(self._library.hearth_read_buffer(self._handle, index, num_rows, out.ctypes.data))
+        return out
+
+    def close(self) -> None:
+        """Ends the threads and releases the memory; a second call does nothing."""
+        if self._handle is not None:
+            self._library.hearth_model_destroy(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()

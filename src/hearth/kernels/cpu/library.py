@@ -1,0 +1,62 @@
+"""Finds, loads and checks `libhearth_cpu.so`; turns its codes into KernelError."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+from hearth.core.errors import CapacityError, KernelError
+from hearth.kernels.cpu import abi
+
+LIBRARY_NAME = "libhearth_cpu.so"
+_OUT_OF_MEMORY = 2
+
+
+def library_path() -> Path:
+    """Where the build puts the library: beside this file."""
+    return Path(__file__).parent / LIBRARY_NAME
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """The loaded library, with argument types declared.
+
+    Raises KernelError when it was not built, does not load here, or is of another version.
+    """
+    path = library_path()
+    if not path.exists():
+        raise KernelError(
+            "the CPU kernel library was not built with this installation",
+            hint="install g++ (apt-get install g++) and install hearth again, "
+            "or pip install 'hearth[torch]' to serve without it, slower",
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(f"the CPU kernel library does not load: {error}") from error
+    abi.declare(library)
+    version = library.hearth_abi_version()
+    if version != abi.ABI_VERSION:
+        raise KernelError(
+            f"the CPU kernel library has ABI version {version}, this package needs "
+            f"{abi.ABI_VERSION}",
+            hint="install hearth again",
+        )
+    return library
+
+
+def best_isa() -> str:
+    """The instruction set that this processor and this build share: avx512, avx2 or generic."""
+    name: bytes = load_library().hearth_best_isa()
+    return name.decode()
+
+
+def check(code: int) -> None:
+    """Raises the library's last error of this thread when `code` is not 0."""
+    if code == 0:
+        return
+    message = load_library().hearth_last_error().decode() or f"kernel library error {code}"
+    if code == _OUT_OF_MEMORY:
+        raise CapacityError(message)
+    raise KernelError(message)

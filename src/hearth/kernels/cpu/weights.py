@@ -1,0 +1,109 @@
+"""Packed weights of a program in one memory arena, filled tensor by tensor.
+
+Owns the arena; the layouts are those of `kernels/packing`. Nothing is kept of a source tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearth.core.errors import CapacityError, KernelError
+from hearth.core.program import StepProgram
+from hearth.core.spec import SlotKind, WeightSlot
+from hearth.core.units import format_bytes, round_up
+from hearth.kernels.cpu import abi
+from hearth.kernels.cpu.library import load_library
+from hearth.kernels.packing import ALIGNMENT, HostTensor, arena_bytes, packed_bytes
+
+_HUGE_PAGE_BYTES = 2 << 20
+
+
+class CpuWeights:
+    """A WeightSink for the CPU executor. `put` may run in several threads for different slots."""
+
+    def __init__(self, program: StepProgram) -> None:
+        """Maps zeroed memory for all slots. Raises CapacityError, KernelError."""
+        self._library = load_library()
+        total = max(arena_bytes(program.slots), ALIGNMENT)
+        try:
+            self._memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise CapacityError(f"cannot map {format_bytes(total)} for weights") from error
+        if total >= _HUGE_PAGE_BYTES:
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._arena: NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
+        self._base: int = self._arena.ctypes.data
+        self._offsets: dict[str, int] = {}
+        offset = 0
+        for slot in program.slots:
+            self._offsets[slot.name] = offset
+            offset += round_up(packed_bytes(slot), ALIGNMENT)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the arena."""
+        return self._arena.nbytes
+
+    def address(self, slot: WeightSlot) -> int:
+        """Where the packed tensor of a slot begins; valid while this object lives."""
+        return self._base + self._offsets[slot.name]
+
+    def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:
+        """Packs all rows of `tensor`, [n, cols] or [n], into rows `first_row` … of the slot."""
+        num_rows = tensor.shape[0]
+        expected = (num_rows,) if slot.kind is SlotKind.VECTOR else (num_rows, slot.cols)
+        if tensor.shape != expected or first_row + num_rows > slot.rows:
+            raise KernelError(
+                f"a tensor of shape {list(tensor.shape)} does not fit rows {first_row} … of "
+                f"slot {slot.name} [{slot.rows}, {slot.cols}]"
+            )
+        source = np.ascontiguousarray(tensor.data)
+        self._check(
+            slot,
+            self._library.hearth_pack(
+                self.address(slot),
+                abi.KIND_CODES[slot.kind],
+                abi.DTYPE_CODES[slot.quant.dtype],
+                slot.rows,
+                self._cols(slot),
+                source.ctypes.data,
+                abi.DTYPE_CODES[tensor.dtype],
+                first_row,
+                num_rows,
+            ),
+        )
+
+    def fill_random(self, slot: WeightSlot, seed: int) -> None:
+        """Uniform random values: matrices with variance 1/cols, norm weights 1, small biases."""
+        base, amplitude = 0.0, math.sqrt(3.0 / slot.cols)
+        if slot.kind is SlotKind.VECTOR:
+            base, amplitude = (1.0, 0.0) if "norm" in slot.name else (0.0, 0.02)
+        key = (seed * 1_000_003 + self._offsets[slot.name]) % 2**64
+        self._check(
+            slot,
+            self._library.hearth_fill_random(
+                self.address(slot),
+                abi.KIND_CODES[slot.kind],
+                abi.DTYPE_CODES[slot.quant.dtype],
+                slot.rows,
+                self._cols(slot),
+                0,
+                slot.rows,
+                key,
+                base,
+                amplitude,
+            ),
+        )
+
+    @staticmethod
+    def _cols(slot: WeightSlot) -> int:
+        return 1 if slot.kind is SlotKind.VECTOR else slot.cols
+
+    @staticmethod
+    def _check(slot: WeightSlot, code: int) -> None:
+        if code != 0:
+            raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.dtype}")
