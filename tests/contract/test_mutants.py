@@ -1,0 +1,154 @@
+"""A model that is broken on purpose fails the comparison of the parity suite, on every executor.
+
+Without this, a tolerance that is too wide or models that are too tame would go unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.contract.comparison import LOGITS_TOLERANCE, Difference, compare_logits
+from tests.contract.conftest import Build
+from tests.contract.plan_builder import Mutate, PlanBuilder, teacher_forced
+from tests.support.executors import Setup
+from tests.support.hf_models import CASES, Expected, ModelCase
+
+from hearth.core.spec import LayerSpec, ModelSpec, RopePairing
+from hearth.core.step import StepPlan
+from hearth.models.loader import load_model_spec
+from hearth.models.lower import lower
+from hearth.models.rope import inverse_frequencies
+
+BUDGET = 64
+# Sequences of the batch that the mutants are run on: 135 and 71 tokens, two and more chunks each.
+SEQUENCES = (15, 6)
+
+LLAMA = next(case for case in CASES if case.name == "llama-12x3-tied-bias")
+LLAMA_MLP_BIAS = next(case for case in CASES if case.name == "llama-7x1-mlp-bias-sharded")
+GLM4 = next(case for case in CASES if case.name == "glm4-7x1-untied-sharded")
+
+MutateSpec = Callable[[ModelSpec], ModelSpec]
+ExpectedOf = Callable[[ModelCase], Expected]
+
+
+def theta(spec: ModelSpec) -> ModelSpec:
+    wrong = inverse_frequencies(10100.0, spec.rope.rotary_dim)
+    return replace(spec, rope=replace(spec.rope, inv_freq=wrong))
+
+
+def pairing(spec: ModelSpec) -> ModelSpec:
+    is_half = spec.rope.pairing is RopePairing.HALF
+    other = RopePairing.INTERLEAVED if is_half else RopePairing.HALF
+    return replace(spec, rope=replace(spec.rope, pairing=other))
+
+
+def one_layer(change: Callable[[LayerSpec], LayerSpec]) -> MutateSpec:
+    """Breaks the last layer only: the smallest form of the fault."""
+    return lambda spec: replace(spec, layers=(*spec.layers[:-1], change(spec.layers[-1])))
+
+
+def without(part: str, name: str) -> MutateSpec:
+    def change(layer: LayerSpec) -> LayerSpec:
+        broken = getattr(layer, part)
+        assert getattr(broken, name) is not None
+        changes: dict[str, Any] = {part: replace(broken, **{name: None})}
+        return replace(layer, **changes)
+
+    return one_layer(change)
+
+
+def without_norm(name: str) -> MutateSpec:
+    def change(layer: LayerSpec) -> LayerSpec:
+        assert getattr(layer, name) is not None
+        changes: dict[str, Any] = {name: None}
+        return replace(layer, **changes)
+
+    return one_layer(change)
+
+
+def swapped_norms(layer: LayerSpec) -> LayerSpec:
+    return replace(layer, attention_norm=layer.mlp_norm, mlp_norm=layer.attention_norm)
+
+
+def wrong_scale(layer: LayerSpec) -> LayerSpec:
+    attention = layer.attention
+    return replace(layer, attention=replace(attention, scale=attention.scale * 1.01))
+
+
+SPEC_MUTANTS: list[tuple[str, ModelCase, MutateSpec]] = [
+    ("rope theta", LLAMA, theta),
+    ("rope theta", GLM4, theta),
+    ("rope pairing", LLAMA, pairing),
+    ("rope pairing", GLM4, pairing),
+    ("no qkv bias", LLAMA, without("attention", "qkv_bias")),
+    ("no qkv bias", GLM4, without("attention", "qkv_bias")),
+    ("no attention out bias", LLAMA, without("attention", "out_bias")),
+    ("no gate_up bias", LLAMA_MLP_BIAS, without("mlp", "gate_up_bias")),
+    ("no down bias", LLAMA_MLP_BIAS, without("mlp", "down_bias")),
+    ("no post-attention norm", GLM4, without_norm("post_attention_norm")),
+    ("no post-mlp norm", GLM4, without_norm("post_mlp_norm")),
+    ("norms swapped", GLM4, one_layer(swapped_norms)),
+    ("attention scale", LLAMA, one_layer(wrong_scale)),
+]
+
+
+def sees_the_next_token(plan: StepPlan) -> StepPlan:
+    return replace(plan, context=plan.context + 1)
+
+
+def misses_its_own_token(plan: StepPlan) -> StepPlan:
+    return replace(plan, context=(plan.context - 1).clip(min=0))
+
+
+def run(
+    expected: Expected, build: Build, change: MutateSpec | None, mutate: Mutate | None = None
+) -> Difference:
+    """The comparison of the parity suite, with the spec or the plans changed."""
+    loaded = load_model_spec(expected.path)
+    program = lower(change(loaded.spec)) if change else None
+    setup = Setup(loaded, max_tokens=BUDGET)
+    executor = build(setup, program)
+    builder = PlanBuilder(setup.block_size, setup.num_blocks)
+    sequences = [expected.sequence(i) for i in SEQUENCES]
+    actual = teacher_forced(executor, builder, sequences, BUDGET, mutate)
+    return compare_logits([expected.logits[i] for i in SEQUENCES], actual)
+
+
+@pytest.mark.parametrize("case", [LLAMA, LLAMA_MLP_BIAS, GLM4], ids=lambda case: case.name)
+def test_the_unbroken_model_passes(case: ModelCase, expected_of: ExpectedOf, build: Build) -> None:
+    assert run(expected_of(case), build, None).is_close
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        pytest.param(case, change, id=f"{case.family}: {name}")
+        for name, case, change in SPEC_MUTANTS
+    ],
+)
+def test_a_broken_spec_is_noticed(
+    case: ModelCase, change: MutateSpec, expected_of: ExpectedOf, build: Build
+) -> None:
+    difference = run(expected_of(case), build, change)
+    print(f"difference {difference.largest:.3g}, tolerance {LOGITS_TOLERANCE:g}")
+    assert not difference.is_close
+
+
+@pytest.mark.parametrize("mutate", [sees_the_next_token, misses_its_own_token])
+@pytest.mark.parametrize("case", [LLAMA, GLM4], ids=lambda case: case.name)
+def test_a_causal_mask_off_by_one_is_noticed(
+    case: ModelCase, mutate: Mutate, expected_of: ExpectedOf, build: Build
+) -> None:
+    difference = run(expected_of(case), build, None, mutate)
+    print(f"difference {difference.largest:.3g}, tolerance {LOGITS_TOLERANCE:g}")
+    assert not difference.is_close
+
+
+def test_a_difference_of_nan_is_noticed(expected_of: ExpectedOf) -> None:
+    logits = expected_of(LLAMA).logits[:2]
+    broken = logits[0].copy()
+    broken[3, 5] = float("nan")
+    assert not compare_logits(logits, [broken, logits[1]]).is_close
