@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hearth.core.config import Resolved
 from hearth.core.errors import ModelNotServedError, TokenizerError
 from hearth.engine.text.chat_template import ChatTemplate, load_chat_template
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.models.generation_config import GenerationDefaults
 
 NO_TEMPLATE = "the model has no chat template: /v1/chat/completions will answer with an error"
 
@@ -32,7 +32,7 @@ class ServedModel:
     vocab_size: int
     stop_token_ids: frozenset[int]
     created: int
-    defaults: Mapping[str, float] = field(default_factory=dict)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -58,7 +58,7 @@ def served_model(
     names: tuple[str, ...],
     text: TextFiles,
     resolved: Resolved,
-    defaults: Mapping[str, float],
+    defaults: GenerationDefaults,
     created: int,
 ) -> ServedModel:
     """Joins what the engine resolved with the text files.
@@ -81,5 +81,5 @@ def served_model(
         vocab_size=resolved.vocab_size,
         stop_token_ids=frozenset(stops),
         created=created,
-        defaults=dict(defaults),
+        defaults=defaults,
     )

@@ -6,11 +6,11 @@ A seed is drawn here where none is given, so that an answer can be continued aft
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hearth.core.config import Choice
 from hearth.core.request import SamplingParams
+from hearth.models.generation_config import GenerationDefaults
 
 MAX_SEED = 2**64 - 1
 # OpenAI's defaults; top_k and min_p do not exist there and are off.
@@ -28,11 +28,12 @@ class SamplingChoices:
     seed: int | None = None
 
 
-def resolve_sampling(asked: SamplingChoices, defaults: Mapping[str, float]) -> SamplingParams:
-    """Complete parameters; `defaults` are the model's own, by the names of generation_config."""
+def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> SamplingParams:
+    """Complete parameters for one request."""
+    fallback = {**_FALLBACK, **_given(defaults)}
 
     def pick(name: str, value: float | None) -> float:
-        return value if value is not None else defaults.get(name, _FALLBACK[name])
+        return fallback[name] if value is None else value
 
     return SamplingParams(
         temperature=pick("temperature", asked.temperature),
@@ -43,10 +44,16 @@ def resolve_sampling(asked: SamplingChoices, defaults: Mapping[str, float]) -> S
     )
 
 
-def sampling_choice(defaults: Mapping[str, float]) -> Choice:
+def sampling_choice(defaults: GenerationDefaults) -> Choice:
     """The defaults as one line of the banner."""
-    known = {name: defaults[name] for name in _FALLBACK if name in defaults}
-    shown = ", ".join(f"{name} {value:g}" for name, value in {**_FALLBACK, **known}.items())
-    if not known:
-        return Choice("sampling", shown, "OpenAI's defaults; the model's files give none")
-    return Choice("sampling", shown, f"{', '.join(known)} from the model's generation_config.json")
+    given = _given(defaults)
+    shown = ", ".join(f"{name} {value:g}" for name, value in {**_FALLBACK, **given}.items())
+    if not given:
+        return Choice("sampling", shown, f"OpenAI's defaults ({defaults.reason})")
+    return Choice("sampling", shown, f"{', '.join(given)}: {defaults.reason}")
+
+
+def _given(defaults: GenerationDefaults) -> dict[str, float]:
+    """What the model's files say."""
+    found = {name: getattr(defaults, name) for name in _FALLBACK}
+    return {name: float(value) for name, value in found.items() if value is not None}

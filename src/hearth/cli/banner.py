@@ -1,0 +1,137 @@
+"""The start banner: what was chosen and why, where the time went, and a line that works.
+
+On a terminal in colours; elsewhere plain text, so that a log stays readable.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hearth import __version__
+from hearth.cli.clock import StartupClock
+from hearth.cli.settings import ServeSettings
+from hearth.core.config import Choice
+from hearth.serve.listen import is_loopback, url_of
+from hearth.serve.model import NO_TEMPLATE, ServedModel
+from hearth.serve.sampling import sampling_choice
+
+if TYPE_CHECKING:
+    from hearth.engine.messages import Ready
+
+EXAMPLE = "What is hearth?"
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """What the banner is made of."""
+
+    settings: ServeSettings
+    port: int
+    model: ServedModel
+    ready: Ready
+    clock: StartupClock
+
+    @property
+    def url(self) -> str:
+        """The server's address for a client on this machine."""
+        return url_of(self.settings.host, self.port)
+
+    def choices(self) -> list[Choice]:
+        """Every automatic value with its reason."""
+        engine = self.settings.engine
+        executor = self.ready.executor
+        caching = engine.cache.enable_prefix_caching
+        own = [
+            Choice("running on", f"{executor.name}: {executor.detail}", executor.reason),
+            Choice(
+                "prefix caching",
+                "on" if caching else "off",
+                f"blocks of {engine.cache.block_size} tokens"
+                if caching
+                else "--no-enable-prefix-caching",
+            ),
+            sampling_choice(self.model.defaults),
+        ]
+        resolved = [c for c in self.ready.resolved.choices if c.name != "executor"]
+        return [own[0], *resolved, *own[1:]]
+
+    def warnings(self) -> list[str]:
+        """What the user should know before relying on this server."""
+        found = [*self.settings.warnings, *self.ready.resolved.warnings]
+        if self.model.text.template is None:
+            found.append(NO_TEMPLATE)
+        if not is_loopback(self.settings.host):
+            found.append(
+                f"--host {self.settings.host}: everyone who reaches this address may use the "
+                "model; there is no authentication yet"
+            )
+        return found
+
+
+def curl_line(url: str, model_name: str) -> str:
+    """A command that can be copied to a shell and answers."""
+    body = {"model": model_name, "messages": [{"role": "user", "content": EXAMPLE}]}
+    data = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {data}"
+
+
+def print_banner(banner: Banner, console: Console | None = None) -> None:
+    """Prints it to stdout."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    resolved = banner.ready.resolved
+    names = ", ".join(banner.model.names)
+    title = Text(f"hearth {__version__}", style="bold")
+    title.append(f" serves {names} ({resolved.architecture}) at ", style="not bold")
+    title.append(banner.url, style="bold cyan")
+    console.print(title)
+    _print_rows(console, ((c.name, c.value, c.reason) for c in banner.choices()))
+    memory = [line.partition(": ") for line in banner.ready.memory]
+    _print_rows(console, ((name, *_split_reason(rest)) for name, _, rest in memory))
+    for warning in banner.warnings():
+        console.print(Text(f"  warning: {warning}", style="yellow"))
+    console.print(Text(f"  {_timing_line(banner)}", style="dim"))
+    console.print(f"  API documentation: {banner.url}/docs")
+    console.print("  Try it:\n", style="bold")
+    console.print(Text(curl_line(banner.url, banner.model.names[0])))
+    console.print()
+    console.file.flush()
+
+
+def _split_reason(rest: str) -> tuple[str, str]:
+    """`1.50 GiB = arithmetic` in its two parts."""
+    value, _, reason = rest.partition(" = ")
+    return value, reason
+
+
+def _print_rows(console: Console, rows: Iterable[tuple[str, str, str]]) -> None:
+    """A grid on a terminal, whose last column wraps; lines elsewhere."""
+    if not console.is_terminal:
+        for name, value, reason in rows:
+            console.print(Text(f"  {name}: {value} ({reason})" if reason else f"  {name}: {value}"))
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(style="green")
+    grid.add_column(style="dim")
+    for name, value, reason in rows:
+        grid.add_row(Text(f"  {name}"), Text(value), Text(reason))
+    console.print(grid, soft_wrap=False)
+
+
+def _timing_line(banner: Banner) -> str:
+    """`ready in 0.93 s: python 0.12 + … (engine: …)`."""
+    own = _sum_of(banner.clock.phases_s)
+    engine = _sum_of(banner.ready.timings_s)
+    return f"ready in {banner.clock.total_s:.2f} s = {own}; the engine meanwhile: {engine}"
+
+
+def _sum_of(phases_s: Mapping[str, float]) -> str:
+    return " + ".join(f"{name} {seconds:.2f}" for name, seconds in phases_s.items())

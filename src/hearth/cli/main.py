@@ -1,0 +1,68 @@
+"""The `hearth` command: its sub-commands, and the one place where errors become messages.
+
+Every error of the tree is printed as one message with its hint, and ends the process with the exit
+code of its class. A trace is shown only with `--log-level debug`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+
+import typer
+
+from hearth.cli.serve import serve
+from hearth.cli.version import show_version, version
+from hearth.core.errors import HearthError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+app = typer.Typer(
+    name="hearth",
+    help="Serve Hugging Face models on hardware that people own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(version)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Serve Hugging Face models on hardware that people own."""
+
+
+def main() -> None:
+    """Entry point of the console script; never returns."""
+    try:
+        code = app(prog_name="hearth", standalone_mode=True)
+    except HearthError as error:
+        _report(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _report(error: HearthError) -> None:
+    """One message and what to do, on stderr."""
+    is_color = sys.stderr.isatty()
+    red, dim, plain = ("\033[1;31m", "\033[2m", "\033[0m") if is_color else ("", "", "")
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    print(f"{red}error:{plain} {error.message} {dim}[{error.code}]{plain}", file=sys.stderr)
+    if error.hint:
+        print(f"  what to do: {error.hint}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

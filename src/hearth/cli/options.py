@@ -1,0 +1,188 @@
+"""The flags of `hearth serve`: one declaration each, with vLLM's name where it means the same.
+
+Every flag is also an environment variable: HEARTH_ and the flag's name. A flag wins over the
+variable, the variable over the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import typer
+
+from hearth.cli.quantity import parse_quantity
+
+ENV_PREFIX = "HEARTH_"
+
+
+def _option(flag: str, text: str, **settings: Any) -> Any:
+    """A flag with its environment variable. `flag` may name its negation: `--a/--no-a`."""
+    name = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    return typer.Option(flag, help=text, envvar=f"{ENV_PREFIX}{name}", **settings)
+
+
+def _quantity(text: str | int) -> int:
+    try:
+        return parse_quantity(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        envvar=f"{ENV_PREFIX}MODEL",
+        help="Directory of a Hugging Face model; without it the built-in model is served.",
+        show_default=False,
+    ),
+]
+Host = Annotated[
+    str,
+    _option("--host", "Address to listen on; 0.0.0.0 for every network.", rich_help_panel="HTTP"),
+]
+Port = Annotated[
+    int,
+    _option(
+        "--port", "Port to listen on; 0 takes a free one.", min=0, max=65535, rich_help_panel="HTTP"
+    ),
+]
+ServedModelName = Annotated[
+    list[str] | None,
+    _option(
+        "--served-model-name",
+        "Name that clients may use; repeat it for several. Default: the directory's name.",
+        metavar="NAME",
+        rich_help_panel="HTTP",
+        show_default=False,
+    ),
+]
+MaxBodyBytes = Annotated[
+    int,
+    _option(
+        "--max-body-bytes",
+        "Largest request body, such as 32M.",
+        parser=_quantity,
+        metavar="BYTES",
+        rich_help_panel="HTTP",
+    ),
+]
+ShutdownTimeout = Annotated[
+    float,
+    _option(
+        "--shutdown-timeout",
+        "Seconds that running answers get after Ctrl-C or SIGTERM; a "
+        "second signal ends them at once.",
+        min=0,
+        rich_help_panel="HTTP",
+    ),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    _option("--dtype", "Precision of weights and KV cache.", rich_help_panel="Model"),
+]
+LoadFormat = Annotated[
+    Literal["auto", "safetensors", "dummy"],
+    _option(
+        "--load-format",
+        "Where weights come from; dummy fills in random ones.",
+        rich_help_panel="Model",
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    _option(
+        "--max-model-len",
+        "Longest prompt and answer together, in tokens, such as 8192 or "
+        "32K. Default: the model's own.",
+        parser=_quantity,
+        metavar="TOKENS",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int,
+    _option("--seed", "Seed of dummy weights.", min=0, rich_help_panel="Model"),
+]
+MaxNumSeqs = Annotated[
+    int,
+    _option("--max-num-seqs", "Most requests in one step.", min=1, rich_help_panel="Engine"),
+]
+MaxNumBatchedTokens = Annotated[
+    int,
+    _option(
+        "--max-num-batched-tokens", "Most tokens in one step.", min=1, rich_help_panel="Engine"
+    ),
+]
+MaxQueuedRequests = Annotated[
+    int,
+    _option(
+        "--max-queued-requests",
+        "Requests that may wait; more get 429.",
+        min=0,
+        rich_help_panel="Engine",
+    ),
+]
+BlockSize = Annotated[
+    int,
+    _option("--block-size", "Tokens in a block of KV cache.", min=1, rich_help_panel="Engine"),
+]
+EnablePrefixCaching = Annotated[
+    bool,
+    _option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        "Reuse the KV cache of equal beginnings.",
+        rich_help_panel="Engine",
+    ),
+]
+KvCacheMemoryBytes = Annotated[
+    int | None,
+    _option(
+        "--kv-cache-memory-bytes",
+        "Size of the KV cache, such as 2G or 512M. Default: from the free memory.",
+        parser=_quantity,
+        metavar="BYTES",
+        rich_help_panel="Engine",
+        show_default=False,
+    ),
+]
+Executor = Annotated[
+    Literal["auto", "cpu", "reference"],
+    _option("--executor", "What runs the model.", rich_help_panel="Engine"),
+]
+Threads = Annotated[
+    int | None,
+    _option(
+        "--threads",
+        "Threads of the CPU executor. Default: one a physical core.",
+        min=1,
+        rich_help_panel="Engine",
+        show_default=False,
+    ),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    _option("--log-level", "What is logged to stderr; debug shows traces of errors."),
+]
+
+
+def environment_names(command: Any) -> set[str]:
+    """The environment variables that a command reads."""
+    hints = get_type_hints(command, include_extras=True)
+    infos = (info for hint in hints.values() for info in get_args(hint)[1:])
+    return {info.envvar for info in infos if isinstance(getattr(info, "envvar", None), str)}
+
+
+def unknown_variables(environment: Mapping[str, str], known: Iterable[str]) -> list[str]:
+    """One warning for each HEARTH_ variable that no flag has."""
+    names = set(known)
+    warnings: list[str] = []
+    for name in sorted(environment):
+        if name.startswith(ENV_PREFIX) and name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            guess = f"; did you mean {close[0]}?" if close else ""
+            warnings.append(f"the environment variable {name} has no meaning here{guess}")
+    return warnings

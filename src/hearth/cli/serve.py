@@ -1,0 +1,72 @@
+"""`hearth serve [MODEL]`: flags in, a running server out.
+
+The function's parameters are the flags: Typer reads them from the signature, so there are more of
+them than elsewhere. What they mean stands in `options`, what is done with them in `launch`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from hearth.cli import options as flag
+from hearth.core.config import CacheConfig, SchedulerConfig
+
+_CACHE = CacheConfig()
+_SCHEDULER = SchedulerConfig()
+
+
+def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
+    model: flag.Model = None,
+    host: flag.Host = "127.0.0.1",
+    port: flag.Port = 8000,
+    served_model_name: flag.ServedModelName = None,
+    max_body_bytes: flag.MaxBodyBytes = 32 << 20,
+    shutdown_timeout: flag.ShutdownTimeout = 15.0,
+    dtype: flag.Dtype = "auto",
+    load_format: flag.LoadFormat = "auto",
+    max_model_len: flag.MaxModelLen = None,
+    seed: flag.Seed = 0,
+    max_num_seqs: flag.MaxNumSeqs = _SCHEDULER.max_num_seqs,
+    max_num_batched_tokens: flag.MaxNumBatchedTokens = _SCHEDULER.max_num_batched_tokens,
+    max_queued_requests: flag.MaxQueuedRequests = _SCHEDULER.max_queued_requests,
+    block_size: flag.BlockSize = _CACHE.block_size,
+    enable_prefix_caching: flag.EnablePrefixCaching = _CACHE.enable_prefix_caching,
+    kv_cache_memory_bytes: flag.KvCacheMemoryBytes = None,
+    executor: flag.Executor = "auto",
+    threads: flag.Threads = None,
+    log_level: flag.LogLevel = "info",
+) -> None:
+    """Serve a model over an OpenAI-compatible HTTP API."""
+    from hearth.cli import settings
+    from hearth.cli.launch import configure_logging, launch
+
+    configure_logging(log_level)
+    model_dir = settings.find_model(model)
+    engine = settings.EngineFlags(
+        dtype=dtype,
+        load_format=load_format,
+        max_model_len=max_model_len,
+        seed=seed,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_queued_requests=max_queued_requests,
+        block_size=block_size,
+        enable_prefix_caching=enable_prefix_caching,
+        kv_cache_memory_bytes=kv_cache_memory_bytes,
+        executor=executor,
+        threads=threads,
+    )
+    chosen = settings.ServeSettings(
+        engine=settings.engine_config(model_dir, engine),
+        model_dir=model_dir,
+        names=settings.served_names(model, model_dir, served_model_name),
+        host=host,
+        port=port,
+        max_body_bytes=max_body_bytes,
+        shutdown_timeout_s=shutdown_timeout,
+        log_level=log_level,
+        warnings=tuple(flag.unknown_variables(os.environ, flag.environment_names(serve))),
+    )
+    raise typer.Exit(launch(chosen))

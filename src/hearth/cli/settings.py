@@ -1,0 +1,115 @@
+"""ServeSettings: the flags of `hearth serve`, resolved once into what each component is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hearth.core.config import (
+    CacheConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
+from hearth.core.errors import ModelNotFoundError
+
+BUILT_IN_NAME = "hearth-demo"
+BUILT_IN_DIR = Path(__file__).resolve().parent.parent / "demo_model"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Everything that `hearth serve` was told; defaults are those of the flags."""
+
+    engine: EngineConfig
+    model_dir: Path
+    names: tuple[str, ...]
+    host: str
+    port: int
+    max_body_bytes: int
+    shutdown_timeout_s: float
+    log_level: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFlags:
+    """The flags that concern the engine."""
+
+    dtype: str
+    load_format: str
+    max_model_len: int | None
+    seed: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_queued_requests: int
+    block_size: int
+    enable_prefix_caching: bool
+    kv_cache_memory_bytes: int | None
+    executor: str
+    threads: int | None
+
+
+def find_model(model: str | None) -> Path:
+    """The directory to serve; None: the built-in model's.
+
+    Raises:
+        ModelNotFoundError: no such directory, or no config.json in it.
+    """
+    if model is None:
+        if not (BUILT_IN_DIR / "config.json").is_file():
+            raise ModelNotFoundError(
+                f"the built-in model is not in this installation ({BUILT_IN_DIR})",
+                hint="install hearth again, or name a model directory: hearth serve DIRECTORY",
+            )
+        return BUILT_IN_DIR
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise ModelNotFoundError(
+            f"{model} is a file", hint="name the directory that holds config.json"
+        )
+    if not path.is_dir():
+        raise ModelNotFoundError(
+            f"there is no directory {model}",
+            hint="hearth serves a local directory for now: download the model first, for instance "
+            "with: hf download ORG/NAME --local-dir DIRECTORY",
+        )
+    if not (path / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{model} holds no config.json",
+            hint="name the directory of a Hugging Face model: config.json, tokenizer.json and "
+            "*.safetensors",
+        )
+    return path
+
+
+def served_names(model: str | None, model_dir: Path, asked: list[str] | None) -> tuple[str, ...]:
+    """The names that clients may use; without any asked for, the directory's."""
+    if asked:
+        return tuple(dict.fromkeys(asked))
+    return (BUILT_IN_NAME if model is None else model_dir.resolve().name,)
+
+
+def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
+    """The engine's sections."""
+    return EngineConfig(
+        model=ModelConfig(
+            path=str(model_dir),
+            dtype=flags.dtype,
+            load_format=flags.load_format,
+            max_model_len=flags.max_model_len,
+            seed=flags.seed,
+        ),
+        cache=CacheConfig(
+            block_size=flags.block_size,
+            enable_prefix_caching=flags.enable_prefix_caching,
+            memory_bytes=flags.kv_cache_memory_bytes,
+        ),
+        scheduler=SchedulerConfig(
+            max_num_seqs=flags.max_num_seqs,
+            max_num_batched_tokens=flags.max_num_batched_tokens,
+            max_queued_requests=flags.max_queued_requests,
+        ),
+        device=DeviceConfig(threads=flags.threads, executor=flags.executor),
+    )
