@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.support.toy_executor import ToyExecutor, toy_program
+
 from hearth.core.config import (
     CacheConfig,
     EngineConfig,
@@ -17,7 +19,6 @@ from hearth.core.step import KvConfig, StepLimits
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.messages import Ready, WireEvent
 from hearth.engine.startup import StartedEngine
-from tests.support.toy_executor import ToyExecutor, toy_program
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ class Driver:
             outcome.hashes += event.hashes
             outcome.reason, outcome.last = event.finish_reason, event
 
-    def run(self, max_steps: int = 100_000, before_step: Callable[[int], None] | None = None) -> None:
+    def run(
+        self, max_steps: int = 100_000, before_step: Callable[[int], None] | None = None
+    ) -> None:
         """Until there is no work."""
         for number in range(max_steps):
             if not self.engine.has_work:

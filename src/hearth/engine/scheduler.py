@@ -5,7 +5,8 @@ Running sequences come first, those that lack a single token (decoding) before l
 is left of the budget admits waiting ones by (priority, arrival). When blocks run out, the running
 sequence that ranks last gives its blocks up and is computed anew later; a sequence only ever takes
 blocks from one that ranks behind it, so the first of all always proceeds, and everybody in turn
-(that a single sequence of full length fits is checked at the start).
+(that a single sequence of full length fits is checked at the start). One is admitted only when all
+running ones had their share of the budget: so they never outnumber it, and none of them starves.
 
 `plan` and `commit` come in pairs, tied by the `StepDecision`. A sequence of an uncommitted decision
 is not planned again, and keeps its blocks even when it is cancelled: the step still writes to them.
@@ -32,7 +33,6 @@ from hearth.engine.messages import WireEvent
 from hearth.engine.sequence import Sequence, SequenceState
 
 _rank = attrgetter("rank")
-_last_step = attrgetter("last_step")
 
 
 @dataclass(slots=True)
@@ -89,7 +89,6 @@ class Scheduler:
         self._leaving: list[Sequence] = []  # finished, but a step in flight uses their blocks
         self._events: list[WireEvent] = []
         self._num_arrivals = 0
-        self._step = 0
 
     @property
     def num_running(self) -> int:
@@ -138,14 +137,11 @@ class Scheduler:
     def plan(self) -> StepDecision | None:
         """Decides the next step; None when there is nothing to compute."""
         decision = StepDecision()
-        self._step += 1
         budget, is_short = self._plan_running(decision)
         if self._waiting and not is_short:
             self._plan_waiting(decision, budget)
-        step = self._step
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
-            sequence.last_step = step
         return decision if decision.sequences else None
 
     def commit(
@@ -237,14 +233,12 @@ class Scheduler:
         return budget, is_short
 
     def _running_in_order(self) -> list[Sequence]:
-        """Decoding sequences, then chunks; by turns when the budget does not reach round."""
+        """Decoding sequences, then chunks."""
         decoding: list[Sequence] = []
         chunks: list[Sequence] = []
         for sequence in self._running:
             missing = sequence.num_known - sequence.num_computed
             (decoding if missing == 1 else chunks).append(sequence)
-        if len(decoding) + bool(chunks) > self.config.max_num_batched_tokens:
-            return sorted(self._running, key=_last_step)
         return decoding + chunks if chunks else decoding
 
     def _preempt_for(self, sequence: Sequence, end: int, decision: StepDecision) -> bool:

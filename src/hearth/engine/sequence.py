@@ -34,7 +34,6 @@ class Sequence:
 
     __slots__ = (
         "hashes",
-        "last_step",
         "max_known",
         "num_cached",
         "num_computed",
@@ -67,7 +66,6 @@ class Sequence:
         self.num_cached = -1  # prompt tokens found in the prefix cache; −1: never admitted
         self.num_preemptions = 0
         self.rank = (request.priority, arrival)  # smaller goes first; unique
-        self.last_step = 0  # the last step that computed something of it
         self.state = SequenceState.WAITING
         self.table = table
         self.root = root_hash(request.cache_key)

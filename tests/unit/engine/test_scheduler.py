@@ -14,13 +14,13 @@ def prompt_of(length: int, salt: int = 0) -> tuple[int, ...]:
     return tuple((7 * i + i * i // 3 + 31 * salt) % 97 for i in range(length))
 
 
-def expected(prompt: tuple[int, ...], num_tokens: int, windows: tuple[int, ...] = (0,)) -> list[int]:
+def expected(
+    prompt: tuple[int, ...], num_tokens: int, windows: tuple[int, ...] = (0,)
+) -> list[int]:
     return solo_tokens(toy_program(windows=windows), prompt, num_tokens)
 
 
-def greedy(
-    name: str, prompt: tuple[int, ...], max_tokens: int, **fields: object
-) -> Request:
+def greedy(name: str, prompt: tuple[int, ...], max_tokens: int, **fields: object) -> Request:
     return Request(name, prompt, max_tokens, SamplingParams(temperature=0), **fields)  # type: ignore[arg-type]
 
 
@@ -117,19 +117,48 @@ def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
     driver.run()
 
 
-def test_a_budget_below_the_number_of_running_sequences_serves_them_in_turn() -> None:
-    engine, _ = toy_engine(ToySizes(budget=3, max_num_seqs=8, prefix_caching=False))
+def test_a_budget_below_max_num_seqs_starves_nobody_that_runs() -> None:
+    engine, executor = toy_engine(ToySizes(budget=3, max_num_seqs=8, prefix_caching=False))
     driver = Driver(engine)
-    for i in range(3):
-        driver.submit(greedy(f"r{i}", prompt_of(1, i), 40))
+    for i in range(6):
+        driver.submit(greedy(f"r{i}", prompt_of(1 + i, i), 10))
+    while engine.has_work:
+        before = [len(driver.outcomes[f"r{i}"].tokens) for i in range(6)]
         driver.step()
-    driver.submit(greedy("long", prompt_of(30, 9), 5, priority=-1))
-    for _ in range(60):
-        driver.step()
-    lengths = [len(driver.outcomes[f"r{i}"].tokens) for i in range(3)]
-    assert min(lengths) >= 30
+        after = [len(driver.outcomes[f"r{i}"].tokens) for i in range(6)]
+        started = [i for i in range(6) if before[i] and before[i] < 10]
+        assert all(after[i] == before[i] + 1 for i in started)
+    for i in range(6):
+        assert driver.outcomes[f"r{i}"].tokens == expected(prompt_of(1 + i, i), 10)
+    assert max(executor.computed) == 3
+
+
+def test_a_sequence_that_was_already_planned_can_still_be_preempted_for_an_older_one() -> None:
+    engine, _ = toy_engine(ToySizes(num_blocks=(16,), budget=5, prefix_caching=False))
+    driver = Driver(engine)
+    for name in ("b", "c"):  # they decode, and are planned before the chunks of "old"
+        driver.submit(greedy(name, prompt_of(2, 3), 50))
+    driver.step()
+    driver.submit(greedy("old", prompt_of(52, 1), 4, priority=-1))
     driver.run()
-    assert driver.outcomes["long"].tokens == expected(prompt_of(30, 9), 5)
+    assert engine.stats().num_preemptions > 0
+    assert driver.outcomes["old"].tokens == expected(prompt_of(52, 1), 4)
+    assert driver.outcomes["c"].tokens == expected(prompt_of(2, 3), 50)
+
+
+def test_a_prefix_whose_window_was_evicted_is_matched_only_as_far_as_it_is_whole() -> None:
+    windows = (0, 6)
+    engine, _ = toy_engine(ToySizes(num_blocks=(60, 5), windows=windows, budget=8))
+    driver = Driver(engine)
+    for name, salt in (("a", 0), ("b", 1), ("c", 2), ("again", 0)):
+        driver.submit(greedy(name, prompt_of(30, salt), 3))
+        driver.run()
+        assert driver.outcomes[name].tokens == expected(prompt_of(30, salt), 3, windows)
+    driver.submit(greedy("at once", prompt_of(30, 0), 3))
+    driver.run()
+    assert driver.outcomes["at once"].tokens == driver.outcomes["a"].tokens
+    cached = [driver.outcomes[name].last.num_cached_tokens for name in ("again", "at once")]  # type: ignore[union-attr]
+    assert cached == [0, 28]
 
 
 def test_lower_priority_numbers_go_first_then_arrival() -> None:
@@ -173,9 +202,7 @@ def test_a_resumed_request_goes_on_where_it_stopped(num_before: int) -> None:
     whole = solo_tokens(toy_program(), prompt_of(9), 12, seed=11)
     engine, _ = toy_engine(ToySizes(budget=5))
     driver = Driver(engine)
-    driver.submit(
-        Request("r", prompt_of(9), 12, sampling, generated=tuple(whole[:num_before]))
-    )
+    driver.submit(Request("r", prompt_of(9), 12, sampling, generated=tuple(whole[:num_before])))
     driver.run()
     assert driver.outcomes["r"].tokens == whole[num_before:]
 
@@ -186,7 +213,9 @@ def test_a_resumed_request_that_was_complete_ends_at_once() -> None:
     driver = Driver(engine)
     driver.submit(greedy("full", prompt_of(9), 3, generated=tuple(whole)))
     stop = frozenset({whole[1]})
-    driver.submit(greedy("stopped", prompt_of(9), 9, generated=tuple(whole[:2]), stop_token_ids=stop))
+    driver.submit(
+        greedy("stopped", prompt_of(9), 9, generated=tuple(whole[:2]), stop_token_ids=stop)
+    )
     driver.run()
     assert driver.outcomes["full"].reason is FinishReason.LENGTH
     assert driver.outcomes["stopped"].reason is FinishReason.STOP

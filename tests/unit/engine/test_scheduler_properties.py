@@ -1,0 +1,138 @@
+"""Random lives of requests over tiny block pools, with an integrity check after every step."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from hearth.core.blocks import max_blocks_held
+from hearth.core.request import FinishReason, Request, SamplingParams
+from hearth.engine.scheduler import StepDecision
+from tests.support.toy_engine import Driver, ToySizes, toy_engine
+from tests.support.toy_executor import solo_tokens, toy_program
+
+# Prompts are cut from a few long texts, so that prefixes are shared, aligned to blocks or not.
+TEXTS = [[(i * i + 13 * t) % 97 for i in range(40)] for t in range(2)]
+BLOCK_SIZE = 4
+MAX_MODEL_LEN = 48
+
+
+class EngineLife(RuleBasedStateMachine):
+    """submit, cancel, step in any order; every answer equals its solo run, nothing leaks."""
+
+    @initialize(
+        budget=st.sampled_from([1, 2, 3, 5, 8, 64]),
+        max_num_seqs=st.integers(1, 6),
+        spare_blocks=st.integers(0, 20),
+        prefix_caching=st.booleans(),
+        windows=st.sampled_from([(0,), (0, 5), (7,), (0, 9)]),
+    )
+    def begin(
+        self,
+        budget: int,
+        max_num_seqs: int,
+        spare_blocks: int,
+        prefix_caching: bool,
+        windows: tuple[int, ...],
+    ) -> None:
+        num_blocks = tuple(
+            max_blocks_held(MAX_MODEL_LEN, window, budget, BLOCK_SIZE) + spare_blocks
+            for window in windows
+        )
+        sizes = ToySizes(
+            BLOCK_SIZE, num_blocks, windows, MAX_MODEL_LEN, max_num_seqs, budget, 5, prefix_caching
+        )
+        self.engine, self.executor = toy_engine(sizes)
+        self.driver = Driver(self.engine)
+        self.program = toy_program(windows=windows)
+        self.requests: dict[str, Request] = {}
+        self.stops: dict[str, list[int]] = {}
+
+    @rule(
+        text=st.sampled_from(TEXTS),
+        length=st.integers(1, 40),
+        tail=st.lists(st.integers(0, 96), max_size=3),
+        max_tokens=st.integers(1, 12),
+        seed=st.none() | st.integers(0, 2),
+        priority=st.integers(0, 1),
+        num_generated=st.integers(0, 3),
+        stop_at=st.none() | st.integers(0, 11),
+    )
+    def submit(
+        self,
+        text: list[int],
+        length: int,
+        tail: list[int],
+        max_tokens: int,
+        seed: int | None,
+        priority: int,
+        num_generated: int,
+        stop_at: int | None,
+    ) -> None:
+        prompt = tuple(text[:length] + tail)
+        sampling = SamplingParams(temperature=0 if seed is None else 1, seed=seed or 0)
+        answer = solo_tokens(self.program, prompt, max_tokens, seed=seed)
+        stop_ids = frozenset(answer[stop_at : stop_at + 1]) if stop_at is not None else frozenset()
+        until = next((i for i, token in enumerate(answer) if token in stop_ids), len(answer))
+        name = f"r{len(self.requests)}"
+        generated = tuple(answer[: min(num_generated, until, max_tokens - 1)])
+        request = Request(name, prompt, max_tokens, sampling, stop_ids, generated, b"", priority)
+        self.requests[name] = request
+        self.stops[name] = answer[len(generated) : until]
+        self.driver.submit(request)
+        self.engine.scheduler.check()
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.requests)))
+        self.engine.cancel(name)
+        self.engine.scheduler.check()
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.driver.step()
+
+    @precondition(lambda self: self.engine.has_work)
+    @rule(data=st.data())
+    def step_with_a_cancel_inside(self, data: st.DataObject) -> None:
+        """The request is cancelled after the plan was made and before it is committed."""
+        scheduler = self.engine.scheduler
+        decision = scheduler.plan()
+        if decision is None:
+            return
+        victims = data.draw(st.sets(st.sampled_from(decision.sequences), max_size=2))
+        for victim in sorted(victims, key=lambda v: v.rank):
+            scheduler.cancel(victim.request_id)
+        scheduler.check()
+        self._finish_step(decision)
+        scheduler.check()
+
+    def _finish_step(self, decision: StepDecision) -> None:
+        self.engine._run(decision)
+        self.driver.take(self.engine.scheduler.take_events())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        self.driver.run(max_steps=20_000)
+        stats = self.engine.stats()
+        assert stats.num_blocks_used == 0
+        for name, outcome in self.driver.outcomes.items():
+            assert outcome.reason is not None, "a request without an end"
+            if outcome.reason is FinishReason.ERROR:
+                assert outcome.last is not None
+                assert outcome.last.error_code == "overloaded"
+                continue
+            answer = self.stops[name]
+            assert outcome.tokens == answer[: len(outcome.tokens)]
+            if outcome.reason is not FinishReason.CANCELLED:
+                room = MAX_MODEL_LEN - len(self.requests[name].prompt)
+                room -= len(self.requests[name].generated)
+                assert len(outcome.tokens) == min(len(answer), room)
+
+
+TestEngineLife = EngineLife.TestCase
+TestEngineLife.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
