@@ -110,6 +110,10 @@ class Engine:
                 self.scheduler.fail(decision, error)
         return self.scheduler.take_events()
 
+    def take_events(self) -> list[WireEvent]:
+        """News since the last call or step, without making a step."""
+        return self.scheduler.take_events()
+
     def fail_all(self, message: str) -> list[WireEvent]:
         """The last events of an engine that cannot go on: every request ends with an ERROR."""
         self.scheduler.fail_all(EngineError(message))

@@ -169,6 +169,9 @@ def _handle(connection: Connection, engine: Engine, message: ToEngine) -> None:
     elif isinstance(message, Cancel):
         engine.cancel(message.request_id)
     elif isinstance(message, StatsQuery):
+        events = engine.take_events()  # the reply must not overtake what it has counted
+        if events:
+            connection.send(Events(events))
         connection.send(StatsReply(engine.stats()))
     else:
         raise EngineError(f"{type(message).__name__} is not expected after the start")

@@ -109,15 +109,15 @@ class Scheduler:
         """Queues a request.
 
         Raises RequestError (empty prompt, token ids outside the vocabulary, an id in use),
-        ContextOverflowError, OverloadedError (`max_queued_requests` are waiting).
+        ContextOverflowError, OverloadedError (`max_num_seqs` + `max_queued_requests` are there).
         """
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
         validate_request(request, max_model_len=self.max_model_len, vocab_size=self.vocab_size)
-        if len(self._waiting) >= self.config.max_queued_requests:
+        bound = self.config.max_num_seqs + self.config.max_queued_requests
+        if len(self._sequences) >= bound:
             raise OverloadedError(
-                f"{len(self._waiting)} requests are queued, the limit (max_queued_requests)",
-                hint="retry later",
+                f"{bound} requests are running or queued, the limit", hint="retry later"
             )
         self._num_arrivals += 1
         table = self.blocks.new_table()

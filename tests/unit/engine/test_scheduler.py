@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.toy_engine import Driver, ToySizes, toy_engine
+from tests.support.toy_executor import solo_tokens, toy_program
 
 from hearth.core.errors import KernelError
 from hearth.core.request import FinishReason, Request, SamplingParams
-from tests.support.toy_engine import Driver, ToySizes, toy_engine
-from tests.support.toy_executor import solo_tokens, toy_program
 
 
 def prompt_of(length: int, salt: int = 0) -> tuple[int, ...]:
@@ -60,12 +60,12 @@ def test_an_answer_and_its_prompt_are_the_cached_prefix_of_the_next_turn() -> No
     driver.submit(greedy("turn 1", prompt_of(10), 11))
     driver.run()
     history = prompt_of(10) + tuple(driver.outcomes["turn 1"].tokens)
-    driver.submit(greedy("turn 2", history + (1, 2, 3), 5))
+    driver.submit(greedy("turn 2", (*history, 1, 2, 3), 5))
     driver.run()
     outcome = driver.outcomes["turn 2"]
     assert outcome.last is not None
     assert outcome.last.num_cached_tokens == 20  # of 21 known after turn 1, 20 were computed
-    assert outcome.tokens == expected(history + (1, 2, 3), 5)
+    assert outcome.tokens == expected((*history, 1, 2, 3), 5)
 
 
 def test_different_cache_keys_share_nothing() -> None:
@@ -174,7 +174,7 @@ def test_lower_priority_numbers_go_first_then_arrival() -> None:
 
 
 def test_a_full_queue_refuses_and_says_so() -> None:
-    engine, _ = toy_engine(ToySizes(max_queued=2))
+    engine, _ = toy_engine(ToySizes(max_num_seqs=1, max_queued=1))
     driver = Driver(engine)
     for i in range(3):
         driver.submit(greedy(f"r{i}", prompt_of(5), 1))

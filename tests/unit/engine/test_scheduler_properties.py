@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.support.toy_engine import Driver, ToySizes, toy_engine
+from tests.support.toy_executor import solo_tokens, toy_program
 
 from hearth.core.blocks import max_blocks_held
 from hearth.core.request import FinishReason, Request, SamplingParams
 from hearth.engine.scheduler import StepDecision
-from tests.support.toy_engine import Driver, ToySizes, toy_engine
-from tests.support.toy_executor import solo_tokens, toy_program
 
 # Prompts are cut from a few long texts, so that prefixes are shared, aligned to blocks or not.
 TEXTS = [[(i * i + 13 * t) % 97 for i in range(40)] for t in range(2)]

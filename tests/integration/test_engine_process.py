@@ -1,0 +1,255 @@
+"""A real engine process and its client; the executor is the toy, injected by --factory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.toy_executor import solo_tokens, toy_program
+
+from hearth.core.config import EngineConfig, ModelConfig, SchedulerConfig
+from hearth.core.errors import (
+    CapacityError,
+    EngineDeadError,
+    EngineError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+)
+from hearth.core.request import FinishReason, Request, SamplingParams, TokenEvent
+from hearth.engine.client import EngineClient, RequestHandle
+from hearth.engine.messages import Progress
+
+FACTORY = "tests.support.toy_engine:start"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _tests_can_be_imported_by_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def config(path: str = "toy", **scheduler: int) -> EngineConfig:
+    return EngineConfig(ModelConfig(path), scheduler=SchedulerConfig(**scheduler))
+
+
+@asynccontextmanager
+async def running(settings: EngineConfig | None = None) -> AsyncIterator[EngineClient]:
+    client = EngineClient.start(settings or config(), factory=FACTORY)
+    try:
+        await client.wait_ready()
+        yield client
+    finally:
+        await client.shutdown(2.0)
+
+
+def greedy(name: str, prompt: tuple[int, ...], max_tokens: int) -> Request:
+    return Request(name, prompt, max_tokens, SamplingParams(temperature=0))
+
+
+async def collect(handle: RequestHandle) -> list[TokenEvent]:
+    return [event async for event in handle]
+
+
+def tokens_of(events: list[TokenEvent]) -> list[int]:
+    return [token for event in events for token in event.tokens]
+
+
+async def test_many_requests_at_once_get_the_answers_of_solo_runs() -> None:
+    async with running(config(max_num_batched_tokens=64)) as client:
+        prompts = {f"r{i}": tuple((j * i) % 97 for j in range(1 + 5 * i)) for i in range(20)}
+        handles = [client.submit(greedy(name, prompt, 30)) for name, prompt in prompts.items()]
+        outcomes = await asyncio.gather(*map(collect, handles))
+        for prompt, events, handle in zip(prompts.values(), outcomes, handles):
+            assert tokens_of(events) == solo_tokens(toy_program(), prompt, 30) == handle.emitted
+            assert [e.finish_reason for e in events if e.finish_reason] == [FinishReason.LENGTH]
+        stats = await client.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
+        assert stats.num_generated_tokens == 600
+        assert client.num_running == 0
+
+
+async def test_progress_and_ready_tell_how_the_start_went() -> None:
+    client = EngineClient.start(config(), factory=FACTORY)
+    heard: list[Progress] = []
+    ready = await client.wait_ready(heard.append)
+    assert (heard[-1].phase, heard[-1].done, heard[-1].total) == ("weights", 2, 2)
+    assert (ready.resolved.model_name, ready.executor.name) == ("toy", "toy")
+    assert await client.shutdown() == 0
+    assert await client.died == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "exit_code"), [("too-large", CapacityError, 4), ("bug", EngineError, 6)]
+)
+async def test_an_engine_that_cannot_start_says_why(
+    path: str, kind: type[EngineError], exit_code: int
+) -> None:
+    client = EngineClient.start(config(path), factory=FACTORY)
+    with pytest.raises(kind):
+        await client.wait_ready()
+    assert await client.died == exit_code
+    await client.shutdown()
+
+
+async def test_the_real_start_up_translates_a_missing_model() -> None:
+    client = EngineClient.start(config("/does/not/exist"))
+    with pytest.raises(ModelNotFoundError):
+        await client.wait_ready()
+    assert await client.shutdown() == 3
+
+
+async def test_cancel_gives_one_cancelled_event_and_frees_the_sequence() -> None:
+    async with running(config("slow")) as client:
+        handle = client.submit(greedy("r", (1, 2, 3), 200))
+        async for event in handle:
+            if len(handle.emitted) >= 3:
+                break
+            assert event.finish_reason is None
+        client.cancel("r")
+        client.cancel("r")
+        rest = await collect(handle)
+        assert [e.finish_reason for e in rest] == [FinishReason.CANCELLED]
+        stats = await client.stats()
+        assert (stats.num_running, stats.num_blocks_used) == (0, 0)
+        assert client.num_running == 0
+        again = client.submit(greedy("r", (1, 2, 3), 2))  # the id is free again
+        assert tokens_of(await collect(again)) == solo_tokens(toy_program(), (1, 2, 3), 2)
+
+
+async def test_cancel_at_any_moment_leaves_the_others_alone() -> None:
+    async with running(config(max_num_seqs=4, max_num_batched_tokens=8)) as client:
+        stays = [client.submit(greedy(f"s{i}", (i, 5), 60)) for i in range(6)]
+        goes = [client.submit(greedy(f"g{i}", (i, 7), 60)) for i in range(12)]
+        for index, handle in enumerate(goes):
+            await asyncio.sleep(0.0005 * index)
+            client.cancel(handle.request.request_id)
+        for index, events in enumerate(await asyncio.gather(*map(collect, stays))):
+            assert tokens_of(events) == solo_tokens(toy_program(), (index, 5), 60)
+        for events in await asyncio.gather(*map(collect, goes)):
+            assert sum(e.finish_reason is not None for e in events) == 1
+        assert (await client.stats()).num_blocks_used == 0
+
+
+async def test_more_than_the_queue_holds_is_refused_at_once() -> None:
+    async with running(config("slow", max_num_seqs=2, max_queued_requests=3)) as client:
+        handles = [client.submit(greedy(f"r{i}", (1,), 3)) for i in range(5)]
+        with pytest.raises(OverloadedError, match="max_queued_requests 3"):
+            client.submit(greedy("r5", (1,), 3))
+        for handle in handles:
+            assert (await collect(handle))[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_an_id_in_use_is_refused_and_a_bad_request_gets_its_error() -> None:
+    async with running(config("slow")) as client:
+        handle = client.submit(greedy("r", (1,), 5))
+        with pytest.raises(RequestError, match="in use"):
+            client.submit(greedy("r", (1,), 5))
+        (event,) = await collect(client.submit(greedy("bad", (1, 4000), 5)))
+        assert (event.finish_reason, event.error_code) == (FinishReason.ERROR, "invalid_request")
+        assert len(tokens_of(await collect(handle))) == 5
+
+
+async def test_a_killed_engine_ends_every_stream_once_with_an_error() -> None:
+    async with running(config("slow")) as client:
+        handles = [client.submit(greedy(f"r{i}", (i,), 200)) for i in range(8)]
+        streams = [asyncio.ensure_future(collect(handle)) for handle in handles]
+        await asyncio.sleep(0.1)
+        stats = asyncio.ensure_future(client.stats())
+        await asyncio.sleep(0)
+        os.kill(client.process.popen.pid, signal.SIGKILL)
+        for events in await asyncio.gather(*streams):
+            terminal = [e for e in events if e.finish_reason is not None]
+            assert [e.error_code for e in terminal] == ["engine_dead"]
+        with pytest.raises(EngineDeadError):
+            await stats
+        assert await client.died == -signal.SIGKILL
+        assert not client.is_alive
+        with pytest.raises(EngineDeadError):
+            client.submit(greedy("late", (1,), 1))
+
+
+async def test_a_refused_step_ends_its_requests_and_the_engine_lives() -> None:
+    async with running(config("kernel-error")) as client:
+        (event,) = await collect(client.submit(greedy("r", (13,), 5)))
+        assert (event.finish_reason, event.error_code) == (FinishReason.ERROR, "kernel_error")
+        assert len(tokens_of(await collect(client.submit(greedy("s", (14,), 3))))) == 3
+
+
+async def test_a_bug_in_a_step_ends_all_requests_and_the_engine() -> None:
+    async with running(config("crash")) as client:
+        first = client.submit(greedy("r", (12,), 200))
+        second = client.submit(greedy("s", (13,), 5))
+        for handle in (first, second):
+            events = await collect(handle)
+            assert events[-1].finish_reason is FinishReason.ERROR
+            assert sum(e.finish_reason is not None for e in events) == 1
+        assert await client.died == EngineError.exit_code
+
+
+async def test_an_interrupt_from_the_terminal_does_not_reach_the_engine() -> None:
+    async with running() as client:
+        pid = client.process.popen.pid
+        assert os.getsid(pid) == pid
+        os.kill(pid, signal.SIGINT)
+        assert len(tokens_of(await collect(client.submit(greedy("r", (1,), 3))))) == 3
+
+
+async def test_an_idle_engine_sleeps() -> None:
+    async with running() as client:
+        await collect(client.submit(greedy("r", (1,), 3)))
+        process = psutil.Process(client.process.popen.pid)
+        before = process.cpu_times()
+        await asyncio.sleep(0.3)
+        after = process.cpu_times()
+        assert after.user + after.system - before.user - before.system < 0.1
+
+
+async def test_a_stuck_front_end_stops_the_engine_and_loses_nothing() -> None:
+    async with running(config(max_num_seqs=64)) as client:
+        handles = [client.submit(greedy(f"r{i}", (i, i), 250)) for i in range(64)]
+        time.sleep(0.5)  # noqa: ASYNC251 — the event loop is stuck on purpose
+        for index, events in enumerate(await asyncio.gather(*map(collect, handles))):
+            assert len(tokens_of(events)) == 250, index
+
+
+def test_the_engine_ends_when_its_front_end_dies() -> None:
+    code = (
+        "import asyncio, os, sys, time\n"
+        "from tests.integration.test_engine_process import config, FACTORY\n"
+        "from hearth.engine.client import EngineClient\n"
+        "async def main():\n"
+        "    client = EngineClient.start(config(), factory=FACTORY)\n"
+        "    await client.wait_ready()\n"
+        "    print(client.process.popen.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as front_end:
+        assert front_end.stdout is not None
+        engine = psutil.Process(int(front_end.stdout.readline()))
+        front_end.kill()
+        with suppress(psutil.NoSuchProcess):
+            engine.wait(5)
+
+
+async def test_no_file_handle_is_left_behind() -> None:
+    process = psutil.Process()
+    async with running():
+        pass
+    before = process.num_fds()
+    for _ in range(3):
+        async with running() as client:
+            await collect(client.submit(greedy("r", (1,), 3)))
+    assert process.num_fds() <= before
