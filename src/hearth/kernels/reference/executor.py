@@ -26,15 +26,14 @@ class ReferenceExecutor:
     """An `Executor` in torch. Owns the paged KV cache; shares the weights with who made them."""
 
     def __init__(
-        self, program: StepProgram, weights: ReferenceWeights, kv: KvConfig, limits: StepLimits
+        self, program: StepProgram, weights: ReferenceWeights, limits: StepLimits, kv: KvConfig
     ) -> None:
         self._program = program
-        self._weights = weights
+        self._weights: ReferenceWeights | None = weights
         self._kv_config = kv
         self._limits = limits
         self._kv = PagedKv(program.kv_groups, kv)
         self._previous: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._is_closed = False
 
     @property
     def program(self) -> StepProgram:
@@ -53,7 +52,7 @@ class ReferenceExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step. Raises KernelError when the plan contradicts itself or the limits."""
-        if self._is_closed:
+        if self._weights is None:
             raise KernelError("the executor is closed")
         _check_plan(plan, self._program, self._kv_config, self._limits)
         tokens = resolve_tokens(plan.tokens, self._previous, self._program.vocab_size)
@@ -74,9 +73,8 @@ class ReferenceExecutor:
 
     def close(self) -> None:
         """Releases the KV cache and the weights."""
-        self._is_closed = True
         self._kv = PagedKv((), self._kv_config)
-        self._weights = ReferenceWeights(())
+        self._weights = None
 
 
 def resolve_tokens(

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from hearth.core.errors import KernelError
+from hearth.core.program import StepProgram
 from hearth.core.spec import DType, SlotKind, WeightSlot
 from hearth.kernels.packing import HostTensor
 
@@ -29,9 +28,9 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 class ReferenceWeights:
     """A `WeightSink` that keeps `[rows, cols]` (vectors `[rows]`) tensors by slot name."""
 
-    def __init__(self, slots: Sequence[WeightSlot]) -> None:
+    def __init__(self, program: StepProgram) -> None:
         self._stored: dict[str, torch.Tensor] = {}
-        for slot in slots:
+        for slot in program.slots:
             shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.rows, slot.cols)
             self._stored[slot.name] = torch.zeros(shape, dtype=torch_dtype(slot.quant.dtype))
 

@@ -22,28 +22,6 @@ void require(bool condition, const char* message) {
   if (!condition) fail(HEARTH_E_ARGUMENT, message);
 }
 
-std::string at(const char* array, int64_t index, int64_t value) {
-  return std::string(array) + "[" + std::to_string(index) + "] is " + std::to_string(value);
-}
-
-// Every value of an index array must lie in [low, high).
-void check_range(const char* name, const int32_t* values, int64_t count, int64_t low,
-                 int64_t high) {
-  for (int64_t i = 0; i < count; i++)
-    if (values[i] < low || values[i] >= high)
-      fail(HEARTH_E_PLAN, at(name, i, values[i]) + ", permitted is " + std::to_string(low) +
-                              " to " + std::to_string(high - 1));
-}
-
-void check_offsets(const char* name, const int32_t* offsets, int64_t count, int64_t first,
-                   int64_t last) {
-  if (offsets[0] != first || offsets[count] > last)
-    fail(HEARTH_E_PLAN, std::string(name) + " does not fit");
-  for (int64_t i = 0; i < count; i++)
-    if (offsets[i + 1] < offsets[i])
-      fail(HEARTH_E_PLAN, at(name, i + 1, offsets[i + 1]) + ": descending");
-}
-
 }  // namespace
 
 Arena::Arena(size_t bytes) : bytes_(std::max<size_t>(bytes, 64)) {
@@ -92,191 +70,65 @@ Model::Model(const hearth_model_desc& desc)
   require(desc.num_threads > 0 && desc.num_threads <= 1024, "num_threads must be 1 to 1024");
   require(desc.block_size > 0 && desc.block_size % kKeyGroup == 0,
           "block_size must be a multiple of 16");
-  int64_t floats = 0;
-  for (int i = 0; i < desc.num_buffers; i++) {
-    const hearth_buffer& b = desc.buffers[i];
-    buffers_.push_back({nullptr, b.width, round_up(b.width, kRowPad), b.rows});
-    floats += buffers_.back().stride *
-              (b.rows == HEARTH_ROWS_LOGITS ? desc.max_logit_rows : desc.max_tokens);
-  }
-  rows_ = std::make_unique<Arena>(static_cast<size_t>(floats) * sizeof(float));
-  float* next = reinterpret_cast<float*>(rows_->data());
-  for (auto& buffer : buffers_) {
-    buffer.data = next;
-    next += buffer.stride *
-            (buffer.rows_kind == HEARTH_ROWS_LOGITS ? desc.max_logit_rows : desc.max_tokens);
-  }
-  int64_t element = desc.kv_dtype == HEARTH_BF16 ? 2 : 4;
-  for (int i = 0; i < desc.num_groups; i++) {
-    Group group;
-    group.shape = desc.groups[i];
-    group.value_offset = static_cast<int64_t>(desc.block_size) * group.shape.head_dim * element;
-    group.head_bytes =
-        group.value_offset + desc.block_size * round_up(group.shape.head_dim, kKeyGroup) * element;
-    group.block_bytes = group.head_bytes * group.shape.kv_heads * group.shape.layers;
-    group.pool =
-        std::make_unique<Arena>(static_cast<size_t>(group.block_bytes * group.shape.blocks));
-    groups_.push_back(std::move(group));
-  }
+  create_buffers(desc);
+  create_groups(desc);
   check_program();
-  for (const auto& op : ops_)
-    if (op.kind == HEARTH_OP_ATTEND)
-      attend_scratch_floats_ =
-          std::max(attend_scratch_floats_,
-                   round_up(attend_scratch_floats(op.heads / op.kv_heads, op.head_dim), 64));
-  attend_scratch_ = std::make_unique<Arena>(
-      static_cast<size_t>(attend_scratch_floats_ * desc.num_threads) * sizeof(float));
-  int64_t vocab_padded = round_up(desc.vocab_size, kRowPad);
-  sample_scratch_.resize(static_cast<size_t>(desc.num_threads));
-  for (auto& scratch : sample_scratch_) {
-    scratch.weights.resize(static_cast<size_t>(vocab_padded));
-    scratch.candidates.resize(static_cast<size_t>(desc.vocab_size));
-  }
-  row_sequence_.resize(static_cast<size_t>(desc.max_tokens));
-  previous_tokens_.resize(static_cast<size_t>(desc.max_logit_rows));
+  create_scratch();
   stages_.reserve(ops_.size());
   stage_tiles_.reserve(ops_.size());
   team_ = std::make_unique<Team>(desc.num_threads);
 }
 
-void Model::check_program() const {
-  for (const auto& weight : weights_) {
-    require(weight.data && weight.rows > 0 && weight.cols > 0, "a weight is empty");
-    require(reinterpret_cast<uintptr_t>(weight.data) % 64 == 0,
-            "a weight is not aligned to 64 bytes");
-    require(weight.dtype == HEARTH_F32 || weight.dtype == HEARTH_BF16,
-            "a weight has an unknown type");
-  }
-  for (const auto& op : ops_) check_op(op);
-}
-
-// Indices and widths of one operation, so that no kernel can leave its buffers.
-void Model::check_op(const hearth_op& op) const {
-  auto buffer = [&](int32_t i) {
-    require(i >= 0 && i < static_cast<int32_t>(buffers_.size()), "an operation names no buffer");
-    return buffers_[i];
+void Model::create_buffers(const hearth_model_desc& desc) {
+  auto most_rows = [&](int kind) {
+    return kind == HEARTH_ROWS_LOGITS ? desc.max_logit_rows : desc.max_tokens;
   };
-  auto weight = [&](int32_t i, int32_t kind, int64_t rows) {
-    require(i >= 0 && i < static_cast<int32_t>(weights_.size()), "an operation names no weight");
-    require(weights_[i].kind == kind && weights_[i].rows == rows,
-            "a weight has another shape than its use");
-    return weights_[i];
-  };
-  switch (op.kind) {
-    case HEARTH_OP_EMBED:
-      require(op.weight >= 0 && op.weight < static_cast<int32_t>(weights_.size()),
-              "embed names no weight");
-      require(weights_[op.weight].kind != HEARTH_VECTOR &&
-                  weights_[op.weight].rows == limits_.vocab_size &&
-                  weights_[op.weight].cols == buffer(op.out).width,
-              "the embedding has another shape than its use");
-      break;
-    case HEARTH_OP_ANGLES:
-      require(op.freq_offset >= 0 && op.rotary_dim > 0 && op.rotary_dim % 2 == 0 &&
-                  op.freq_offset + op.rotary_dim / 2 <= static_cast<int64_t>(inv_freq_.size()) &&
-                  op.sections[0] + op.sections[1] + op.sections[2] == op.rotary_dim / 2 &&
-                  buffer(op.out).width == op.rotary_dim,
-              "angles do not fit");
-      break;
-    case HEARTH_OP_NORM:
-      weight(op.weight, HEARTH_VECTOR, buffer(op.x).width);
-      require(buffer(op.out).stride == buffer(op.x).stride, "norm changes the width");
-      break;
-    case HEARTH_OP_LINEAR: {
-      auto w = weight(op.weight, HEARTH_LINEAR, buffer(op.out).width);
-      require(w.cols == buffer(op.x).width && op.x != op.out,
-              "linear: the columns are not the input's width");
-      if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, w.rows);
-      break;
-    }
-    case HEARTH_OP_ROPE:
-      require(op.heads * op.head_dim <= buffer(op.x).width && op.rotary_dim <= op.head_dim &&
-                  buffer(op.y).width == op.rotary_dim,
-              "rope does not fit");
-      break;
-    case HEARTH_OP_KV_WRITE:
-    case HEARTH_OP_ATTEND: {
-      require(op.group >= 0 && op.group < static_cast<int32_t>(groups_.size()), "no such KV group");
-      const auto& g = groups_[op.group].shape;
-      require(op.layer >= 0 && op.layer < g.layers && op.kv_heads == g.kv_heads &&
-                  op.head_dim == g.head_dim && op.kv_heads > 0 && op.heads > 0 &&
-                  op.heads % op.kv_heads == 0 &&
-                  buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,
-              "attention does not fit its KV group");
-      if (op.kind == HEARTH_OP_ATTEND)
-        require(buffer(op.out).width == op.heads * op.head_dim,
-                "attention has another width than its output");
-      break;
-    }
-    case HEARTH_OP_GATE:
-      require(buffer(op.x).width == 2 * buffer(op.out).width, "gate needs twice its width");
-      break;
-    case HEARTH_OP_ADD:
-      require(buffer(op.x).stride == buffer(op.y).stride, "add of different widths");
-      break;
-    case HEARTH_OP_SELECT:
-      require(buffer(op.x).stride == buffer(op.out).stride &&
-                  buffer(op.out).rows_kind == HEARTH_ROWS_LOGITS,
-              "select does not fit");
-      break;
-    case HEARTH_OP_SAMPLE:
-      require(
-          buffer(op.x).width == limits_.vocab_size && buffer(op.x).rows_kind == HEARTH_ROWS_LOGITS,
-          "sample does not fit");
-      break;
-    default:
-      fail(HEARTH_E_ARGUMENT, "unknown operation " + std::to_string(op.kind));
+  int64_t floats = 0;
+  for (int i = 0; i < desc.num_buffers; i++) {
+    const hearth_buffer& b = desc.buffers[i];
+    buffers_.push_back({nullptr, b.width, round_up(b.width, kRowPad), b.rows});
+    floats += buffers_.back().stride * most_rows(b.rows);
+  }
+  rows_ = std::make_unique<Arena>(static_cast<size_t>(floats) * sizeof(float));
+  float* next = reinterpret_cast<float*>(rows_->data());
+  for (auto& buffer : buffers_) {
+    buffer.data = next;
+    next += buffer.stride * most_rows(buffer.rows_kind);
   }
 }
 
-void Model::check_plan(const hearth_plan& p) const {
-  if (p.num_tokens < 1 || p.num_tokens > limits_.max_tokens || p.num_sequences < 1 ||
-      p.num_sequences > limits_.max_sequences || p.num_logit_rows < 0 ||
-      p.num_logit_rows > limits_.max_logit_rows)
-    fail(HEARTH_E_PLAN, "the step has " + std::to_string(p.num_tokens) + " tokens of " +
-                            std::to_string(p.num_sequences) + " sequences and " +
-                            std::to_string(p.num_logit_rows) + " logits rows; at most " +
-                            std::to_string(limits_.max_tokens) + ", " +
-                            std::to_string(limits_.max_sequences) + " and " +
-                            std::to_string(limits_.max_logit_rows));
-  check_range("tokens", p.tokens, p.num_tokens, -num_previous_tokens_, limits_.vocab_size);
-  check_range("logit_rows", p.logit_rows, p.num_logit_rows, 0, p.num_tokens);
-  check_offsets("row_start", p.row_start, p.num_sequences, 0, p.num_tokens);
-  if (p.row_start[p.num_sequences] != p.num_tokens)
-    fail(HEARTH_E_PLAN, "row_start does not cover the rows");
-  for (int s = 0; s < p.num_sequences; s++) {
-    int64_t length = static_cast<int64_t>(p.context[s]) + p.row_start[s + 1] - p.row_start[s];
-    if (p.context[s] < 0 || length > limits_.max_model_len)
-      fail(HEARTH_E_PLAN, at("context", s, p.context[s]) + ": beyond max_model_len");
+void Model::create_groups(const hearth_model_desc& desc) {
+  int64_t element = desc.kv_dtype == HEARTH_BF16 ? 2 : 4;
+  for (int i = 0; i < desc.num_groups; i++) {
+    Group g;
+    g.shape = desc.groups[i];
+    int64_t padded = round_up(g.shape.head_dim, kKeyGroup);
+    g.value_offset = static_cast<int64_t>(desc.block_size) * g.shape.head_dim * element;
+    g.head_bytes = g.value_offset + desc.block_size * padded * element;
+    g.block_bytes = g.head_bytes * g.shape.kv_heads * g.shape.layers;
+    g.pool = std::make_unique<Arena>(static_cast<size_t>(g.block_bytes * g.shape.blocks));
+    groups_.push_back(std::move(g));
   }
-  check_blocks(p);
 }
 
-void Model::check_blocks(const hearth_plan& p) const {
-  for (size_t g = 0; g < groups_.size(); g++) {
-    int64_t blocks = groups_[g].shape.blocks;
-    const int32_t* start = p.block_start + g * static_cast<size_t>(p.num_sequences + 1);
-    const int32_t* first = p.first_block + g * static_cast<size_t>(p.num_sequences);
-    check_range("slots", p.slots + g * static_cast<size_t>(p.num_tokens), p.num_tokens, 0,
-                blocks * limits_.block_size);
-    check_offsets("block_start", start, p.num_sequences, start[0], p.num_blocks);
-    check_range("blocks", p.blocks + start[0], start[p.num_sequences] - start[0], 0, blocks);
-    for (int s = 0; s < p.num_sequences; s++) {
-      int64_t length = static_cast<int64_t>(p.context[s]) + p.row_start[s + 1] - p.row_start[s];
-      int64_t needed = (length + limits_.block_size - 1) / limits_.block_size;
-      if (first[s] < 0 || first[s] + start[s + 1] - start[s] < needed)
-        fail(HEARTH_E_PLAN, "sequence " + std::to_string(s) + " has too few blocks");
-      int64_t window = groups_[g].shape.window;
-      int64_t oldest = window > 0 ? std::max<int64_t>(0, p.context[s] + 1 - window) : 0;
-      if (first[s] > oldest / limits_.block_size)
-        fail(HEARTH_E_PLAN,
-             at("first_block", s, first[s]) + ": keys that are still visible have no block");
-    }
+// What a thread needs beside its tile, and what a step keeps: sized once.
+void Model::create_scratch() {
+  for (const auto& op : ops_) {
+    if (op.kind != HEARTH_OP_ATTEND) continue;
+    int64_t floats =
+        round_up(hearth::attend_scratch_floats(op.heads / op.kv_heads, op.head_dim), 64);
+    attend_scratch_floats_ = std::max(attend_scratch_floats_, floats);
   }
-  for (int i = 0; i < p.num_copies; i++) {
-    check_range("copies", p.copies + 3 * i, 1, 0, static_cast<int64_t>(groups_.size()));
-    check_range("copies", p.copies + 3 * i + 1, 2, 0, groups_[p.copies[3 * i]].shape.blocks);
+  auto threads = static_cast<size_t>(limits_.num_threads);
+  attend_scratch_ = std::make_unique<Arena>(static_cast<size_t>(attend_scratch_floats_) * threads *
+                                            sizeof(float));
+  sample_scratch_.resize(threads);
+  for (auto& scratch : sample_scratch_) {
+    scratch.weights.resize(static_cast<size_t>(round_up(limits_.vocab_size, kRowPad)));
+    scratch.candidates.resize(static_cast<size_t>(limits_.vocab_size));
   }
+  row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
+  previous_tokens_.resize(static_cast<size_t>(limits_.max_logit_rows));
 }
 
 void Model::copy_blocks(const hearth_plan& plan) {

@@ -56,6 +56,9 @@ class Model {
     int64_t value_offset, head_bytes, block_bytes;
   };
 
+  void create_buffers(const hearth_model_desc& desc);
+  void create_groups(const hearth_model_desc& desc);
+  void create_scratch();
   void check_program() const;
   void check_op(const hearth_op& op) const;
   void check_plan(const hearth_plan& plan) const;

@@ -1,0 +1,182 @@
+// Checks of programs and plans before anything is computed: no index leaves its array, so that no
+// kernel has to look.
+#include <algorithm>
+
+#include "model.h"
+
+namespace hearth {
+namespace {
+
+[[noreturn]] void fail(int32_t code, std::string message) {
+  throw Failure{code, std::move(message)};
+}
+
+void require(bool condition, const char* message) {
+  if (!condition) fail(HEARTH_E_ARGUMENT, message);
+}
+
+std::string at(const char* array, int64_t index, int64_t value) {
+  return std::string(array) + "[" + std::to_string(index) + "] is " + std::to_string(value);
+}
+
+// Every value of an index array must lie in [low, high).
+void check_range(const char* name, const int32_t* values, int64_t count, int64_t low,
+                 int64_t high) {
+  for (int64_t i = 0; i < count; i++)
+    if (values[i] < low || values[i] >= high)
+      fail(HEARTH_E_PLAN, at(name, i, values[i]) + ", permitted is " + std::to_string(low) +
+                              " to " + std::to_string(high - 1));
+}
+
+void check_offsets(const char* name, const int32_t* offsets, int64_t count, int64_t first,
+                   int64_t last) {
+  if (offsets[0] != first || offsets[count] > last)
+    fail(HEARTH_E_PLAN, std::string(name) + " does not fit");
+  for (int64_t i = 0; i < count; i++)
+    if (offsets[i + 1] < offsets[i])
+      fail(HEARTH_E_PLAN, at(name, i + 1, offsets[i + 1]) + ": descending");
+}
+
+}  // namespace
+
+void Model::check_program() const {
+  for (const auto& weight : weights_) {
+    require(weight.data && weight.rows > 0 && weight.cols > 0, "a weight is empty");
+    require(reinterpret_cast<uintptr_t>(weight.data) % 64 == 0,
+            "a weight is not aligned to 64 bytes");
+    require(weight.dtype == HEARTH_F32 || weight.dtype == HEARTH_BF16,
+            "a weight has an unknown type");
+  }
+  for (const auto& op : ops_) check_op(op);
+}
+
+// Indices and widths of one operation, so that no kernel can leave its buffers.
+void Model::check_op(const hearth_op& op) const {
+  auto buffer = [&](int32_t i) {
+    require(i >= 0 && i < static_cast<int32_t>(buffers_.size()), "an operation names no buffer");
+    return buffers_[i];
+  };
+  auto weight = [&](int32_t i, int32_t kind, int64_t rows) {
+    require(i >= 0 && i < static_cast<int32_t>(weights_.size()), "an operation names no weight");
+    require(weights_[i].kind == kind && weights_[i].rows == rows,
+            "a weight has another shape than its use");
+    return weights_[i];
+  };
+  switch (op.kind) {
+    case HEARTH_OP_EMBED:
+      require(op.weight >= 0 && op.weight < static_cast<int32_t>(weights_.size()),
+              "embed names no weight");
+      require(weights_[op.weight].kind != HEARTH_VECTOR &&
+                  weights_[op.weight].rows == limits_.vocab_size &&
+                  weights_[op.weight].cols == buffer(op.out).width,
+              "the embedding has another shape than its use");
+      break;
+    case HEARTH_OP_ANGLES:
+      require(op.freq_offset >= 0 && op.rotary_dim > 0 && op.rotary_dim % 2 == 0 &&
+                  op.freq_offset + op.rotary_dim / 2 <= static_cast<int64_t>(inv_freq_.size()) &&
+                  op.sections[0] + op.sections[1] + op.sections[2] == op.rotary_dim / 2 &&
+                  buffer(op.out).width == op.rotary_dim,
+              "angles do not fit");
+      break;
+    case HEARTH_OP_NORM:
+      weight(op.weight, HEARTH_VECTOR, buffer(op.x).width);
+      require(buffer(op.out).stride == buffer(op.x).stride, "norm changes the width");
+      break;
+    case HEARTH_OP_LINEAR: {
+      auto w = weight(op.weight, HEARTH_LINEAR, buffer(op.out).width);
+      require(w.cols == buffer(op.x).width && op.x != op.out,
+              "linear: the columns are not the input's width");
+      if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, w.rows);
+      break;
+    }
+    case HEARTH_OP_ROPE:
+      require(op.heads * op.head_dim <= buffer(op.x).width && op.rotary_dim <= op.head_dim &&
+                  buffer(op.y).width == op.rotary_dim,
+              "rope does not fit");
+      break;
+    case HEARTH_OP_KV_WRITE:
+    case HEARTH_OP_ATTEND: {
+      require(op.group >= 0 && op.group < static_cast<int32_t>(groups_.size()), "no such KV group");
+      const auto& g = groups_[op.group].shape;
+      require(op.layer >= 0 && op.layer < g.layers && op.kv_heads == g.kv_heads &&
+                  op.head_dim == g.head_dim && op.kv_heads > 0 && op.heads > 0 &&
+                  op.heads % op.kv_heads == 0 &&
+                  buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,
+              "attention does not fit its KV group");
+      if (op.kind == HEARTH_OP_ATTEND)
+        require(buffer(op.out).width == op.heads * op.head_dim,
+                "attention has another width than its output");
+      break;
+    }
+    case HEARTH_OP_GATE:
+      require(buffer(op.x).width == 2 * buffer(op.out).width, "gate needs twice its width");
+      break;
+    case HEARTH_OP_ADD:
+      require(buffer(op.x).stride == buffer(op.y).stride, "add of different widths");
+      break;
+    case HEARTH_OP_SELECT:
+      require(buffer(op.x).stride == buffer(op.out).stride &&
+                  buffer(op.out).rows_kind == HEARTH_ROWS_LOGITS,
+              "select does not fit");
+      break;
+    case HEARTH_OP_SAMPLE:
+      require(
+          buffer(op.x).width == limits_.vocab_size && buffer(op.x).rows_kind == HEARTH_ROWS_LOGITS,
+          "sample does not fit");
+      break;
+    default:
+      fail(HEARTH_E_ARGUMENT, "unknown operation " + std::to_string(op.kind));
+  }
+}
+
+void Model::check_plan(const hearth_plan& p) const {
+  if (p.num_tokens < 1 || p.num_tokens > limits_.max_tokens || p.num_sequences < 1 ||
+      p.num_sequences > limits_.max_sequences || p.num_logit_rows < 0 ||
+      p.num_logit_rows > limits_.max_logit_rows)
+    fail(HEARTH_E_PLAN, "the step has " + std::to_string(p.num_tokens) + " tokens of " +
+                            std::to_string(p.num_sequences) + " sequences and " +
+                            std::to_string(p.num_logit_rows) + " logits rows; at most " +
+                            std::to_string(limits_.max_tokens) + ", " +
+                            std::to_string(limits_.max_sequences) + " and " +
+                            std::to_string(limits_.max_logit_rows));
+  check_range("tokens", p.tokens, p.num_tokens, -num_previous_tokens_, limits_.vocab_size);
+  check_range("logit_rows", p.logit_rows, p.num_logit_rows, 0, p.num_tokens);
+  check_offsets("row_start", p.row_start, p.num_sequences, 0, p.num_tokens);
+  if (p.row_start[p.num_sequences] != p.num_tokens)
+    fail(HEARTH_E_PLAN, "row_start does not cover the rows");
+  for (int s = 0; s < p.num_sequences; s++) {
+    int64_t length = static_cast<int64_t>(p.context[s]) + p.row_start[s + 1] - p.row_start[s];
+    if (p.context[s] < 0 || length > limits_.max_model_len)
+      fail(HEARTH_E_PLAN, at("context", s, p.context[s]) + ": beyond max_model_len");
+  }
+  check_blocks(p);
+}
+
+void Model::check_blocks(const hearth_plan& p) const {
+  for (size_t g = 0; g < groups_.size(); g++) {
+    int64_t blocks = groups_[g].shape.blocks;
+    const int32_t* start = p.block_start + g * static_cast<size_t>(p.num_sequences + 1);
+    const int32_t* first = p.first_block + g * static_cast<size_t>(p.num_sequences);
+    check_range("slots", p.slots + g * static_cast<size_t>(p.num_tokens), p.num_tokens, 0,
+                blocks * limits_.block_size);
+    check_offsets("block_start", start, p.num_sequences, start[0], p.num_blocks);
+    check_range("blocks", p.blocks + start[0], start[p.num_sequences] - start[0], 0, blocks);
+    for (int s = 0; s < p.num_sequences; s++) {
+      int64_t length = static_cast<int64_t>(p.context[s]) + p.row_start[s + 1] - p.row_start[s];
+      int64_t needed = (length + limits_.block_size - 1) / limits_.block_size;
+      if (first[s] < 0 || first[s] + start[s + 1] - start[s] < needed)
+        fail(HEARTH_E_PLAN, "sequence " + std::to_string(s) + " has too few blocks");
+      int64_t window = groups_[g].shape.window;
+      int64_t oldest = window > 0 ? std::max<int64_t>(0, p.context[s] + 1 - window) : 0;
+      if (first[s] > oldest / limits_.block_size)
+        fail(HEARTH_E_PLAN,
+             at("first_block", s, first[s]) + ": keys that are still visible have no block");
+    }
+  }
+  for (int i = 0; i < p.num_copies; i++) {
+    check_range("copies", p.copies + 3 * i, 1, 0, static_cast<int64_t>(groups_.size()));
+    check_range("copies", p.copies + 3 * i + 1, 2, 0, groups_[p.copies[3 * i]].shape.blocks);
+  }
+}
+
+}  // namespace hearth
