@@ -52,6 +52,11 @@ class CpuWeights:
         """Where the packed tensor of a slot begins; valid while this object lives."""
         return self._base + self._offsets[slot.name]
 
+    def packed(self, slot: WeightSlot) -> NDArray[np.uint8]:
+        """The bytes of a slot as they lie in the arena; a view."""
+        offset = self._offsets[slot.name]
+        return self._arena[offset : offset + packed_bytes(slot)]
+
     def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:
         """Packs all rows of `tensor`, [n, cols] or [n], into rows `first_row` … of the slot."""
         num_rows = tensor.shape[0]

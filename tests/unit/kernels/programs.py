@@ -1,0 +1,139 @@
+"""Small programs written by hand, so that a kernel can be driven through the executor alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearth.core.program import (
+    Attend,
+    BufferRows,
+    BufferSpec,
+    Embed,
+    KvGroupSpec,
+    KvWrite,
+    Linear,
+    Op,
+    Sample,
+    Select,
+    StepProgram,
+)
+from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
+from hearth.core.step import KvConfig, StepLimits
+from hearth.kernels.cpu.executor import CpuExecutor
+from hearth.kernels.cpu.library import best_isa
+from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.packing import HostTensor
+
+ISAS = {"generic": ("generic",), "avx2": ("generic", "avx2")}.get(
+    best_isa(), ("generic", "avx2", "avx512")
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How an executor is built around a program."""
+
+    threads: int = 1
+    isa: str = "auto"
+    max_tokens: int = 256
+    block_size: int = 16
+    num_blocks: int = 64
+    kv_dtype: DType = DType.FLOAT32
+
+
+def slot(
+    name: str, kind: SlotKind, rows: int, cols: int = 1, dtype: DType = DType.FLOAT32
+) -> WeightSlot:
+    """A slot without sources: the test puts its array in itself."""
+    return WeightSlot(name, kind, rows, cols, (), QuantSpec(dtype))
+
+
+def host_tensor(array: NDArray[np.float32]) -> HostTensor:
+    """A float32 array as it would lie in a file."""
+    data = np.ascontiguousarray(array, np.float32)
+    return HostTensor(data.view(np.uint8).reshape(-1), DType.FLOAT32, data.shape)
+
+
+def build(
+    program: StepProgram, arrays: dict[str, NDArray[np.float32]], bench: Bench
+) -> CpuExecutor:
+    """An executor with the given arrays as weights."""
+    weights = CpuWeights(program)
+    for weight in program.slots:
+        weights.put(weight, 0, host_tensor(arrays[weight.name]))
+    limits = StepLimits(bench.max_tokens, 16, bench.max_tokens, 4096)
+    kv = KvConfig(bench.block_size, (bench.num_blocks,) * len(program.kv_groups), bench.kv_dtype)
+    return CpuExecutor(program, weights, limits, kv, bench.threads, bench.isa)
+
+
+def linear_program(vocab: int, hidden: int, out: int, dtype: DType, *, bias: bool) -> StepProgram:
+    """Token ids choose rows of a table, which go through one linear layer into buffer 1."""
+    slots = [
+        slot("table", SlotKind.TABLE, vocab, hidden),
+        slot("weight", SlotKind.LINEAR, out, hidden, dtype),
+    ]
+    if bias:
+        slots.append(slot("bias", SlotKind.VECTOR, out))
+    buffers = (BufferSpec("x", hidden), BufferSpec("y", out))
+    ops: tuple[Op, ...] = (Embed("table", 0), Linear(0, "weight", "bias" if bias else None, 1))
+    return StepProgram(buffers, ops, tuple(slots), (), vocab)
+
+
+def sample_program(vocab: int) -> StepProgram:
+    """Row i of the table is a logits row: token i asks for a sample of it."""
+    buffers = (BufferSpec("x", vocab), BufferSpec("logits", vocab, BufferRows.LOGITS))
+    ops: tuple[Op, ...] = (Embed("table", 0), Select(0, 1), Sample(1))
+    return StepProgram(buffers, ops, (slot("table", SlotKind.TABLE, vocab, vocab),), (), vocab)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Shape of an attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int = 0
+
+
+def attention_program(vocab: int, heads: Heads) -> StepProgram:
+    """Rows of the table are q, k, v rows; buffer 1 takes the attention."""
+    width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
+    shape = (heads.num_heads, heads.num_kv_heads, heads.head_dim)
+    buffers = (BufferSpec("qkv", width), BufferSpec("out", heads.num_heads * heads.head_dim))
+    scale = heads.head_dim**-0.5
+    ops: tuple[Op, ...] = (
+        Embed("table", 0),
+        KvWrite(0, 0, 0, *shape),
+        Attend(0, 1, 0, 0, *shape, scale=scale, window=heads.window),
+    )
+    groups = (KvGroupSpec(1, heads.num_kv_heads, heads.head_dim, heads.window),)
+    return StepProgram(buffers, ops, (slot("table", SlotKind.TABLE, vocab, width),), groups, vocab)
+
+
+def causal_attention(qkv: NDArray[np.float32], heads: Heads) -> NDArray[np.float64]:
+    """The plain definition in float64; qkv [tokens, width] → [tokens, heads · head_dim]."""
+    num, dim = len(qkv), heads.head_dim
+    rows = qkv.astype(np.float64).reshape(num, -1, dim)
+    q = rows[:, : heads.num_heads]
+    k = rows[:, heads.num_heads : heads.num_heads + heads.num_kv_heads]
+    v = rows[:, heads.num_heads + heads.num_kv_heads :]
+    group = heads.num_heads // heads.num_kv_heads
+    distance = np.arange(num)[:, None] - np.arange(num)[None, :]
+    hidden = (distance < 0) | ((distance >= heads.window) if heads.window else False)
+    out = np.empty((num, heads.num_heads, dim))
+    for h in range(heads.num_heads):
+        scores = q[:, h] @ k[:, h // group].T * dim**-0.5
+        scores[hidden] = -np.inf
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[:, h // group]
+    return out.reshape(num, -1)
+
+
+def int32(values: Sequence[int]) -> NDArray[np.int32]:
+    """A plan array."""
+    return np.array(values, np.int32)
