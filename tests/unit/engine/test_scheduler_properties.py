@@ -22,9 +22,9 @@ class EngineLife(RuleBasedStateMachine):
     """submit, cancel, step in any order; every answer equals its solo run, nothing leaks."""
 
     @initialize(
-        budget=st.sampled_from([1, 2, 3, 5, 8, 64]),
-        max_num_seqs=st.integers(1, 6),
-        spare_blocks=st.integers(0, 20),
+        budget=st.sampled_from([1, 2, 5, 8, 16, 64]),
+        max_num_seqs=st.integers(1, 3) | st.integers(4, 8),
+        spare_blocks=st.integers(0, 4) | st.integers(0, 20),
         prefix_caching=st.booleans(),
         windows=st.sampled_from([(0,), (0, 5), (7,), (0, 9)]),
     )
@@ -41,7 +41,7 @@ class EngineLife(RuleBasedStateMachine):
             for window in windows
         )
         sizes = ToySizes(
-            BLOCK_SIZE, num_blocks, windows, MAX_MODEL_LEN, max_num_seqs, budget, 5, prefix_caching
+            BLOCK_SIZE, num_blocks, windows, MAX_MODEL_LEN, max_num_seqs, budget, 8, prefix_caching
         )
         self.engine, self.executor = toy_engine(sizes)
         self.driver = Driver(self.engine)
@@ -51,11 +51,11 @@ class EngineLife(RuleBasedStateMachine):
 
     @rule(
         text=st.sampled_from(TEXTS),
-        length=st.integers(1, 40),
+        length=st.integers(1, 9) | st.integers(1, 40),
         tail=st.lists(st.integers(0, 96), max_size=3),
-        max_tokens=st.integers(1, 12),
+        max_tokens=st.integers(1, 12) | st.integers(25, 40),
         seed=st.none() | st.integers(0, 2),
-        priority=st.integers(0, 1),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
         num_generated=st.integers(0, 3),
         stop_at=st.none() | st.integers(0, 11),
     )
@@ -83,6 +83,12 @@ class EngineLife(RuleBasedStateMachine):
         self.driver.submit(request)
         self.engine.scheduler.check()
 
+    @rule(text=st.sampled_from(TEXTS), count=st.integers(2, 6), length=st.integers(1, 8))
+    def submit_a_burst_of_long_answers(self, text: list[int], count: int, length: int) -> None:
+        """Admitted together, they outgrow a small pool and must be preempted."""
+        for number in range(count):
+            self.submit(text, length, [number], 35, None, 0, 0, None)
+
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -90,7 +96,7 @@ class EngineLife(RuleBasedStateMachine):
         self.engine.cancel(name)
         self.engine.scheduler.check()
 
-    @rule(count=st.integers(1, 6))
+    @rule(count=st.integers(1, 15))
     def step(self, count: int) -> None:
         for _ in range(count):
             self.driver.step()
@@ -135,4 +141,4 @@ class EngineLife(RuleBasedStateMachine):
 
 
 TestEngineLife = EngineLife.TestCase
-TestEngineLife.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestEngineLife.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
