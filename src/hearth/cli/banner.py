@@ -93,7 +93,8 @@ def print_banner(banner: Banner, console: Console | None = None) -> None:
     title.append(banner.url, style="bold cyan")
     console.print(title)
     _print_rows(console, ((c.name, c.value, c.reason) for c in banner.choices()))
-    memory = [line.partition(": ") for line in banner.ready.memory]
+    # The KV cache stands among the choices already, with the reason for its size.
+    memory = [line.partition(": ") for line in banner.ready.memory if line[:8] != "KV cache"]
     _print_rows(console, ((name, *_split_reason(rest)) for name, _, rest in memory))
     for warning in banner.warnings():
         console.print(Text(f"  warning: {warning}", style="yellow"))

@@ -43,9 +43,9 @@ def launch(settings: ServeSettings) -> int:
     clock.end("python")
     sock = bind_socket(settings.host, settings.port)
     with sock:
-        from hearth.engine.client import EngineClient
+        from hearth.cli.uvloop_client import UvloopEngineClient
 
-        client = EngineClient.start(settings.engine)
+        client = UvloopEngineClient.start(settings.engine)
         clock.end("engine process")
         try:
             return _serve(settings, clock, client, sock)

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -124,7 +125,7 @@ def _of_status(request: Request, error: HTTPException) -> JSONResponse:
     if status == 404:
         message = f"there is no {request.method} {request.url.path} here; /docs lists what there is"
     elif status == 405:
-        allowed = (error.headers or {}).get("allow", "another method")
+        allowed = Headers(error.headers).get("allow", "another method")
         message = f"{request.url.path} does not take {request.method} (permitted: {allowed})"
     detail = ErrorDetail(
         message=message, type=_type_of(status), code=_STATUS_CODES.get(status, "http_error")

@@ -1,0 +1,152 @@
+"""The command line: every flag has a variable, errors are messages, help is quick."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hearth import __version__
+from hearth.cli import launch as launch_module
+from hearth.cli.options import ENV_PREFIX, environment_names, unknown_variables
+from hearth.cli.serve import serve
+from hearth.cli.settings import ServeSettings
+
+
+def hearth(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+    return subprocess.run(
+        [sys.executable, "-m", "hearth.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**clean, "COLUMNS": "200", "TERM": "dumb", **environment},
+    )
+
+
+def test_help_answers_quickly_and_loads_nothing_heavy() -> None:
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert "serve" in hearth("--help").stdout
+        durations.append(time.perf_counter() - start)
+    # 0.2 s on an idle core; the bound leaves room for a busy machine.
+    assert min(durations) < 1.0
+    heavy = "numpy,fastapi,uvicorn,pydantic,tokenizers,jinja2,torch,transformers,msgspec,asyncio"
+    code = (
+        f"import sys, hearth.cli.main; print([m for m in {heavy.split(',')} if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_flag_is_an_environment_variable_shown_in_the_help() -> None:
+    text = hearth("serve", "--help").stdout
+    flags = set(re.findall(r"--([a-z][a-z-]+)", text)) - {"help"}
+    flags = {flag for flag in flags if not flag.startswith("no-")}
+    names = environment_names(serve)
+    assert names >= {ENV_PREFIX + flag.replace("-", "_").upper() for flag in flags}
+    for name in names:
+        assert name in text
+
+
+def test_every_flag_stands_in_the_readme() -> None:
+    root = Path(__file__).parents[3]
+    for name in ("README.md", "README.zh-CN.md"):
+        text = (root / name).read_text(encoding="utf-8")
+        for variable in environment_names(serve) - {"HEARTH_MODEL"}:
+            flag = variable.removeprefix(ENV_PREFIX).replace("_", "-").lower()
+            assert f"`--{flag}`" in text, f"{flag} is not in {name}"
+
+
+def test_version() -> None:
+    assert hearth("version").stdout.startswith(f"hearth {__version__}\n")
+    assert hearth("--version").stdout == f"hearth {__version__}\n"
+
+
+def test_an_unknown_flag_is_an_error_with_a_suggestion() -> None:
+    result = hearth("serve", "--max-model-length", "5")
+    assert result.returncode == 2
+    assert "--max-model-len" in result.stderr.replace("--max-model-length", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--port", "http"], "--port"),
+        (["--dtype", "int3"], "bfloat16"),
+        (["--max-num-seqs", "-1"], "--max-num-seqs"),
+        (["--kv-cache-memory-bytes", "lots"], "permitted"),
+        (["--kv-cache-memory-bytes=-1G"], "permitted"),
+    ],
+)
+def test_a_wrong_value_is_named(arguments: list[str], text: str) -> None:
+    result = hearth("serve", *arguments)
+    assert result.returncode == 2
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_does_not_exist_is_one_clear_message(tmp_path: Path) -> None:
+    for model, text in [
+        ("org/model", "there is no directory org/model"),
+        (str(tmp_path), "holds no config.json"),
+        (__file__, "is a file"),
+    ]:
+        result = hearth("serve", model)
+        assert result.returncode == 3
+        assert text in result.stderr
+        assert "what to do:" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_trace_is_shown_only_when_debugging() -> None:
+    result = hearth("serve", "org/model", "--log-level", "debug")
+    assert result.returncode == 3
+    assert "Traceback" in result.stderr
+
+
+def test_unknown_variables_are_warned_about() -> None:
+    known = environment_names(serve)
+    found = unknown_variables({"HEARTH_PROT": "1", "HEARTH_PORT": "1", "HOME": "/"}, known)
+    assert found == [
+        "the environment variable HEARTH_PROT has no meaning here; did you mean HEARTH_PORT?"
+    ]
+
+
+def test_a_flag_wins_over_its_variable_and_that_over_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hearth.cli.main import app
+
+    seen: list[ServeSettings] = []
+
+    def record(settings: ServeSettings) -> int:
+        seen.append(settings)
+        return 0
+
+    monkeypatch.setattr(launch_module, "launch", record)
+    monkeypatch.setenv("HEARTH_PORT", "1234")
+    monkeypatch.setenv("HEARTH_BLOCK_SIZE", "16")
+    monkeypatch.setenv("HEARTH_ENABLE_PREFIX_CACHING", "false")
+    monkeypatch.setenv("HEARTH_SERVED_MODEL_NAME", "a b")
+    app(
+        ["serve", "--port", "99", "--kv-cache-memory-bytes", "2G", "--max-model-len", "4K"],
+        standalone_mode=False,
+    )
+    (settings,) = seen
+    assert settings.port == 99
+    assert settings.names == ("a", "b")
+    assert settings.engine.cache.block_size == 16
+    assert not settings.engine.cache.enable_prefix_caching
+    assert settings.engine.cache.memory_bytes == 2 << 30
+    assert settings.engine.model.max_model_len == 4096
+    assert settings.engine.scheduler.max_num_seqs == 64
+    assert settings.model_dir.name == "demo_model"

@@ -1,0 +1,180 @@
+"""Whatever a client sends, it gets an answer in OpenAI's form that says what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from tests.unit.serve.fake_engine import FakeEngine, client_for
+
+from hearth.serve.model import ServedModel
+
+URL = "/v1/chat/completions"
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"temperature": -1}, "temperature", "from 0 to 2"),
+    ({"temperature": 2.5}, "temperature", "from 0 to 2"),
+    ({"temperature": "0.5"}, "temperature", "from 0 to 2"),
+    ({"temperature": True}, "temperature", "from 0 to 2"),
+    ({"top_p": 0}, "top_p", "above 0"),
+    ({"top_k": -2}, "top_k", "-1 or 0"),
+    ({"top_k": 1.5}, "top_k", "integer"),
+    ({"min_p": 1.1}, "min_p", "from 0 to 1"),
+    ({"max_tokens": 0}, "max_tokens", "1 or more"),
+    ({"max_tokens": -5}, "max_tokens", "1 or more"),
+    ({"max_tokens": "5"}, "max_tokens", "1 or more"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "1 or more"),
+    ({"seed": -1}, "seed", "integer from 0"),
+    ({"seed": 2**64}, "seed", "integer from 0"),
+    ({"stop": ""}, "stop", "a string or a list"),
+    ({"stop": ["a", ""]}, "stop.1", "a string or a list"),
+    ({"stop": 5}, "stop", "a string or a list"),
+    ({"stop": ["x"] * 17}, "stop", "up to 16"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids.0", "0 or more"),
+    ({"stop_token_ids": [10**9]}, "stop_token_ids", "permitted"),
+    ({"stream": "yes"}, "stream", "true or false"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
+    ({"n": 2}, "n", "n = 1"),
+    ({"n": 0}, "n", "1"),
+    ({"tool_choice": "required"}, "tool_choice", '"none", "auto"'),
+    ({"modalities": ["text", "audio"]}, "modalities", "text"),
+    ({"frequency_penalty": 3}, "frequency_penalty", "-2 to 2"),
+    ({"messages": []}, "messages", "one or more"),
+    ({"messages": "Hi"}, "messages", "one or more"),
+    ({"messages": [{"content": "Hi"}]}, "messages.0.role", "system, developer, user"),
+    ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages.0.role", "assistant or tool"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content", "a string or a list"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a string or a list"),
+    ({"messages": [*HI, "Hi"]}, "messages.1", "permitted"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages.0.content.0.text",
+        "a string",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content.0",
+        "image parts are not supported yet",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "hologram"}]}]},
+        "messages.0.content.0.type",
+        "hologram",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "text"), REFUSED, ids=lambda v: str(v)[:40])
+async def test_a_refused_field_is_named_with_what_is_permitted(
+    client: httpx.AsyncClient, engine: FakeEngine, fields: dict[str, Any], param: str, text: str
+) -> None:
+    error = error_of(await client.post(URL, json={"messages": HI, **fields}))
+    assert error["param"] == param
+    assert error["message"].startswith(param.partition(".")[0])
+    assert text in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert engine.submitted == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"{'messages': 1}", "not valid JSON"),
+        (b"[1]", "not a JSON object"),
+        (b'"x"', "not a JSON object"),
+        (b"{}", "messages is missing"),
+        (b'{"messages": "\xff"}', "not valid UTF-8: byte 0xff at position 14"),
+        ('{"messages": "é"}'.encode("latin-1"), "not valid UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"messages": [], "temperature": NaN}', "messages"),
+    ],
+    ids=range(11),
+)
+async def test_a_broken_body_is_refused(client: httpx.AsyncClient, raw: bytes, text: str) -> None:
+    error = error_of(await client.post(URL, content=raw))
+    assert text in error["message"]
+    assert error["code"] == "invalid_body"
+    assert len(error["message"]) < 1000
+
+
+async def test_many_errors_are_told_together_and_large_values_not_repeated(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"messages": "x" * 100_000, "temperature": "y" * 100_000, "top_p": 7}
+    error = error_of(await client.post(URL, json=body))
+    assert all(name in error["message"] for name in ("messages", "temperature", "top_p"))
+    assert len(error["message"]) < 1000
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_body_beyond_the_limit_is_refused(
+    engine: FakeEngine, model: ServedModel, chunked: bool
+) -> None:
+    async def chunks() -> Any:
+        for _ in range(100):
+            yield b"x" * 1000
+
+    async with client_for(engine, model, max_body_bytes=10_000) as client:
+        content = chunks() if chunked else b"x" * 100_000
+        error = error_of(await client.post(URL, content=content), 413)
+        assert error["code"] == "body_too_large"
+        assert "9.77 KiB" in error["message"]
+
+
+async def test_a_megabyte_prompt_is_answered_with_both_numbers(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "你好 world " * 100_000}]
+    error = error_of(await client.post(URL, json={"messages": messages}))
+    assert error["code"] == "context_length_exceeded"
+    assert "400 tokens" in error["message"]
+
+
+async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
+    error = error_of(await client.get("/v1/nothing"), 404)
+    assert error["code"] == "not_found"
+    assert "/v1/nothing" in error["message"]
+    response = await client.get(URL)
+    error = error_of(response, 405)
+    assert "permitted: POST" in error["message"]
+    assert response.headers["allow"] == "POST"
+
+
+async def test_a_model_that_is_not_served(client: httpx.AsyncClient) -> None:
+    error = error_of(await client.post(URL, json={"messages": HI, "model": "gpt-4"}), 404)
+    assert error["code"] == "model_not_found"
+    assert "'toy'" in error["message"]
+    error_of(await client.get("/v1/models/gpt-4"), 404)
+
+
+async def test_a_template_that_refuses_is_quoted(engine: FakeEngine) -> None:
+    from tests.unit.serve.fake_engine import toy_model
+    from tests.unit.text import templates
+
+    async with client_for(engine, toy_model(templates.MISTRAL)) as client:
+        messages = [{"role": "system", "content": "x"}]
+        error = error_of(await client.post(URL, json={"messages": messages}))
+        assert "Conversation roles must alternate" in error["message"]
+
+
+async def test_the_unexpected_is_a_500_with_its_trace_in_the_log(
+    client: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.submit_error = ZeroDivisionError("secret detail")
+    error = error_of(await client.post(URL, json={"messages": HI}), 500)
+    assert error["type"] == "server_error"
+    assert "secret" not in error["message"]
+    assert "ZeroDivisionError" in caplog.text
