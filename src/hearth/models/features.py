@@ -38,8 +38,8 @@ def refuse_unimplemented(config: ConfigJson) -> None:
         if config.values.get(key) not in neutral:
             raise config.error(key, _permitted(neutral), hint=_hint(key))
     _refuse_window(config)
-    layer_types = config.values.get("layer_types")
-    if layer_types is not None and set(layer_types) != {"full_attention"}:
+    layer_types = config.values.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
         raise config.error("layer_types", '"full_attention" for every layer')
 
 
