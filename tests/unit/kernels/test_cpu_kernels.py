@@ -9,12 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from hearth.core.errors import KernelError
-from hearth.core.spec import DType, SlotKind
-from hearth.kernels.cpu.weights import CpuWeights
-from hearth.kernels.packing import HostTensor
-from hearth.kernels.reference.sampling import sample_rows
 from tests.contract.plan_builder import Chunk, HowToSample, PlanBuilder, Track
 from tests.unit.kernels.programs import (
     ISAS,
@@ -29,6 +23,12 @@ from tests.unit.kernels.programs import (
     sample_program,
     slot,
 )
+
+from hearth.core.errors import KernelError
+from hearth.core.spec import DType, SlotKind
+from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.packing import HostTensor
+from hearth.kernels.reference.sampling import sample_rows
 
 VOCAB = 61
 LINEAR_TOLERANCE = 2e-5  # relative to the largest output; float32 sums of up to 700 terms
