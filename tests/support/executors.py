@@ -27,6 +27,7 @@ class Setup:
     num_blocks: int = 256
     load_format: str = "auto"
     threads: int = 2
+    kv_dtype: str | None = None  # None: that of the weights
 
 
 def build_executor(name: str, setup: Setup, program: StepProgram | None = None) -> Executor:
@@ -39,7 +40,7 @@ def build_executor(name: str, setup: Setup, program: StepProgram | None = None) 
         max_model_len=setup.loaded.spec.max_position_embeddings,
     )
     num_blocks = (setup.num_blocks,) * len(program.kv_groups)
-    kv = KvConfig(setup.block_size, num_blocks, setup.loaded.dtype.value)
+    kv = KvConfig(setup.block_size, num_blocks, setup.kv_dtype or setup.loaded.dtype.value)
     if name == "reference":
         from hearth.kernels.reference.executor import ReferenceExecutor
         from hearth.kernels.reference.weights import ReferenceWeights
