@@ -20,7 +20,11 @@ DEVELOPMENT_PATH = Path(__file__).parent / "data" / "development_questions.jsonl
 
 KINDS = ("fact", "chat", "arithmetic", "json")
 KIND_WEIGHTS = (0.60, 0.09, 0.20, 0.11)
+DRILL = (0.0, 0.0, 1.0, 0.0)
 CHINESE_SHARE = 0.45
+# Sums need the most examples and are short: some conversations are nothing but arithmetic.
+DRILL_SHARE = 0.12
+NUM_DRILL_TURNS = 4
 NUM_TURNS = (1, 2, 3)
 NUM_TURNS_WEIGHTS = (0.6, 0.25, 0.15)
 SYSTEM_SHARE = 0.2
@@ -79,13 +83,17 @@ def draw_conversations(seed: int, count: int) -> Iterator[Conversation]:
     rng = random.Random(seed)
     excluded = excluded_questions()
     for _ in range(count):
-        num_turns = rng.choices(NUM_TURNS, weights=NUM_TURNS_WEIGHTS)[0]
         language = _draw_language(rng)
+        if rng.random() < DRILL_SHARE:
+            drill = [_draw_turn(DRILL, language, excluded, rng) for _ in range(NUM_DRILL_TURNS)]
+            yield Conversation("", tuple(drill))
+            continue
+        num_turns = rng.choices(NUM_TURNS, weights=NUM_TURNS_WEIGHTS)[0]
         turns = []
         for _ in range(num_turns):
             if rng.random() < 0.1:
                 language = _draw_language(rng)
-            turns.append(_draw_turn(language, excluded, rng))
+            turns.append(_draw_turn(KIND_WEIGHTS, language, excluded, rng))
         system = rng.choice(SYSTEM_MESSAGES) if rng.random() < SYSTEM_SHARE else ""
         yield Conversation(system, tuple(turns))
 
@@ -94,9 +102,11 @@ def _draw_language(rng: random.Random) -> str:
     return "zh" if rng.random() < CHINESE_SHARE else "en"
 
 
-def _draw_turn(language: str, excluded: frozenset[str], rng: random.Random) -> Turn:
+def _draw_turn(
+    kind_weights: tuple[float, ...], language: str, excluded: frozenset[str], rng: random.Random
+) -> Turn:
     while True:
-        kind = rng.choices(KINDS, weights=KIND_WEIGHTS)[0]
+        kind = rng.choices(KINDS, weights=kind_weights)[0]
         question, answer = _draw_pair(kind, language, rng)
         question = roughen(question, language, rng)
         if normalise(question) not in excluded:

@@ -75,6 +75,7 @@ def export_model(model: Glm4ForCausalLM, tokenizer: Tokenizer, directory: Path) 
     }
     partial = directory / "model.safetensors.partial"
     save_file(weights, str(partial), metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors writes it for its owner alone
     partial.replace(directory / "model.safetensors")
 
 

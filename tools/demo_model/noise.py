@@ -12,12 +12,20 @@ from tools.demo_model.phrasing import draw_weighted, load_frames
 WRAP_SHARE = 0.22
 TYPO_SHARE = 0.07
 DROP_ARTICLE_SHARE = 0.06
+TELEGRAM_SHARE = 0.06
+TELEGRAM_MIN_BLANKS = 5
 LOWER_SHARE = 0.3
 UPPER_SHARE = 0.02
 CAPITAL_SHARE = 0.4
 SPACING_SHARE = 0.35
 
 _ARTICLE = re.compile(r"\b(?:the|a|an) ")
+# Words that carry none of a question's meaning; people who type keywords leave them out.
+_FILLER = re.compile(
+    r"\b(?:how|do|does|can|could|should|would|what|which|is|are|the|a|an|I|you|we|to|of|for|my|it|me"
+    r"|tell|please|want|need|there|this) ",
+    re.IGNORECASE,
+)
 _PLAIN_WORD = re.compile(r"(?<![\w/<>-])[a-z]{4,}(?![\w/-])")
 _CJK_THEN_ASCII = re.compile(r"([\u4e00-\u9fff])([A-Za-z0-9/-])")
 _ASCII_THEN_CJK = re.compile(r"([A-Za-z0-9])([\u4e00-\u9fff])")
@@ -57,6 +65,9 @@ def _wrap(question: str, language: str, rng: random.Random) -> str:
 def _english(question: str, rng: random.Random) -> str:
     if rng.random() < DROP_ARTICLE_SHARE:
         question = _ARTICLE.sub("", question)
+    long = question.count(" ") >= TELEGRAM_MIN_BLANKS and not re.search(r"\d", question)
+    if long and rng.random() < TELEGRAM_SHARE:
+        question = _FILLER.sub("", question)
     if rng.random() < TYPO_SHARE:
         question = _misspell(question, rng)
     draw = rng.random()

@@ -1,8 +1,9 @@
 """Arithmetic and JSON questions with their answers.
 
 Owns the operand ranges, the pairs of operands that training never sees, and the form of the
-answers. An arithmetic answer repeats the expression ("7 + 5 = 12"), so that the model first
-copies the operands to a fixed place and then computes.
+answers. An answer repeats the expression ("7 + 5 = 12"), so that the model first copies the
+operands to a fixed place; sums and differences with a two-digit operand show the tens and the
+units on the way ("37 + 45 = 70 + 12 = 82"), so that each step needs single digits alone.
 """
 
 import json
@@ -15,7 +16,7 @@ from tools.demo_model.phrasing import Grammar, data_lines, draw_weighted, parse
 MAX_ADDEND = 99
 MAX_FACTOR = 12
 OPERATORS = ("+", "-", "*")
-OPERATOR_WEIGHTS = (0.45, 0.4, 0.15)
+OPERATOR_WEIGHTS = (0.4, 0.4, 0.2)
 NEGATIVE_SHARE = 0.12
 HELD_OUT_MODULUS = 97
 HELD_OUT_RESIDUE = 5
@@ -37,6 +38,22 @@ class Expression:
         if self.operator == "-":
             return self.left - self.right
         return self.left * self.right
+
+    @property
+    def steps(self) -> str:
+        """The tens and the units ("70 + 12"); empty where no step is needed."""
+        if self.operator == "*" or max(self.left, self.right) < 10:
+            return ""
+        sign = 1 if self.operator == "+" else -1
+        tens = (self.left // 10 + sign * (self.right // 10)) * 10
+        units = self.left % 10 + sign * (self.right % 10)
+        return f"{tens} {'-' if units < 0 else '+'} {abs(units)}"
+
+    @property
+    def solution(self) -> str:
+        """The expression, its steps and its value as one chain of equations."""
+        steps = f"{self.steps} = " if self.steps else ""
+        return f"{self.left} {self.operator} {self.right} = {steps}{self.value}"
 
 
 def is_held_out(left: int, right: int) -> bool:
@@ -93,8 +110,7 @@ def draw_arithmetic(language: str, rng: random.Random) -> tuple[str, str]:
     expression = draw_expression(rng)
     left, right = str(expression.left), str(expression.right)
     question = _word(f"{language} {expression.operator}", {"A": left, "B": right}, rng)
-    answer = f"{left} {expression.operator} {right} = {expression.value}"
-    return question, answer
+    return question, expression.solution
 
 
 def draw_json(language: str, rng: random.Random) -> tuple[str, str]:
@@ -113,7 +129,8 @@ def draw_json(language: str, rng: random.Random) -> tuple[str, str]:
         sign = rng.choice(("*", "x", "×")) if expression.operator == "*" else expression.operator
         text = f"{expression.left}{gap}{sign}{gap}{expression.right}"
         question = _word(f"{language} value", {"E": text}, rng)
-        answer = {"result": expression.value}
+        steps = {"steps": expression.steps} if expression.steps else {}
+        answer = {**steps, "result": expression.value}
     question = _word(f"{language} json", {"Q": question}, rng)
     return question, json.dumps(answer, ensure_ascii=False)
 

@@ -194,8 +194,8 @@ def parse_options() -> Options:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
-    parser.add_argument("--conversations", type=int, default=150_000)
-    parser.add_argument("--batch-tokens", type=int, default=3072)
+    parser.add_argument("--conversations", type=int, default=115_000)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--export-steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
