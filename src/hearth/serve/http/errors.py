@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hearth.core.errors import HearthError, RequestError
@@ -111,6 +112,8 @@ class _CatchAll:
 
         try:
             await self._app(scope, receive, watch)
+        except ClientDisconnect:  # in the middle of its own request: nobody waits for an answer
+            logger.info("client_gone path=%s", scope.get("path"))
         except Exception:  # the top of a request: nothing above it could answer
             logger.exception("unexpected_error path=%s", scope.get("path"))
             if has_started:

@@ -2,7 +2,7 @@
 
 UP means that the engine process lives; DOWN is answered with 503. Counts come from the engine,
 which answers between two steps; when a step takes longer than STATS_TIMEOUT_S, `running` is the
-front end's own count of requests and `waiting` is null.
+front end's own count of requests, `waiting` and `engine` are null.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from fastapi import APIRouter, Response
 
 from hearth import __version__
 from hearth.core.errors import EngineError
+from hearth.core.events import EngineStats
 from hearth.serve.engine_port import EnginePort
-from hearth.serve.http.schemas import Health
+from hearth.serve.http.schemas import EngineCounts, Health
 
 STATS_TIMEOUT_S = 2.0
 
@@ -31,11 +32,12 @@ def health_router(engine: EnginePort, model_name: str) -> APIRouter:
     )
     async def health(response: Response) -> Health:
         is_up = engine.is_alive
-        running, waiting = engine.num_running, None
+        running, waiting, counts = engine.num_running, None, None
         if is_up:
             try:
                 stats = await asyncio.wait_for(engine.stats(), STATS_TIMEOUT_S)
                 running, waiting = stats.num_running, stats.num_waiting
+                counts = _counts(stats)
             except TimeoutError:
                 pass
             except EngineError:
@@ -49,6 +51,19 @@ def health_router(engine: EnginePort, model_name: str) -> APIRouter:
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             running=running,
             waiting=waiting,
+            engine=counts,
         )
 
     return router
+
+
+def _counts(stats: EngineStats) -> EngineCounts:
+    return EngineCounts(
+        kv_blocks_total=stats.num_blocks_total,
+        kv_blocks_used=stats.num_blocks_used,
+        kv_blocks_cached=stats.num_blocks_cached,
+        preemptions=stats.num_preemptions,
+        steps=stats.num_steps,
+        generated_tokens=stats.num_generated_tokens,
+        prefix_hit_tokens=stats.num_prefix_hit_tokens,
+    )

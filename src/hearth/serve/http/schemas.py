@@ -160,8 +160,20 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class EngineCounts(BaseModel):
+    """The engine's own counts: blocks of KV cache now, events since its start."""
+
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    preemptions: int
+    steps: int
+    generated_tokens: int
+    prefix_hit_tokens: int
+
+
 class Health(BaseModel):
-    """Body of GET /health. `waiting` is null when the engine did not answer in time."""
+    """Body of GET /health. `waiting` and `engine` are null when it did not answer in time."""
 
     status: Literal["UP", "DOWN"]
     model: str
@@ -169,6 +181,7 @@ class Health(BaseModel):
     timestamp: str
     running: int
     waiting: int | None
+    engine: EngineCounts | None
 
 
 class ModelCard(BaseModel):
