@@ -33,7 +33,7 @@ def _quantity(text: str | int) -> int:
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         envvar=f"{ENV_PREFIX}MODEL",
         help="Directory of a Hugging Face model; without it the built-in model is served.",
         show_default=False,

@@ -53,7 +53,17 @@ def _document(app: FastAPI) -> None:
                 ref_template="#/components/schemas/{model}",
             )
             document["components"]["schemas"].update(bodies["$defs"])
+            _drop_422(document)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+
+
+def _drop_422(document: dict[str, Any]) -> None:
+    """FastAPI documents its own form of a refused request, which is never sent here."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)

@@ -16,13 +16,15 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI
 
 from hearth.core.errors import EngineDeadError
 from hearth.serve.engine_port import EnginePort
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger("hearth.serve")
 

@@ -39,7 +39,8 @@ STYLES = {
 def _theirs(template: str, messages: list[dict[str, Any]], prompt: bool) -> str:
     from transformers import PreTrainedTokenizerFast
 
-    theirs = PreTrainedTokenizerFast(tokenizer_object=builders.byte_fallback(), **SPECIAL)
+    tokenizer_class: Any = PreTrainedTokenizerFast  # its constructor is not typed
+    theirs = tokenizer_class(tokenizer_object=builders.byte_fallback(), **SPECIAL)
     rendered = theirs.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
     )

@@ -22,7 +22,9 @@ small = st.text(alphabet="ab<中", max_size=30)
 
 
 @given(small, st.lists(st.text(alphabet="ab<中", min_size=1, max_size=5), max_size=4), st.data())
-def test_equals_the_plain_reference_for_any_cut(text: str, stops: list[str], data) -> None:
+def test_equals_the_plain_reference_for_any_cut(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
     matcher = StopMatcher(stops)
     given_out, start = "", 0
     while start < len(text):
