@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from tests.integration.server import Server
 
 NUM_CLIENTS = 64
@@ -77,6 +75,10 @@ async def streamed_text(
                     yield choice["delta"].get("content") or ""
 
 
+async def whole_text(http: httpx.AsyncClient, body: dict[str, object]) -> str:
+    return "".join([piece async for piece in streamed_text(http, body) if piece])
+
+
 async def run_client(
     http: httpx.AsyncClient, solo: list[str], number: int, end: float, tally: Tally
 ) -> None:
@@ -111,9 +113,7 @@ async def soak(url: str, seconds: float) -> Tally:
     """All clients for `seconds`; first every kind of request alone."""
     limits = httpx.Limits(max_connections=NUM_CLIENTS + 4)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
-        solo = []
-        for kind in range(NUM_KINDS):
-            solo.append("".join([p async for p in streamed_text(http, request_body(kind)) if p]))
+        solo = [await whole_text(http, request_body(kind)) for kind in range(NUM_KINDS)]
         tally = Tally()
         end = asyncio.get_running_loop().time() + seconds
         await asyncio.gather(*(run_client(http, solo, n, end, tally) for n in range(NUM_CLIENTS)))
@@ -127,7 +127,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def num_handles(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def soak_and_check(directory: Path, warm_s: float, seconds: float) -> None:
