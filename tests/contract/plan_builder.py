@@ -46,6 +46,34 @@ class HowToSample:
     seed: int = 0
 
 
+@dataclass
+class _Lists:
+    """The flat arrays of a plan while they grow, chunk by chunk."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    logit_rows: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
+    row_start: list[int] = field(default_factory=lambda: [0])
+    block_start: list[int] = field(default_factory=lambda: [0])
+
+    def append(self, chunk: Chunk, block_size: int) -> None:
+        track, first = chunk.track, chunk.track.num_computed
+        last = first + chunk.num_tokens
+        self.logit_rows += [len(self.tokens) + offset for offset in chunk.wanted]
+        self.tokens += track.tokens[first:last]
+        self.positions += range(first, last)
+        self.slots += [
+            track.blocks[i // block_size] * block_size + i % block_size for i in range(first, last)
+        ]
+        self.blocks += track.blocks
+        self.context.append(first)
+        self.row_start.append(len(self.tokens))
+        self.block_start.append(len(self.blocks))
+
+
 class PlanBuilder:
     """Hands out blocks in a shuffled order, so that no test relies on neighbouring blocks."""
 
@@ -64,40 +92,23 @@ class PlanBuilder:
 
         `spare_blocks`: so many blocks more than needed are listed for every sequence.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        blocks: list[int] = []
-        logit_rows: list[int] = []
-        row_start, block_start = [0], [0]
-        context = []
+        lists = _Lists()
         for chunk in chunks:
-            track, first = chunk.track, chunk.track.num_computed
-            last = first + chunk.num_tokens
-            self._grow(track, last, spare_blocks)
-            logit_rows += [len(tokens) + offset for offset in chunk.wanted]
-            tokens += track.tokens[first:last]
-            positions += range(first, last)
-            slots += [
-                track.blocks[i // self.block_size] * self.block_size + i % self.block_size
-                for i in range(first, last)
-            ]
-            blocks += track.blocks
-            context.append(first)
-            row_start.append(len(tokens))
-            block_start.append(len(blocks))
-            track.num_computed = last
-        sampled = [positions[row] + 1 for row in logit_rows]
+            last = chunk.track.num_computed + chunk.num_tokens
+            self._grow(chunk.track, last, spare_blocks)
+            lists.append(chunk, self.block_size)
+            chunk.track.num_computed = last
+        sampled = [lists.positions[row] + 1 for row in lists.logit_rows]
         return StepPlan(
-            tokens=_int32(tokens),
-            positions=_int32([positions] * 3),
-            row_start=_int32(row_start),
-            context=_int32(context),
-            slots=_int32([slots]),
-            blocks=_int32(blocks),
-            block_start=_int32([block_start]),
+            tokens=_int32(lists.tokens),
+            positions=_int32([lists.positions] * 3),
+            row_start=_int32(lists.row_start),
+            context=_int32(lists.context),
+            slots=_int32([lists.slots]),
+            blocks=_int32(lists.blocks),
+            block_start=_int32([lists.block_start]),
             first_block=_int32([[0] * len(chunks)]),
-            logit_rows=_int32(logit_rows),
+            logit_rows=_int32(lists.logit_rows),
             sampling=sampling_arrays(how, sampled),
             copies=_int32([[0, a, b] for a, b in copies]).reshape(-1, 3),
             encoder=_int32([]).reshape(-1, 3),
