@@ -120,6 +120,41 @@ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
+struct Random {
+  uint64_t seed;
+  float base, amplitude;
+
+  uint64_t row_key(int64_t row) const { return mix(seed ^ mix(static_cast<uint64_t>(row))); }
+  float at(uint64_t row_key, int64_t k) const {
+    uint64_t word = mix(row_key + static_cast<uint64_t>(k));
+    return base + amplitude * (static_cast<float>(static_cast<int32_t>(word >> 32)) * 0x1p-31f);
+  }
+};
+
+template <class Dst>
+void fill_panel_rows(typename Dst::Bits* dst, const Shape& s, const Random& random) {
+  int64_t end = s.first_row + s.num_rows;
+  for (int64_t row = s.first_row; row < end;) {
+    int64_t panel = row / kPanel, last = std::min((panel + 1) * kPanel, end);
+    uint64_t keys[kPanel];
+    for (int64_t r = row; r < last; r++) keys[r - row] = random.row_key(r);
+    typename Dst::Bits* out = dst + panel * kPanel * s.cols + row % kPanel;
+    for (int64_t k = 0; k < s.cols; k++, out += kPanel)
+      for (int64_t r = 0; r < last - row; r++) out[r] = Dst::store(random.at(keys[r], k));
+    row = last;
+  }
+}
+
+template <class Dst>
+void fill_as(typename Dst::Bits* dst, const Shape& s, const Random& random) {
+  if (s.kind == HEARTH_LINEAR) return fill_panel_rows<Dst>(dst, s, random);
+  int64_t stride = s.kind == HEARTH_TABLE ? padded_cols(s.cols) : s.cols;
+  for (int64_t row = s.first_row; row < s.first_row + s.num_rows; row++) {
+    uint64_t key = random.row_key(row);
+    for (int64_t k = 0; k < s.cols; k++) dst[row * stride + k] = Dst::store(random.at(key, k));
+  }
+}
+
 }  // namespace
 }  // namespace hearth
 
@@ -137,28 +172,18 @@ extern "C" int32_t hearth_pack(void* dst, int32_t kind, int32_t dst_dtype, int64
   return known ? HEARTH_OK : HEARTH_E_ARGUMENT;
 }
 
-// A value depends on the logical row and column alone, so every layout holds the same matrix.
+// A value depends on the logical row and column alone, so every layout holds the same matrix. Rows
+// of a panel are filled side by side: their elements lie next to each other.
 extern "C" int32_t hearth_fill_random(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
                                       int64_t cols, int64_t first_row, int64_t num_rows,
                                       uint64_t seed, float base, float amplitude) {
   Shape shape{kind, rows, cols, first_row, num_rows};
   if (!dst || !valid(shape)) return HEARTH_E_ARGUMENT;
-  if (dst_dtype != HEARTH_F32 && (kind == HEARTH_VECTOR || dst_dtype != HEARTH_BF16))
+  if (dst_dtype == HEARTH_F32)
+    fill_as<F32>(static_cast<float*>(dst), shape, {seed, base, amplitude});
+  else if (dst_dtype == HEARTH_BF16 && kind != HEARTH_VECTOR)
+    fill_as<Bf16>(static_cast<uint16_t*>(dst), shape, {seed, base, amplitude});
+  else
     return HEARTH_E_ARGUMENT;
-  int64_t stride = kind == HEARTH_TABLE ? padded_cols(cols) : cols;
-  for (int64_t row = first_row; row < first_row + num_rows; row++) {
-    uint64_t row_key = mix(seed ^ mix(static_cast<uint64_t>(row)));
-    for (int64_t k = 0; k < cols; k++) {
-      uint64_t word = mix(row_key + static_cast<uint64_t>(k));
-      float u = static_cast<float>(static_cast<int32_t>(word >> 32)) * 0x1p-31f;
-      float x = base + amplitude * u;
-      int64_t at = kind == HEARTH_LINEAR ? row / kPanel * kPanel * cols + k * kPanel + row % kPanel
-                                         : row * stride + k;
-      if (dst_dtype == HEARTH_F32)
-        static_cast<float*>(dst)[at] = x;
-      else
-        static_cast<uint16_t*>(dst)[at] = Bf16::store(x);
-    }
-  }
   return HEARTH_OK;
 }
