@@ -1,0 +1,210 @@
+"""The same context gives the same logits, bit for bit, however it came to be computed.
+
+One ledger per model and precision takes the hash of every row of every run: other company, other
+budgets, prefix hits, preemptions, another number of threads. Sampled with a temperature as well as
+greedily; an answer must equal the request's answer in every other run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.engines import AuditExecutor, EngineSizes, build_engine
+from tests.support.executors import require_cpu_library
+from tests.support.toy_engine import Driver
+
+from hearth.core.request import Request, SamplingParams
+from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.models.loader import LoadedSpec, load_model_spec
+from hearth.models.weights import load_weights
+
+VOCABULARY = 199
+MAX_MODEL_LEN = 192
+NUM_RUNS = 20
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 112,
+    "intermediate_size": 100,
+    "num_attention_heads": 7,
+    "num_key_value_heads": 1,
+}
+GLM4: dict[str, Any] = {
+    "architectures": ["Glm4ForCausalLM"],
+    "model_type": "glm4",
+    "hidden_size": 96,
+    "intermediate_size": 134,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 24,
+    "attention_bias": True,
+}
+COMMON = {
+    "num_hidden_layers": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": MAX_MODEL_LEN,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to compute the requests."""
+
+    sizes: EngineSizes
+    threads: int
+    order: tuple[int, ...]
+    gaps: tuple[int, ...]  # steps made before each request is submitted
+    cancelled: frozenset[int]
+
+
+def random_run(random: np.random.Generator, num_requests: int) -> Run:
+    """Any company, any budget; every other run has a cache that forces preemption."""
+    is_tight = random.integers(2) == 0
+    sizes = EngineSizes(
+        budget=int(random.choice([1, 3, 7, 17, 64, 100])),
+        max_num_seqs=int(random.choice([1, 3, 16])),
+        num_blocks=-(-MAX_MODEL_LEN // 16) + (1 if is_tight else 120),
+        prefix_caching=bool(random.integers(2)),
+        max_model_len=MAX_MODEL_LEN,
+    )
+    count = int(random.integers(1, num_requests + 1))
+    order = tuple(int(i) for i in random.permutation(num_requests)[:count])
+    gaps = tuple(int(g) for g in random.choice([0, 0, 0, 1, 5], count))
+    cancelled = frozenset(int(i) for i in order if random.integers(8) == 0)
+    return Run(sizes, int(random.integers(1, 3)), order, gaps, cancelled)
+
+
+def requests_of(random: np.random.Generator) -> list[Request]:
+    """Prompts of many lengths, half of them with shared beginnings; greedy and sampled."""
+    shared = [tuple(int(t) for t in random.integers(0, VOCABULARY, 130)) for _ in range(2)]
+    requests = []
+    for number, length in enumerate((1, 2, 15, 16, 17, 31, 33, 48, 63, 65, 80, 129)):
+        prompt = shared[number // 2 % 2][:length]
+        if number % 3 == 0:  # leaves the shared text at its last token
+            prompt = (*prompt[:-1], int(random.integers(VOCABULARY)))
+        sampling = SamplingParams(temperature=0.8 * (number % 2), top_p=0.95, seed=number)
+        requests.append(Request(f"r{number}", prompt, 60, sampling))
+    return requests
+
+
+def load(path: Path, config: dict[str, Any], dtype: str) -> LoadedSpec:
+    (path / "config.json").write_text(json.dumps({**COMMON, **config}))
+    return load_model_spec(path, dtype)
+
+
+class BatchDependent:
+    """An executor whose bits depend on the company that a row has, as most libraries' do."""
+
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+        self.program, self.info = inner.program, inner.info
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        result = self._inner.execute(plan)
+        assert result.hashes is not None
+        return replace(result, hashes=result.hashes ^ np.uint64(len(plan.tokens) > 16))
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Audit:
+    """All runs of one model in one precision."""
+
+    def __init__(self, loaded: LoadedSpec, *, falsify: bool = False) -> None:
+        from hearth.kernels.cpu.weights import CpuWeights
+
+        self._loaded = loaded
+        self._falsify = falsify
+        self._weights = CpuWeights(loaded.program)
+        load_weights(loaded, self._weights, "dummy", seed=5)
+        self._ledger: dict[bytes, int] = {}
+        self._answers: dict[str, list[int]] = {}
+        self.num_rows = 0
+        self.num_preemptions = 0
+        self.num_hit_tokens = 0
+
+    @property
+    def num_contexts(self) -> int:
+        """Different contexts that were ever computed."""
+        return len(self._ledger)
+
+    def run_all(self, runs: list[Run], requests: list[Request]) -> None:
+        """See `run`."""
+        for run in runs:
+            self.run(run, requests)
+
+    @property
+    def num_distinct_tokens(self) -> int:
+        """Different tokens in all answers."""
+        return len({token for answer in self._answers.values() for token in answer})
+
+    def run(self, run: Run, requests: list[Request]) -> None:
+        """Computes the requests in this way; every difference is an AssertionError."""
+        from hearth.kernels.cpu.executor import CpuExecutor
+
+        sizes = run.sizes
+        limits = StepLimits(sizes.budget, sizes.budget, sizes.budget, sizes.max_model_len)
+        kv = KvConfig(sizes.block_size, (sizes.num_blocks,), self._loaded.dtype)
+        inner: Executor = CpuExecutor(self._loaded.program, self._weights, limits, kv, run.threads)
+        if self._falsify:
+            inner = BatchDependent(inner)
+        auditor = AuditExecutor(inner, kv, self._ledger)
+        engine = build_engine(auditor, sizes)
+        driver = Driver(engine)
+        for index, gap in zip(run.order, run.gaps):
+            for _ in range(gap):
+                driver.step()
+            driver.submit(requests[index])
+        for index in run.cancelled:
+            driver.step()
+            engine.cancel(requests[index].request_id)
+        driver.run()
+        assert auditor.differing == [], run
+        for index in set(run.order) - run.cancelled:
+            name = requests[index].request_id
+            tokens = driver.outcomes[name].tokens
+            assert self._answers.setdefault(name, tokens) == tokens, (name, run)
+        stats = engine.stats()
+        self.num_rows += auditor.num_repeated
+        self.num_preemptions += stats.num_preemptions
+        self.num_hit_tokens += stats.num_prefix_hit_tokens
+        engine.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [LLAMA, GLM4], ids=["llama", "glm4"])
+def test_a_context_has_the_same_logits_in_every_run(
+    tmp_path: Path, config: dict[str, Any], dtype: str
+) -> None:
+    require_cpu_library()
+    audit = Audit(load(tmp_path, config, dtype))
+    random = np.random.default_rng(7)
+    requests = requests_of(random)
+    audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS)], requests)
+    print(
+        f"{audit.num_rows} rows of {audit.num_contexts} contexts, "
+        f"{audit.num_preemptions} preemptions, {audit.num_hit_tokens} tokens from the cache"
+    )
+    assert audit.num_rows > 2 * audit.num_contexts
+    assert audit.num_preemptions > 2
+    assert audit.num_hit_tokens > 0
+    assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
+
+
+def test_the_audit_notices_an_executor_whose_bits_depend_on_the_batch(tmp_path: Path) -> None:
+    require_cpu_library()
+    audit = Audit(load(tmp_path, LLAMA, "float32"), falsify=True)
+    random = np.random.default_rng(7)
+    requests = requests_of(random)
+    runs = [random_run(random, len(requests)) for _ in range(NUM_RUNS)]
+    with pytest.raises(AssertionError, match="position"):
+        audit.run_all(runs, requests)
