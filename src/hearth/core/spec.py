@@ -56,7 +56,10 @@ class QuantSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """`num_rows` rows from `first_row` of one checkpoint tensor; 0 rows: the whole tensor."""
+    """`num_rows` rows from `first_row` of one checkpoint tensor.
+
+    0 rows: the whole tensor, which then is the slot's only source.
+    """
 
     tensor: str
     num_rows: int
@@ -65,7 +68,10 @@ class WeightSource:
 
 @dataclass(frozen=True, slots=True)
 class WeightSlot:
-    """One packed tensor of the program: its sources are concatenated along the rows."""
+    """One packed tensor of the program: its sources are concatenated along the rows.
+
+    A vector has `cols` 1. Slots of norm weights have "norm" in their names.
+    """
 
     name: str
     kind: SlotKind

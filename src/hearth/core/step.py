@@ -50,7 +50,7 @@ class StepPlan:
     row_start: Int32  # [S+1]
     context: Int32  # [S]
     slots: Int32  # [G, T]; block · block_size + offset, where k and v of the row are stored
-    blocks: Int32  # flat: block ids, sequence by sequence, group by group
+    blocks: Int32  # flat: block ids, group by group and in a group sequence by sequence
     block_start: Int32  # [G, S+1]; offsets into `blocks`
     first_block: Int32  # [G, S]; index within the sequence of its first listed block (windows)
     logit_rows: Int32  # [R]; indices into the T rows, any number per sequence, ascending

@@ -36,7 +36,8 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 class HostTensor:
     """A row-major tensor as it lies in a weight file: raw bytes, its element type and shape.
 
-    `data` is uint8, [product(shape) · bytes an element], often a view of a memory map.
+    `data` is uint8, [product(shape) · bytes an element], often a view of a memory map, and aligned
+    to its element.
     """
 
     data: NDArray[np.uint8]
