@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.executors import require_cpu_library
 from tests.support.toy_executor import solo_tokens, toy_program
 
 from hearth.core.config import EngineConfig, ModelConfig, SchedulerConfig
@@ -107,6 +109,26 @@ async def test_the_real_start_up_translates_a_missing_model() -> None:
     with pytest.raises(ModelNotFoundError):
         await client.wait_ready()
     assert await client.shutdown() == 3
+
+
+async def test_a_real_model_is_served_without_torch(tmp_path: Path) -> None:
+    require_cpu_library()
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 101}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    names = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "eos_token_id": [2, 3]}
+    (tmp_path / "config.json").write_text(json.dumps({**names, **sizes, **heads}))
+    client = EngineClient.start(EngineConfig(ModelConfig(str(tmp_path), load_format="dummy")))
+    ready = await client.wait_ready()
+    try:
+        assert (ready.executor.name, ready.resolved.eos_token_ids) == ("cpu", (2, 3))
+        assert {"python", "config", "plan", "weights", "engine"} == set(ready.timings_s)
+        names_of_choices = {choice.name for choice in ready.resolved.choices}
+        assert names_of_choices >= {"dtype", "executor", "threads", "max_model_len", "kv_cache"}
+        assert len(tokens_of(await collect(client.submit(greedy("r", (1, 5, 9), 8))))) == 8
+        maps = Path(f"/proc/{client.process.popen.pid}/maps").read_text()
+        assert "torch" not in maps
+    finally:
+        assert await client.shutdown() == 0
 
 
 async def test_cancel_gives_one_cancelled_event_and_frees_the_sequence() -> None:

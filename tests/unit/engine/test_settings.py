@@ -1,0 +1,55 @@
+"""Settings out of range are refused with flag, value and range."""
+
+from __future__ import annotations
+
+import pytest
+
+from hearth.core.config import (
+    CacheConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
+from hearth.core.errors import ConfigError
+from hearth.engine.settings import check_settings
+
+
+def test_the_defaults_are_in_range() -> None:
+    check_settings(EngineConfig(ModelConfig("m")))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EngineConfig(ModelConfig("m", dtype="float64")), "--dtype is 'float64'; permitted: auto"),
+        (EngineConfig(ModelConfig("m", load_format="gguf")), "--load-format is 'gguf'"),
+        (EngineConfig(ModelConfig("m", max_model_len=0)), "--max-model-len is 0; permitted: 2 to"),
+        (EngineConfig(ModelConfig("m", seed=-1)), "--seed is -1"),
+        (
+            EngineConfig(ModelConfig("m"), CacheConfig(block_size=24)),
+            "--block-size is 24; permitted: 16, 32",
+        ),
+        (
+            EngineConfig(ModelConfig("m"), CacheConfig(memory_bytes=0)),
+            "--kv-cache-memory-bytes is 0",
+        ),
+        (
+            EngineConfig(ModelConfig("m"), scheduler=SchedulerConfig(max_num_seqs=0)),
+            "--max-num-seqs is 0; permitted: 1 to 16,384",
+        ),
+        (
+            EngineConfig(ModelConfig("m"), scheduler=SchedulerConfig(max_num_batched_tokens=-5)),
+            "--max-num-batched-tokens is -5",
+        ),
+        (EngineConfig(ModelConfig("m"), device=DeviceConfig(threads=0)), "--threads is 0"),
+        (
+            EngineConfig(ModelConfig("m"), device=DeviceConfig(None, "tpu")),
+            "--executor is 'tpu'",
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_named(config: EngineConfig, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_settings(config)
+    assert caught.value.message.startswith(message)

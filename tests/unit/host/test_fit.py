@@ -1,0 +1,134 @@
+"""The arithmetic of the memory plan, with numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hearth.core.errors import CapacityError, ConfigError
+from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
+from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
+from hearth.core.units import GIB, MIB
+from hearth.host.fit import RUNTIME_BYTES, Fit, FitRequest, fit
+from hearth.host.memory import HostMemory, MemoryFact
+
+WEIGHTS_BYTES = 64 * 1024 * 1024 * 2  # one matrix of 64 Mi elements as bfloat16
+BLOCK_BYTES = 2 * 4 * 2 * 32 * 64 * 2  # layers · heads · (k, v) · block · head size · bytes
+PROGRAM = StepProgram(
+    buffers=(
+        BufferSpec("hidden", 1024),
+        BufferSpec("logits", 32768, BufferRows.LOGITS),
+    ),
+    ops=(),
+    slots=(WeightSlot("w", SlotKind.LINEAR, 65536, 1024, (), QuantSpec(DType.BFLOAT16)),),
+    kv_groups=(KvGroupSpec(num_layers=2, num_kv_heads=4, head_dim=64),),
+    vocab_size=32768,
+)
+SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * 8)
+REQUEST = FitRequest(PROGRAM, DType.BFLOAT16, 8192, 32, 8, 512)
+
+
+def memory_of(num_bytes: int) -> HostMemory:
+    return HostMemory((MemoryFact(num_bytes, "a test"),))
+
+
+def memory_with_kv(num_bytes: int) -> HostMemory:
+    """So much that just these bytes may be used for the KV cache."""
+    return memory_of(WEIGHTS_BYTES + SCRATCH_BYTES + RUNTIME_BYTES + 2 * num_bytes)
+
+
+def bytes_of(fitted: Fit) -> dict[str, int]:
+    return {item.name: item.num_bytes for item in fitted.plan.items}
+
+
+def test_with_plenty_every_sequence_gets_its_whole_context() -> None:
+    fitted = fit(REQUEST, memory_of(16 * GIB))
+    assert fitted.kv.num_blocks == (8 * 8192 // 32,)
+    assert fitted.limits.max_model_len == 8192
+    assert bytes_of(fitted) == {
+        "weights": WEIGHTS_BYTES,
+        "scratch": SCRATCH_BYTES,
+        "runtime": RUNTIME_BYTES,
+        "KV cache": 2048 * BLOCK_BYTES,
+    }
+    assert fitted.limits.max_logit_rows == fitted.limits.max_sequences == 8
+
+
+def test_with_less_the_kv_cache_takes_half_of_what_is_free_after_weights_and_scratch() -> None:
+    fitted = fit(REQUEST, memory_with_kv(300 * BLOCK_BYTES))
+    assert fitted.kv.num_blocks == (300,)
+    assert fitted.limits.max_model_len == 8192
+    assert "half of the" in fitted.plan.items[-1].reason
+
+
+def test_the_context_is_reduced_only_when_one_sequence_does_not_fit_and_says_so() -> None:
+    fitted = fit(REQUEST, memory_with_kv(100 * BLOCK_BYTES))
+    assert fitted.limits.max_model_len == 3200
+    assert fitted.kv.num_blocks == (100,)
+    (choice,) = (c for c in fitted.choices if c.name == "max_model_len")
+    assert choice.reason.startswith("reduced from the model's 8,192: the KV cache of one sequence")
+
+
+def test_an_explicit_context_that_does_not_fit_is_refused_with_the_one_that_would() -> None:
+    request = replace(REQUEST, max_model_len=4096)
+    with pytest.raises(CapacityError) as caught:
+        fit(request, memory_with_kv(100 * BLOCK_BYTES))
+    assert caught.value.message.startswith(
+        "the KV cache of one sequence of 4,096 tokens needs 8.00 MiB, 6.25 MiB may be used"
+    )
+    assert caught.value.hint == (
+        f"set --max-model-len ≤ 3,200, or --kv-cache-memory-bytes ≥ {128 * BLOCK_BYTES}"
+    )
+
+
+def test_a_context_above_the_models_own_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="10,000, the model's max_position_embeddings is 8,192"):
+        fit(replace(REQUEST, max_model_len=10_000), memory_of(16 * GIB))
+
+
+def test_weights_that_do_not_fit_are_refused_with_both_numbers() -> None:
+    with pytest.raises(CapacityError, match=r"weights 128 MiB.*100 MiB available \(a test\)"):
+        fit(REQUEST, memory_of(100 * MIB))
+
+
+def test_asked_kv_memory_is_taken_as_it_is_and_refused_when_it_is_not_there() -> None:
+    request = replace(REQUEST, kv_memory_bytes=400 * BLOCK_BYTES + 1)
+    assert fit(request, memory_with_kv(250 * BLOCK_BYTES)).kv.num_blocks == (400,)
+    with pytest.raises(CapacityError, match="--kv-cache-memory-bytes is"):
+        fit(request, memory_with_kv(150 * BLOCK_BYTES))
+
+
+def test_asked_kv_memory_is_not_exceeded_by_what_all_sequences_could_use() -> None:
+    request = replace(REQUEST, kv_memory_bytes=4000 * BLOCK_BYTES)
+    assert fit(request, memory_of(16 * GIB)).kv.num_blocks == (2048,)
+
+
+@given(
+    kv_blocks=st.integers(1, 5000),
+    max_num_seqs=st.integers(1, 64),
+    budget=st.integers(1, 1024),
+    windows=st.sampled_from([(0,), (0, 1000), (4096,), (0, 0, 100)]),
+)
+def test_the_kv_cache_never_exceeds_its_budget_and_holds_one_sequence(
+    kv_blocks: int, max_num_seqs: int, budget: int, windows: tuple[int, ...]
+) -> None:
+    groups = tuple(KvGroupSpec(2, 4, 64, window) for window in windows)
+    request = FitRequest(
+        replace(PROGRAM, kv_groups=groups), DType.BFLOAT16, 8192, 32, max_num_seqs, budget
+    )
+    rows = min(max_num_seqs, budget)
+    fixed = WEIGHTS_BYTES + 4 * (1024 * budget + 32768 * rows) + RUNTIME_BYTES
+    try:
+        fitted = fit(request, memory_of(fixed + 2 * kv_blocks * BLOCK_BYTES))
+    except CapacityError:
+        assert kv_blocks <= 3 * len(windows)
+        return
+    assert sum(fitted.kv.num_blocks) <= kv_blocks
+    for window, num_blocks in zip(windows, fitted.kv.num_blocks):
+        if window == 0:
+            assert num_blocks * 32 >= fitted.limits.max_model_len
+        else:
+            assert num_blocks * 32 >= min(window, fitted.limits.max_model_len)
