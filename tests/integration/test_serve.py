@@ -231,3 +231,27 @@ def test_the_death_of_the_front_end_ends_the_engine(tmp_path: Path) -> None:
         while engine.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.4])
+def test_an_interrupt_while_loading_leaves_nothing_behind(tmp_path: Path, delay_s: float) -> None:
+    server = Server(tmp_path, *SMALL)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", server.port)).close()
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    time.sleep(delay_s)
+    engines = _children(server.popen.pid)
+    # 130 while it loads; 0 when it has become ready in the meantime.
+    assert server.stop(signal.SIGINT) in (0, 130), server.stderr
+    assert "Traceback" not in server.stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
+
+
+def _children(pid: int) -> list[str]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return path.read_text(encoding="ascii").split()

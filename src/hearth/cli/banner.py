@@ -30,6 +30,15 @@ EXAMPLE = "What is hearth?"
 
 
 @dataclass(frozen=True, slots=True)
+class _Row:
+    """A value, and why it is that."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Banner:
     """What the banner is made of."""
 
@@ -92,10 +101,7 @@ def print_banner(banner: Banner, console: Console | None = None) -> None:
     title.append(f" serves {names} ({resolved.architecture}) at ", style="not bold")
     title.append(banner.url, style="bold cyan")
     console.print(title)
-    _print_rows(console, ((c.name, c.value, c.reason) for c in banner.choices()))
-    # The KV cache stands among the choices already, with the reason for its size.
-    memory = [line.partition(": ") for line in banner.ready.memory if line[:8] != "KV cache"]
-    _print_rows(console, ((name, *_split_reason(rest)) for name, _, rest in memory))
+    _print_rows(console, [*_choice_rows(banner), *_memory_rows(banner)])
     for warning in banner.warnings():
         console.print(Text(f"  warning: {warning}", style="yellow"))
     console.print(Text(f"  {_timing_line(banner)}", style="dim"))
@@ -106,24 +112,37 @@ def print_banner(banner: Banner, console: Console | None = None) -> None:
     console.file.flush()
 
 
-def _split_reason(rest: str) -> tuple[str, str]:
-    """`1.50 GiB = arithmetic` in its two parts."""
-    value, _, reason = rest.partition(" = ")
-    return value, reason
+def _choice_rows(banner: Banner) -> list[_Row]:
+    return [_Row(choice.name, choice.value, choice.reason) for choice in banner.choices()]
 
 
-def _print_rows(console: Console, rows: Iterable[tuple[str, str, str]]) -> None:
+def _memory_rows(banner: Banner) -> list[_Row]:
+    """The memory plan's lines, `name: size = arithmetic`.
+
+    The KV cache stands among the choices already, with the reason for its size.
+    """
+    rows: list[_Row] = []
+    for line in banner.ready.memory:
+        name, _, rest = line.partition(": ")
+        size, _, arithmetic = rest.partition(" = ")
+        if name != "KV cache":
+            rows.append(_Row(name, size, arithmetic))
+    return rows
+
+
+def _print_rows(console: Console, rows: Iterable[_Row]) -> None:
     """A grid on a terminal, whose last column wraps; lines elsewhere."""
     if not console.is_terminal:
-        for name, value, reason in rows:
-            console.print(Text(f"  {name}: {value} ({reason})" if reason else f"  {name}: {value}"))
+        for row in rows:
+            reason = f" ({row.reason})" if row.reason else ""
+            console.print(Text(f"  {row.name}: {row.value}{reason}"))
         return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(style="green")
     grid.add_column(style="dim")
-    for name, value, reason in rows:
-        grid.add_row(Text(f"  {name}"), Text(value), Text(reason))
+    for row in rows:
+        grid.add_row(Text(f"  {row.name}"), Text(row.value), Text(row.reason))
     console.print(grid, soft_wrap=False)
 
 

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hearth.cli.clock import StartupClock
+from hearth.cli.interrupts import leave_on_signals
 from hearth.cli.settings import ServeSettings
 from hearth.serve.listen import bind_socket
 
@@ -41,11 +42,13 @@ def launch(settings: ServeSettings) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     clock = StartupClock()
     clock.end("python")
+    leave_on_signals()
     sock = bind_socket(settings.host, settings.port)
     with sock:
-        from hearth.cli.uvloop_client import UvloopEngineClient
+        from hearth.engine.client import EngineClient
 
-        client = UvloopEngineClient.start(settings.engine)
+        client = EngineClient.start(settings.engine)
+        leave_on_signals(client.process.popen)
         clock.end("engine process")
         try:
             return _serve(settings, clock, client, sock)
@@ -59,7 +62,7 @@ def _serve(
     import uvloop
 
     import hearth.serve.app
-    import hearth.serve.server  # noqa: F401 -- here, so that its time is counted
+    import hearth.serve.http.server  # noqa: F401 -- here, so that its time is counted
     from hearth.serve.model import load_text_files
 
     clock.end("HTTP stack")
@@ -79,8 +82,8 @@ async def _run(
     from hearth.cli.banner import Banner, print_banner
     from hearth.cli.progress import LoadProgress
     from hearth.serve.app import create_app
+    from hearth.serve.http.server import HttpServer, ServerOptions
     from hearth.serve.model import served_model
-    from hearth.serve.server import HttpServer, ServerOptions
 
     try:
         with LoadProgress() as progress:
@@ -97,6 +100,7 @@ async def _run(
         print_banner(Banner(settings, port, model, ready, clock))
         return await server.run()
     finally:
+        leave_on_signals(client.process.popen)
         await client.shutdown()
 
 

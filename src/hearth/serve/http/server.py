@@ -16,15 +16,13 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 
 from hearth.core.errors import EngineDeadError
 from hearth.serve.engine_port import EnginePort
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 logger = logging.getLogger("hearth.serve")
 
@@ -81,7 +79,10 @@ class HttpServer:
         )
 
     async def run(self) -> int:
-        """Serves until a signal or the engine's death; returns the exit code."""
+        """Serves until a signal or the engine's death; returns the exit code.
+
+        Takes SIGINT and SIGTERM while it runs; the handlers before it are not restored.
+        """
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
