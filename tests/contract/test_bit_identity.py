@@ -1,8 +1,8 @@
 """The same context gives the same logits, bit for bit, however it came to be computed.
 
 One ledger per model and precision takes the hash of every row of every run: other company, other
-budgets, prefix hits, preemptions, another number of threads. Sampled with a temperature as well as
-greedily; an answer must equal the request's answer in every other run.
+budgets, prefix hits, preemptions, resumed requests, another number of threads. Sampled with a
+temperature as well as greedily; an answer must equal the request's answer in every other run.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Run:
     order: tuple[int, ...]
     gaps: tuple[int, ...]  # steps made before each request is submitted
     cancelled: frozenset[int]
+    num_resumed: tuple[int, ...]  # tokens that each brings along, as after a crash
 
 
 def random_run(random: np.random.Generator, num_requests: int) -> Run:
@@ -79,7 +80,8 @@ def random_run(random: np.random.Generator, num_requests: int) -> Run:
     order = tuple(int(i) for i in random.permutation(num_requests)[:count])
     gaps = tuple(int(g) for g in random.choice([0, 0, 0, 1, 5], count))
     cancelled = frozenset(int(i) for i in order if random.integers(8) == 0)
-    return Run(sizes, int(random.integers(1, 3)), order, gaps, cancelled)
+    num_resumed = tuple(int(n) for n in random.choice([0, 0, 0, 1, 17], count))
+    return Run(sizes, int(random.integers(1, 3)), order, gaps, cancelled, num_resumed)
 
 
 def requests_of(random: np.random.Generator) -> list[Request]:
@@ -130,6 +132,7 @@ class Audit:
         self._answers: dict[str, list[int]] = {}
         self.num_rows = 0
         self.num_preemptions = 0
+        self.num_resumed = 0
         self.num_hit_tokens = 0
 
     @property
@@ -160,10 +163,14 @@ class Audit:
         auditor = AuditExecutor(inner, kv, self._ledger)
         engine = build_engine(auditor, sizes)
         driver = Driver(engine)
-        for index, gap in zip(run.order, run.gaps):
+        for index, gap, num_resumed in zip(run.order, run.gaps, run.num_resumed):
             for _ in range(gap):
                 driver.step()
-            driver.submit(requests[index])
+            request = requests[index]
+            known = tuple(self._answers.get(request.request_id, ())[:num_resumed])
+            driver.submit(replace(request, generated=known))
+            driver.outcomes[request.request_id].tokens += known
+            self.num_resumed += bool(known)
         for index in run.cancelled:
             driver.step()
             engine.cancel(requests[index].request_id)
@@ -197,6 +204,7 @@ def test_a_context_has_the_same_logits_in_every_run(
     assert audit.num_rows > 2 * audit.num_contexts
     assert audit.num_preemptions > 2
     assert audit.num_hit_tokens > 0
+    assert audit.num_resumed > 0
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
 
 

@@ -324,7 +324,8 @@ class EngineClient(asyncio.Protocol):
             pidfd = os.pidfd_open(self.process.popen.pid)
         except (OSError, AttributeError):  # old kernels, sandboxes, other systems
             deadline = loop.time() + timeout_s
-            while self.process.popen.poll() is None and loop.time() < deadline:
+            # Without a pidfd an exit is only seen by looking: nothing could set an event.
+            while self.process.popen.poll() is None and loop.time() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(_EXIT_POLL_S)
             return self.process.popen.poll() is not None
         ended = asyncio.Event()

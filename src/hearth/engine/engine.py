@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hearth.core.config import EngineConfig
-from hearth.core.errors import EngineError, HearthError, KernelError, RequestError
+from hearth.core.errors import EngineError, HearthError, RequestError
 from hearth.core.events import EngineObserver, EngineStats
 from hearth.core.request import Request
 from hearth.core.step import Executor, KvConfig, StepLimits, StepResult
@@ -24,7 +24,7 @@ from hearth.engine.step import StepBuilder
 
 logger = logging.getLogger("hearth.engine")
 
-# A kernel that refuses so many steps in a row refuses everything.
+# An executor that refuses so many steps in a row refuses everything.
 MAX_FAILED_STEPS = 3
 
 
@@ -95,14 +95,14 @@ class Engine:
     def step(self) -> list[WireEvent]:
         """Makes one step if there is something to compute; returns all news since the last call.
 
-        A KernelError ends the requests of the step; MAX_FAILED_STEPS of them in a row, and any
-        other error, are raised: then the engine's state is in doubt.
+        A step that the executor refuses (HearthError) ends its requests; MAX_FAILED_STEPS such
+        steps in a row, and any other error, are raised: then the engine's state is in doubt.
         """
         decision = self.scheduler.plan()
         if decision is not None:
             try:
                 self._run(decision)
-            except KernelError as error:
+            except HearthError as error:
                 logger.exception("engine_step_refused")
                 self._num_failed_steps += 1
                 if self._num_failed_steps >= MAX_FAILED_STEPS:

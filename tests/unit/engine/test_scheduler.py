@@ -8,6 +8,7 @@ from tests.support.toy_executor import solo_tokens, toy_program
 
 from hearth.core.errors import KernelError
 from hearth.core.request import FinishReason, Request, SamplingParams
+from hearth.engine.engine import MAX_FAILED_STEPS
 
 
 def prompt_of(length: int, salt: int = 0) -> tuple[int, ...]:
@@ -327,6 +328,19 @@ def test_a_refused_step_ends_its_requests_and_the_engine_goes_on() -> None:
     driver.submit(greedy("next", prompt_of(7), 8))
     driver.run()
     assert driver.outcomes["next"].tokens == expected(prompt_of(7), 8)
+
+
+def test_an_executor_that_refuses_every_step_ends_the_engine() -> None:
+    engine, executor = toy_engine(ToySizes())
+    for number in range(MAX_FAILED_STEPS):
+        engine.submit(greedy(f"r{number}", prompt_of(7), 8))
+        executor.fail_next = KernelError("no")
+        if number < MAX_FAILED_STEPS - 1:
+            assert engine.step()[-1].finish_reason is FinishReason.ERROR
+    with pytest.raises(KernelError):
+        engine.step()
+    (event,) = engine.fail_all("the engine failed")
+    assert (event.finish_reason, event.error_code) == (FinishReason.ERROR, "engine_error")
 
 
 def test_blocks_behind_a_window_are_freed_and_the_answer_is_the_same() -> None:
