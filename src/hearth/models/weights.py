@@ -116,6 +116,7 @@ def _pack_task(
     def task() -> None:
         for piece in plan.pieces:
             mapped = maps[piece.entry.path]
+            _prefetch(mapped, piece.begin, piece.num_bytes)
             sink.put(plan.slot, piece.slot_row, _host_tensor(piece, mapped))
             _drop_pages(mapped, piece.begin, piece.num_bytes)
             counter.add(piece.num_bytes)
@@ -138,6 +139,12 @@ def _map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be mapped: {error.strerror}") from error
+
+
+def _prefetch(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
+    """Has the disk read a whole piece at once: page faults would ask for 128 KiB at a time."""
+    start = begin - begin % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_WILLNEED, start, begin + num_bytes - start)
 
 
 def _drop_pages(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
