@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -275,7 +276,8 @@ def test_a_plan_that_leaves_its_limits_is_refused(
     arrays = {"table": random_rows((VOCAB, 64), 5)}
     executor = build(attention_program(VOCAB, Heads(2, 1, 16)), arrays, Bench())
     plan = PlanBuilder(16, 64).plan([Chunk(Track([1]), 1, (0,))])
-    broken = replace(plan, **{field: int32(value)})
+    change: dict[str, Any] = {field: int32(value)}
+    broken = replace(plan, **change)
     with pytest.raises(KernelError, match=message):
         executor.execute(broken)
     executor.execute(plan)
