@@ -8,10 +8,13 @@ import random
 import re
 
 from tools.demo_model.phrasing import draw_weighted, load_frames
+from tools.demo_model.words import draw_word
 
 WRAP_SHARE = 0.22
 TYPO_SHARE = 0.07
 DROP_ARTICLE_SHARE = 0.06
+DISTRACT_SHARE = 0.1
+MAX_DISTRACTIONS = 2
 TELEGRAM_SHARE = 0.06
 TELEGRAM_MIN_BLANKS = 5
 LOWER_SHARE = 0.3
@@ -44,6 +47,8 @@ _ENDINGS = {
 
 def roughen(question: str, language: str, rng: random.Random) -> str:
     """The question with a random surface."""
+    if language == "en" and "-" not in question and not re.search(r"\d", question):
+        question = _distract(question, rng)
     if rng.random() < WRAP_SHARE:
         question = _wrap(question, language, rng)
     if language == "en":
@@ -51,6 +56,16 @@ def roughen(question: str, language: str, rng: random.Random) -> str:
     elif rng.random() < SPACING_SHARE:
         question = _ASCII_THEN_CJK.sub(r"\1 \2", _CJK_THEN_ASCII.sub(r"\1 \2", question))
     return " ".join(question.split()) + _ending(question, language, rng)
+
+
+def _distract(question: str, rng: random.Random) -> str:
+    """Now and then everyday words between the others: unknown words must not change the topic."""
+    words = question.split()
+    if len(words) >= TELEGRAM_MIN_BLANKS and rng.random() < DISTRACT_SHARE:
+        for _ in range(rng.randint(1, MAX_DISTRACTIONS)):
+            kind = rng.choice(("noun", "verb", "adjective", "place"))
+            words.insert(rng.randrange(len(words) + 1), draw_word(kind, rng))
+    return " ".join(words)
 
 
 def _wrap(question: str, language: str, rng: random.Random) -> str:

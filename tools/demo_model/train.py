@@ -1,6 +1,7 @@
 """Trains the built-in model from nothing: `python -m tools.demo_model.train`.
 
-Makes the text, trains the tokenizer, trains a small Glm4ForCausalLM on a CPU and exports it. Given
+Makes the text, trains the tokenizer, trains a small Glm4ForCausalLM on a CPU and exports it; or,
+with `--start-from` and another `--seed`, goes on from an exported directory with new text. Given
 the same options and library versions the text and the order of the batches are always the same.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from tools.demo_model.corpus import (
     HELD_OUT_PATH,
     count_overlap,
@@ -40,6 +42,7 @@ class Options:
     """What the command line decides."""
 
     output: Path
+    start_from: Path | None
     num_conversations: int
     batch_tokens: int
     learning_rate: float
@@ -128,7 +131,7 @@ def train(options: Options) -> None:
     """Runs the whole training and writes the exported directory."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.num_threads)
-    tokenizer = train_tokenizer(draw_conversations(options.seed + 1, TOKENIZER_CONVERSATIONS))
+    tokenizer = _make_tokenizer(options)
     encoder = Encoder(tokenizer)
     corpus = draw_conversations(options.seed, options.num_conversations)
     encoded = [encoder.encode(one) for one in corpus]
@@ -137,7 +140,7 @@ def train(options: Options) -> None:
     batches = make_batches(encoded, options.batch_tokens, rng)
     _report_data(options, num_tokens, len(batches))
     del encoded
-    model = Glm4ForCausalLM(model_config(tokenizer))
+    model = _make_model(options, tokenizer)
     print(f"{sum(one.numel() for one in model.parameters()):,} parameters", flush=True)
     start = time.monotonic()
     loss = _run_steps(
@@ -149,6 +152,18 @@ def train(options: Options) -> None:
         f"done: final loss {loss:.4f}, {elapsed_s / 60:.1f} min, "
         f"{num_tokens / elapsed_s:,.0f} tokens/s"
     )
+
+
+def _make_tokenizer(options: Options) -> Tokenizer:
+    if options.start_from:
+        return Tokenizer.from_file(str(options.start_from / "tokenizer.json"))
+    return train_tokenizer(draw_conversations(options.seed + 1, TOKENIZER_CONVERSATIONS))
+
+
+def _make_model(options: Options, tokenizer: Tokenizer) -> Glm4ForCausalLM:
+    if options.start_from:
+        return Glm4ForCausalLM.from_pretrained(options.start_from, dtype=torch.float32)
+    return Glm4ForCausalLM(model_config(tokenizer))
 
 
 def _report_data(options: Options, num_tokens: int, num_batches: int) -> None:
@@ -194,6 +209,7 @@ def parse_options() -> Options:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    parser.add_argument("--start-from", type=Path, help="go on from this exported directory")
     parser.add_argument("--conversations", type=int, default=115_000)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -203,6 +219,7 @@ def parse_options() -> Options:
     given = parser.parse_args()
     return Options(
         output=given.output,
+        start_from=given.start_from,
         num_conversations=given.conversations,
         batch_tokens=given.batch_tokens,
         learning_rate=given.learning_rate,
