@@ -97,6 +97,51 @@ def test_the_client_works_on_uvloop_too() -> None:
         runner.run(main())
 
 
+async def test_a_progress_callback_that_fails_does_not_end_the_engine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = EngineClient.start(config(), factory=FACTORY)
+
+    def broken(progress: Progress) -> None:
+        raise BrokenPipeError(progress.phase)
+
+    assert (await client.wait_ready(broken)).resolved.model_name == "toy"
+    assert [r.message for r in caplog.records if "progress" in r.message] != []
+    assert await client.shutdown() == 0
+
+
+async def test_an_engine_whose_start_nobody_waits_for_any_more_is_not_ready() -> None:
+    client = EngineClient.start(config(), factory=FACTORY)
+    waiting = asyncio.create_task(client.wait_ready())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+    assert not client.is_alive
+    with pytest.raises(EngineError, match="not ready"):
+        client.submit(greedy("r", (1,), 1))
+    await client.shutdown(10.0)
+    assert client.process.popen.poll() is not None
+
+
+async def test_a_request_that_cannot_be_sent_leaves_nothing_behind() -> None:
+    async with running() as client:
+        impossible = Request("r", (1,), 1, SamplingParams(seed=1 << 64))
+        with pytest.raises(OverflowError):
+            client.submit(impossible)
+        assert client.num_running == 0
+        events = await collect(client.submit(greedy("r", (1, 2), 3)))
+        assert events[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_a_choice_out_of_range_ends_that_request_only() -> None:
+    async with running() as client:
+        wrong = Request("r", (1,), 1, SamplingParams(temperature=0), choice=1 << 40)
+        assert (await collect(client.submit(wrong)))[-1].finish_reason is FinishReason.ERROR
+        fine = await collect(client.submit(greedy("s", (1, 2), 3)))
+        assert fine[-1].finish_reason is FinishReason.LENGTH
+
+
 async def test_progress_and_ready_tell_how_the_start_went() -> None:
     client = EngineClient.start(config(), factory=FACTORY)
     heard: list[Progress] = []

@@ -49,3 +49,5 @@ def _validate_sampling(request: Request) -> None:
     for name, is_valid in in_range.items():
         if not is_valid:
             raise RequestError(f"{name} is {getattr(sampling, name)}, out of range", param=name)
+    if not 0 <= request.choice < 1 << 31:
+        raise RequestError(f"choice is {request.choice}, out of range", param="n")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections import deque
@@ -30,6 +31,8 @@ from hearth.engine.messages import Progress, Ready
 from hearth.engine.spawn import EngineProcess, spawn_engine
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
+
+logger = logging.getLogger("hearth.engine")
 
 # The engine reads its socket once a step, so this much unread means that it hangs or is flooded.
 MAX_UNSENT_BYTES = 64 << 20
@@ -104,6 +107,7 @@ class EngineClient(asyncio.Protocol):
         self._decoder = msgspec.msgpack.Decoder(messages.FromEngine)
         self._transport: asyncio.WriteTransport | None = None
         self._ready: asyncio.Future[Ready] | None = None
+        self._is_ready = False  # `_ready` may also be done because its waiter was cancelled
         self._died: asyncio.Future[int] | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._on_progress: ProgressCallback | None = None
@@ -134,8 +138,7 @@ class EngineClient(asyncio.Protocol):
     def is_alive(self) -> bool:
         """Whether the engine is ready and not gone."""
         return (
-            self._ready is not None
-            and self._ready.done()
+            self._is_ready
             and not self._is_closing
             and self._transport is not None
             and not self.died.done()
@@ -181,9 +184,10 @@ class EngineClient(asyncio.Protocol):
             )
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             raise OverloadedError("the engine does not take its messages", hint="retry later")
+        frame = messages.encode_frame(messages.Submit(request))
         handle = RequestHandle(request)
         self._running[request_id] = handle
-        transport.write(messages.encode_frame(messages.Submit(request)))
+        transport.write(frame)
         return handle
 
     def cancel(self, request_id: str) -> None:
@@ -213,7 +217,7 @@ class EngineClient(asyncio.Protocol):
         self._is_closing = True
         if self._transport is None:
             self.process.sock.close()
-        elif self._ready is not None and self._ready.done():
+        elif self._is_ready:
             self._transport.write(messages.encode_frame(messages.Shutdown()))
         else:
             self.process.popen.terminate()  # while it loads it does not read its socket
@@ -247,7 +251,7 @@ class EngineClient(asyncio.Protocol):
 
     def _live_transport(self) -> asyncio.WriteTransport:
         """The transport of a ready engine. Raises EngineDeadError or EngineError."""
-        if self._ready is None or not self._ready.done():
+        if not self._is_ready:
             raise EngineError("the engine is not ready: await wait_ready first")
         if self._transport is None or self._is_closing:
             raise EngineDeadError("the engine process is gone", hint="restart the server")
@@ -263,12 +267,23 @@ class EngineClient(asyncio.Protocol):
             if not reply.done():
                 reply.set_result(message.stats)
         elif isinstance(message, messages.Progress):
-            if self._on_progress is not None:
-                self._on_progress(message)
+            self._report_progress(message)
         elif isinstance(message, messages.Failed):
             self._failed = message
-        elif self._ready is not None and not self._ready.done():
-            self._ready.set_result(message)
+        else:
+            self._is_ready = True
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(message)
+
+    def _report_progress(self, message: messages.Progress) -> None:
+        """A callback that fails must not end the engine: it is not called again."""
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(message)
+        except Exception:
+            logger.exception("the progress callback failed; it is not called again")
+            self._on_progress = None
 
     def _take_event(self, event: messages.WireEvent) -> None:
         """Hands an event to its request, or swallows it after a cancel."""

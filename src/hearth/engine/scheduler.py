@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from hearth.core.config import SchedulerConfig
-from hearth.core.errors import HearthError, OverloadedError, RequestError
+from hearth.core.errors import CapacityError, HearthError, OverloadedError, RequestError
 from hearth.core.events import EngineObserver
 from hearth.core.request import FinishReason, Request
 from hearth.engine.admission import validate_request
@@ -142,7 +142,10 @@ class Scheduler:
             self._plan_waiting(decision, budget)
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
-        return decision if decision.sequences else None
+        if decision.sequences:
+            return decision
+        self._break_stall()
+        return None
 
     def commit(
         self,
@@ -231,6 +234,15 @@ class Scheduler:
             decision.add(sequence, num_tokens)
             budget -= num_tokens
         return budget, is_short
+
+    def _break_stall(self) -> None:
+        """Nothing could be planned: the cache is too small for the first one, which ends so.
+
+        The sizes are checked at the start; a mistake in them must not become an endless loop.
+        """
+        if self._running and not any(sequence.num_in_flight for sequence in self._running):
+            message = "the KV cache has too few blocks for this request alone"
+            self._finish(self._running[0], FinishReason.ERROR, message, CapacityError.code)
 
     def _running_in_order(self) -> list[Sequence]:
         """Decoding sequences, then chunks."""

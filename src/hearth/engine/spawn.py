@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 from hearth.core.config import EngineConfig
@@ -46,5 +47,6 @@ def spawn_engine(config: EngineConfig, *, factory: str | None = None) -> EngineP
             start_new_session=True,
             env=environment,
         )
-    ours.sendall(encode_frame(Start(config)))
+    with suppress(ConnectionError):  # it is gone already: whoever waits for it learns that
+        ours.sendall(encode_frame(Start(config)))
     return EngineProcess(config, popen, ours)

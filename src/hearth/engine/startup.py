@@ -57,7 +57,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     timer.end("config")
     backend = choose_backend(config.device)
     threads = _choose_threads(config)
-    fitted = fit(_fit_request(config, loaded), read_memory())
+    fitted = fit(_fit_request(config, loaded, threads.count), read_memory())
     timer.end("plan")
     shape = EngineShape(fitted.limits, fitted.kv)
     created = create_executor(
@@ -83,7 +83,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     return StartedEngine(engine, ready)
 
 
-def _fit_request(config: EngineConfig, loaded: LoadedSpec) -> FitRequest:
+def _fit_request(config: EngineConfig, loaded: LoadedSpec, num_threads: int) -> FitRequest:
     return FitRequest(
         program=loaded.program,
         dtype=loaded.dtype,
@@ -93,6 +93,7 @@ def _fit_request(config: EngineConfig, loaded: LoadedSpec) -> FitRequest:
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         max_model_len=config.model.max_model_len,
         kv_memory_bytes=config.cache.memory_bytes,
+        num_threads=num_threads,
     )
 
 

@@ -18,15 +18,16 @@ from hearth.core.memory import MemoryItem, MemoryPlan
 from hearth.core.program import BufferRows, StepProgram
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
-from hearth.core.units import MIB, ceil_div, format_bytes, format_count
+from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
-from hearth.kernels.packing import arena_bytes, kv_block_bytes
+from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes
 
 # Resident memory of both processes before the first request, the model's own aside. (Measured on
 # x86-64, Python 3.11: 57 MiB the front end with its HTTP stack, 30 MiB the engine.)
 RUNTIME_BYTES = 100 * MIB
 KV_SHARE = 2  # the KV cache may take one part in so many of what is free
 LEAST_MODEL_LEN = 16
+SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class FitRequest:
     max_num_batched_tokens: int
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
+    num_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class _KvBudget:
 
     num_bytes: int
     reason: str
+    free_bytes: int  # what could be asked for at most
 
 
 def fit(request: FitRequest, memory: HostMemory) -> Fit:
@@ -84,9 +87,10 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
 
 
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
-    """Bytes of the program's buffers for one step: float32 rows of tokens and of logits."""
+    """Bytes of the program's buffers for one step: padded float32 rows of tokens and of logits."""
     return 4 * sum(
-        buffer.width * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
+        round_up(buffer.width, PANEL_COLUMNS)
+        * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
         for buffer in program.buffers
     )
 
@@ -98,7 +102,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     num_parameters = sum(slot.rows * max(1, slot.cols) for slot in program.slots)
     tokens = request.max_num_batched_tokens
     rows = min(request.max_num_seqs, tokens)
-    scratch = scratch_bytes(program, tokens, rows)
+    sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
+    scratch = scratch_bytes(program, tokens, rows) + sampler
     return (
         MemoryItem(
             "weights", weights, f"{format_count(num_parameters)} parameters as {request.dtype}"
@@ -106,7 +111,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
         MemoryItem(
             "scratch",
             scratch,
-            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows",
+            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows, sampling in "
+            f"{request.num_threads} threads",
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
     )
@@ -126,14 +132,15 @@ def _kv_budget(request: FitRequest, fixed: tuple[MemoryItem, ...], memory: HostM
         )
     asked = request.kv_memory_bytes
     if asked is None:
-        return _KvBudget(free // KV_SHARE, f"half of the {format_bytes(free)} that are left")
+        reason = f"half of the {format_bytes(free)} that are left"
+        return _KvBudget(free // KV_SHARE, reason, free)
     if asked > free:
         raise CapacityError(
             f"--kv-cache-memory-bytes is {format_count(asked)} ({format_bytes(asked)}), "
             f"{format_bytes(free)} are free after weights and scratch; {memory.describe()}",
             hint=f"set --kv-cache-memory-bytes ≤ {free}",
         )
-    return _KvBudget(asked, "--kv-cache-memory-bytes")
+    return _KvBudget(asked, "--kv-cache-memory-bytes", free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +171,18 @@ def _resolve_model_len(request: FitRequest, budget: _KvBudget) -> _ModelLen:
         f"({budget.reason})"
     )
     if fitting < min(wanted, LEAST_MODEL_LEN):
-        raise CapacityError(shortage, hint="free memory or set a larger --kv-cache-memory-bytes")
+        raise CapacityError(shortage, hint=f"free memory{_larger_cache(needed, budget)}")
     if asked is not None:
-        raise CapacityError(
-            shortage,
-            hint=f"set --max-model-len ≤ {format_count(fitting)}, or --kv-cache-memory-bytes "
-            f"≥ {needed}",
-        )
+        hint = f"set --max-model-len ≤ {format_count(fitting)}{_larger_cache(needed, budget)}"
+        raise CapacityError(shortage, hint=hint)
     return _ModelLen(fitting, f"reduced from the model's {format_count(most)}: {shortage}")
+
+
+def _larger_cache(needed_bytes: int, budget: _KvBudget) -> str:
+    """Offers a larger cache where there is memory for it."""
+    if needed_bytes > budget.free_bytes:
+        return ""
+    return f", or set --kv-cache-memory-bytes ≥ {needed_bytes}"
 
 
 def _longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:

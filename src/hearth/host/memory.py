@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hearth.core.errors import CapacityError
 from hearth.core.units import KIB, format_bytes
 
 # Kernels write a huge number of this size or more where a cgroup v1 has no limit.
@@ -44,10 +45,20 @@ class HostMemory:
 
 
 def read_memory(root: Path = Path("/")) -> HostMemory:
-    """Reads /proc/meminfo and the limits of this process's cgroups, v1 and v2."""
+    """Reads /proc/meminfo and the limits of this process's cgroups, v1 and v2.
+
+    Raises CapacityError when there is nothing to read.
+    """
     facts = [_read_meminfo(root)]
     facts += _read_cgroups(root)
-    return HostMemory(tuple(fact for fact in facts if fact is not None))
+    found = tuple(fact for fact in facts if fact is not None)
+    if not found:
+        raise CapacityError(
+            "cannot tell how much memory is free: neither /proc/meminfo nor a cgroup limit can "
+            "be read",
+            hint="mount /proc",
+        )
+    return HostMemory(found)
 
 
 def _read_meminfo(root: Path) -> MemoryFact | None:
@@ -106,8 +117,11 @@ def _reclaimable_bytes(group: Path) -> int:
     values: dict[str, str] = {}
     for line in _read(group / "memory.stat").splitlines():
         name, _, values[name] = line.partition(" ")
-    value = values.get("total_inactive_file", values.get("inactive_file", "0"))
-    return int(value) if value.isdigit() else 0
+    total = 0
+    for name in ("inactive_file", "active_file"):  # MemAvailable counts both as well
+        value = values.get(f"total_{name}", values.get(name, "0"))
+        total += int(value) if value.isdigit() else 0
+    return total
 
 
 def _read(path: Path) -> str:

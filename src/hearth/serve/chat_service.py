@@ -113,10 +113,24 @@ class ChatService:
                 param="messages",
             )
         rendered = text.template.render(call.messages, variables=call.template_variables)
+        self._check_length(rendered)
         prompt = await text.tokenizer.encode_async(rendered)
         if not prompt:
             raise RequestError("the messages render to an empty prompt", param="messages")
         return prompt
+
+    def _check_length(self, rendered: str) -> None:
+        """Refuses what cannot fit, however it is encoded. Raises ContextOverflowError."""
+        least = self.model.text.tokenizer.least_tokens(rendered)
+        limit = self.model.max_model_len
+        if least >= limit:
+            raise ContextOverflowError(
+                f"the prompt has {format_count(len(rendered))} characters, which are "
+                f"{format_count(least)} tokens or more, but the context (max_model_len) is "
+                f"{format_count(limit)} tokens",
+                hint="shorten the messages",
+                param="messages",
+            )
 
     def _check_token_ids(self, token_ids: frozenset[int]) -> None:
         outside = sorted(i for i in token_ids if i >= self.model.vocab_size)

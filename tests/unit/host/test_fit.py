@@ -12,7 +12,7 @@ from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
-from hearth.host.fit import RUNTIME_BYTES, Fit, FitRequest, fit
+from hearth.host.fit import RUNTIME_BYTES, SAMPLER_BYTES, Fit, FitRequest, fit
 from hearth.host.memory import HostMemory, MemoryFact
 
 WEIGHTS_BYTES = 64 * 1024 * 1024 * 2  # one matrix of 64 Mi elements as bfloat16
@@ -27,7 +27,8 @@ PROGRAM = StepProgram(
     kv_groups=(KvGroupSpec(num_layers=2, num_kv_heads=4, head_dim=64),),
     vocab_size=32768,
 )
-SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * 8)
+SAMPLER_SCRATCH = 32768 * SAMPLER_BYTES  # of one thread
+SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * 8) + SAMPLER_SCRATCH
 REQUEST = FitRequest(PROGRAM, DType.BFLOAT16, 8192, 32, 8, 512)
 
 
@@ -80,8 +81,24 @@ def test_an_explicit_context_that_does_not_fit_is_refused_with_the_one_that_woul
         "the KV cache of one sequence of 4,096 tokens needs 8.00 MiB, 6.25 MiB may be used"
     )
     assert caught.value.hint == (
-        f"set --max-model-len ≤ 3,200, or --kv-cache-memory-bytes ≥ {128 * BLOCK_BYTES}"
+        f"set --max-model-len ≤ 3,200, or set --kv-cache-memory-bytes ≥ {128 * BLOCK_BYTES}"
     )
+
+
+def test_no_larger_cache_is_offered_than_there_is_memory_for() -> None:
+    request = replace(REQUEST, max_model_len=8192)
+    with pytest.raises(CapacityError) as caught:
+        fit(request, memory_with_kv(100 * BLOCK_BYTES))
+    assert caught.value.hint == "set --max-model-len ≤ 3,200"
+
+
+def test_every_thread_has_its_sampling_memory_and_rows_are_padded() -> None:
+    one = bytes_of(fit(REQUEST, memory_of(16 * GIB)))["scratch"]
+    four = bytes_of(fit(replace(REQUEST, num_threads=4), memory_of(16 * GIB)))["scratch"]
+    assert four - one == 3 * SAMPLER_SCRATCH
+    program = replace(PROGRAM, buffers=(BufferSpec("hidden", 65),))
+    padded = bytes_of(fit(replace(REQUEST, program=program), memory_of(16 * GIB)))["scratch"]
+    assert padded == 4 * 128 * 512 + SAMPLER_SCRATCH
 
 
 def test_a_context_above_the_models_own_is_an_error() -> None:
@@ -120,7 +137,8 @@ def test_the_kv_cache_never_exceeds_its_budget_and_holds_one_sequence(
         replace(PROGRAM, kv_groups=groups), DType.BFLOAT16, 8192, 32, max_num_seqs, budget
     )
     rows = min(max_num_seqs, budget)
-    fixed = WEIGHTS_BYTES + 4 * (1024 * budget + 32768 * rows) + RUNTIME_BYTES
+    scratch = 4 * (1024 * budget + 32768 * rows) + SAMPLER_SCRATCH
+    fixed = WEIGHTS_BYTES + scratch + RUNTIME_BYTES
     try:
         fitted = fit(request, memory_of(fixed + 2 * kv_blocks * BLOCK_BYTES))
     except CapacityError:

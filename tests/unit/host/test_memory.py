@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from hearth.core.errors import CapacityError
 from hearth.core.units import GIB, KIB
 from hearth.host.memory import read_memory
 
@@ -35,7 +38,9 @@ def test_a_cgroup_v2_limit_on_an_ancestor_counts_less_what_is_used_and_not_recla
         "sys/fs/cgroup/kubepods/pod1/box/memory.current": "5\n",
         "sys/fs/cgroup/kubepods/pod1/memory.max": f"{4 * GIB}\n",
         "sys/fs/cgroup/kubepods/pod1/memory.current": f"{2 * GIB}\n",
-        "sys/fs/cgroup/kubepods/pod1/memory.stat": f"anon 7\ninactive_file {GIB}\n",
+        "sys/fs/cgroup/kubepods/pod1/memory.stat": (
+            f"anon 7\ninactive_file {GIB // 2}\nactive_file {GIB // 2}\n"
+        ),
     }
     memory = read_memory(write(tmp_path, files))
     assert memory.available_bytes == 3 * GIB
@@ -55,6 +60,11 @@ def test_a_cgroup_v1_limit_counts_and_no_limit_does_not(tmp_path: Path) -> None:
     memory = read_memory(write(tmp_path, files))
     assert memory.available_bytes == GIB + KIB
     assert len(memory.facts) == 2
+
+
+def test_a_host_that_tells_nothing_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CapacityError, match="mount /proc"):
+        read_memory(tmp_path)
 
 
 def test_more_used_than_allowed_leaves_nothing(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.unit.kernels.programs import (
 )
 
 from hearth.core.errors import KernelError
+from hearth.core.program import Add, Norm
 from hearth.core.spec import DType, SlotKind
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packing import HostTensor
@@ -220,6 +221,56 @@ def test_a_usual_top_p_over_a_large_vocabulary_keeps_the_same_tokens() -> None:
         expected = sample_rows(table[:8], plan.sampling)
         assert (result.tokens != expected.tokens).sum() <= 1
     executor.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_smallest_temperatures_choose_the_largest_logit(isa: str) -> None:
+    table = random_rows((VOCAB, VOCAB), 12)
+    executor = build(sample_program(VOCAB), {"table": table}, Bench(isa=isa))
+    rows = tuple(range(VOCAB))
+    for temperature in (1e-45, 1e-40, 1e-38, 1e-30, 1e-20):
+        track = Track(list(rows), blocks=[0] * 8)
+        plan = PlanBuilder(16, 0).plan([Chunk(track, VOCAB, rows)], HowToSample(temperature))
+        assert executor.execute(plan).tokens.tolist() == table.argmax(axis=1).tolist()
+    executor.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_token_without_weight_is_never_drawn(isa: str) -> None:
+    table = np.full((VOCAB, VOCAB), -np.inf, np.float32)
+    table[:, 7] = table[:, 9] = 0.0
+    executor = build(sample_program(VOCAB), {"table": table}, Bench(isa=isa))
+    # The seed and position whose 24 random bits are all zero.
+    how = HowToSample(1.0, seed=1558241)
+    plan = PlanBuilder(16, 0).plan([Chunk(Track([0] * 5, blocks=[0]), 5, (4,))], how)
+    assert plan.sampling.position.tolist() == [5]
+    assert executor.execute(plan).tokens.tolist() == [7]
+    executor.close()
+
+
+@pytest.mark.parametrize("hidden", [24, 40, 64])
+def test_a_value_that_is_not_finite_harms_only_its_own_request(hidden: int) -> None:
+    program = linear_program(VOCAB, hidden, hidden, DType.FLOAT32, bias=False)
+    program = replace(
+        program,
+        ops=(*program.ops, Add(0, 1), Norm(0, "gain", 1e-5, 1)),
+        slots=(*program.slots, slot("gain", SlotKind.VECTOR, hidden)),
+    )
+    arrays = {
+        "table": random_rows((VOCAB, hidden), 1),
+        "weight": random_rows((hidden, hidden), 2),
+        "gain": np.ones(hidden, np.float32),
+    }
+    arrays["table"][5, 3] = np.inf
+    executor = build(program, arrays, Bench())
+    outputs = []
+    for token in (1, 5, 1):
+        plan = PlanBuilder(16, 0).plan([Chunk(Track([token], blocks=[0]), 1)])
+        executor.execute(plan)
+        outputs.append(executor.read_buffer(1, 1))
+    executor.close()
+    assert not np.isfinite(outputs[1]).all()
+    assert outputs[2].tobytes() == outputs[0].tobytes()
 
 
 def test_equal_logits_give_the_lowest_token_at_temperature_zero() -> None:

@@ -205,3 +205,16 @@ async def test_a_client_that_goes_away_frees_its_sequence(
     await asyncio.wait_for(answer, 5)
     assert engine.cancelled == [engine.submitted[0].request_id]
     assert engine.num_running == 0
+
+
+async def test_unknown_fields_are_counted_when_many_and_cannot_forge_log_lines(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["a\n2026 ERROR forged", "\x1b[31m", "x" * 500, *(f"field_{i}" for i in range(1000))]
+    response = await client.post(URL, json={"messages": HI, **dict.fromkeys(names, 1)})
+    warnings = response.json()["warnings"]
+    assert len(warnings) == 21
+    assert warnings[-1]["message"] == "983 more unknown fields were ignored"
+    lines = [record.getMessage() for record in caplog.records if record.name == "hearth.serve"]
+    assert len(lines) == 21
+    assert all(line.isprintable() and len(line) < 300 for line in lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
 import pytest
-from tests.unit.serve.fake_engine import FakeEngine, client_for
+from tests.unit.serve.fake_engine import FakeEngine, client_for, toy_model
 
 from hearth.serve.model import ServedModel
 
@@ -178,3 +179,64 @@ async def test_the_unexpected_is_a_500_with_its_trace_in_the_log(
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [1] * 50_000}, "messages.0"),
+        ({"messages": HI * 10_001}, "messages"),
+        ({"messages": [{"role": "user", "content": [1] * 50_000}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": HI, "tool_calls": [1] * 50_000}]}, None),
+        ({"stop": [""] * 50_000}, "stop.0"),
+        ({"stop_token_ids": ["x"] * 50_000}, "stop_token_ids.0"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids"),
+        ({"logit_bias": {str(i): "x" for i in range(50_000)}}, "logit_bias"),
+    ],
+)
+async def test_a_body_of_wrong_entries_is_left_at_the_first(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str | None
+) -> None:
+    error = error_of(await client.post(URL, json={"messages": HI, **fields}))
+    assert param is None or error["param"] == param
+    assert re.search(r"and \d+ more", error["message"]) is None
+    assert len(error["message"]) < 1000
+
+
+@pytest.mark.parametrize("modalities", [5, {"audio": 1}, "audio", [5]])
+async def test_modalities_of_any_type_are_refused_and_no_500(
+    client: httpx.AsyncClient, modalities: Any
+) -> None:
+    error = error_of(await client.post(URL, json={"messages": HI, "modalities": modalities}))
+    assert error["param"] == "modalities"
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '"\\ud800"', "9" * 5000, "{"])
+async def test_tool_arguments_that_are_no_json_reach_the_template_as_text(
+    engine: FakeEngine, arguments: str
+) -> None:
+    template = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    call = {"function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "assistant", "tool_calls": [call]}]
+    async with client_for(engine, toy_model(template, max_model_len=10**6)) as client:
+        response = await client.post(URL, json={"messages": messages})
+        assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_body_that_is_refused_is_read_to_its_end(
+    engine: FakeEngine, model: ServedModel, chunked: bool
+) -> None:
+    num_sent = 0
+
+    async def chunks() -> Any:
+        nonlocal num_sent
+        for _ in range(100):
+            yield b"x" * 1000
+            num_sent += 1000
+
+    headers = {} if chunked else {"Content-Length": "100000"}
+    async with client_for(engine, model, max_body_bytes=10_000) as client:
+        error_of(await client.post(URL, content=chunks(), headers=headers), 413)
+    # Closing the connection on unread data would reset it, and the client would not see why.
+    assert num_sent == 100_000

@@ -6,10 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.text import builders
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from hearth.core.errors import TokenizerError
-from hearth.engine.text.tokenizer import THREAD_THRESHOLD_CHARS, Tokenizer
+from hearth.engine.text.tokenizer import THREAD_THRESHOLD_CHARS, Tokenizer, TokenizerConfig
 
 
 @pytest.fixture
@@ -81,3 +85,46 @@ def test_a_vocabulary_larger_than_the_models_is_refused(model_dir: Path) -> None
     with pytest.raises(TokenizerError, match="different models") as caught:
         tokenizer.check_vocabulary(tokenizer.num_tokens - 1)
     assert str(tokenizer.num_tokens - 1) in caught.value.message
+
+
+def _bounded(normalizer: normalizers.Normalizer | None) -> Tokenizer:
+    backend = builders.byte_level()
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return Tokenizer(backend, TokenizerConfig())
+
+
+BOUNDED = [_bounded(None), _bounded(normalizers.NFC())]
+PIECES = [
+    "hello",
+    " world",
+    "你好",
+    "🙂",
+    "e\u0301",
+    "α\u0313\u0300\u0345",
+    "\n",
+    "<|user|>",
+    "<think>",
+]
+
+
+@pytest.mark.parametrize("tokenizer", BOUNDED, ids=["plain", "NFC"])
+@given(text=st.lists(st.sampled_from(PIECES)).map("".join) | st.text())
+def test_the_least_number_of_tokens_is_never_above_the_real_one(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    assert tokenizer.least_tokens("x" * 10_000) > 50  # there is a bound at all
+    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text))
+
+
+def test_no_least_number_is_claimed_where_text_can_vanish() -> None:
+    def least(backend: tokenizers.Tokenizer) -> int:
+        return Tokenizer(backend, TokenizerConfig()).least_tokens("x" * 1000)
+
+    stripping, removing, swallowing = (builders.byte_level() for _ in range(3))
+    stripping.normalizer = normalizers.Strip()
+    split = pre_tokenizers.Split(" ", "removed")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    removing.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    swallowing.add_tokens([AddedToken("<mask>", lstrip=True)])
+    assert [least(b) for b in (stripping, removing, swallowing)] == [0, 0, 0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from hearth.engine.text.detokenizer import (
     WindowDetokenizer,
     rules_of_decoder,
 )
+from hearth.engine.text.length import longest_token_chars
 
 # Above this many characters a prompt is encoded in a thread: about 2 ms of work.
 THREAD_THRESHOLD_CHARS = 8192
+# A long prompt takes some 100 bytes a character while it is encoded: so many at a time.
+MAX_THREADS = 2
 
 _SPECIAL_NAMES = (
     "bos_token",
@@ -60,7 +64,11 @@ class Tokenizer:
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._rules = rules_of_decoder(_decoder_state(backend))
         self._pieces: dict[int, bytes | None] = {}
-        self.num_tokens: int = backend.get_vocab_size(with_added_tokens=True)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.num_tokens = len(vocabulary)
+        self._largest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
+        self._longest_chars = longest_token_chars(backend, vocabulary)
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="hearth-encode")
 
     @classmethod
     def load(cls, model_dir: Path) -> Tokenizer:
@@ -93,8 +101,7 @@ class Tokenizer:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises TokenizerError when the tokenizer can produce ids that the model does not have."""
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        token, largest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
+        token, largest = self._largest
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer's token {token!r} has id {largest}, but the model's vocabulary has "
@@ -111,7 +118,11 @@ class Tokenizer:
         """Like `encode`; long texts are encoded off the event loop."""
         if len(text) <= THREAD_THRESHOLD_CHARS:
             return self.encode(text)
-        return await asyncio.to_thread(self.encode, text)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode, text)
+
+    def least_tokens(self, text: str) -> int:
+        """`text` gives at least so many tokens; takes no time. 0 where no bound is known."""
+        return 0 if self._longest_chars is None else -(-len(text) // self._longest_chars)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text that a detokenizer gives for these ids in one go."""

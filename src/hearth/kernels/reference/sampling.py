@@ -81,10 +81,10 @@ def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[
 
 
 def uniform(seed: int, position: int, choice: int, draw: int = 0) -> float:
-    """The draw of one choice at one position: a multiple of 2⁻²⁴ in [0, 1)."""
+    """The draw of one choice at one position: (k + ½) · 2⁻²⁴ in (0, 1), so never 0."""
     counter = np.array([position, choice, draw, 0], np.int64).astype(np.uint32)
     key = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
-    return int(philox4x32(counter, key)[0] >> np.uint32(8)) * 2.0**-24
+    return (int(philox4x32(counter, key)[0] >> np.uint32(8)) + 0.5) * 2.0**-24
 
 
 def sample_rows(logits: NDArray[np.float32], sampling: SamplingArrays) -> SampledRows:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 from hearth.core.errors import RequestError
 from hearth.serve.chat_service import ChatCall
 from hearth.serve.http.schemas import ChatCompletionRequest, ChatMessage, ContentPart
@@ -53,6 +55,10 @@ _LATER: Mapping[str, tuple[object, ...]] = {
     "store": (None, False),
     "metadata": (None, {}),
 }
+# Names come from the client: so many are named one by one, in so many characters.
+MAX_UNKNOWN_FIELDS = 20
+MAX_NAME_CHARS = 64
+
 # Fields about accounting elsewhere; an answer is the same with and without them.
 _WITHOUT_EFFECT = frozenset(
     {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
@@ -95,6 +101,7 @@ def call_of(body: ChatCompletionRequest) -> ChatCall:
 def notices_of(body: ChatCompletionRequest) -> list[Notice]:
     """What the body asks for and does not get, in the order of its fields."""
     notices: list[Notice] = []
+    unknown: list[str] = []
     extra = body.model_extra or {}
     for name in [*type(body).model_fields, *extra]:
         value = extra.get(name) if name in extra else getattr(body, name)
@@ -102,9 +109,10 @@ def notices_of(body: ChatCompletionRequest) -> list[Notice]:
             if value not in _LATER[name]:
                 notices.append(_ignored(name, value))
         elif name in extra and name not in _WITHOUT_EFFECT and not _is_shape(name):
-            notices.append(_unknown(name))
+            unknown.append(name)
     options = body.stream_options.model_extra if body.stream_options else None
-    notices.extend(_unknown(f"stream_options.{name}") for name in options or ())
+    unknown.extend(f"stream_options.{name}" for name in options or ())
+    notices.extend(_unknown(unknown))
     limits = (body.max_tokens, body.max_completion_tokens)
     if None not in limits and limits[0] != limits[1]:
         notices.append(
@@ -123,8 +131,21 @@ def _ignored(name: str, value: object) -> Notice:
     return Notice(IGNORED_FIELD, name, f"{name} {shown} is not applied by this version of hearth")
 
 
-def _unknown(name: str) -> Notice:
-    return Notice(UNKNOWN_FIELD, name, f"{name} is not a field of this endpoint and was ignored")
+def _unknown(names: list[str]) -> list[Notice]:
+    """One notice a field, as long as there are few."""
+    notices = [
+        Notice(UNKNOWN_FIELD, name, f"{name} is not a field of this endpoint and was ignored")
+        for name in map(_shown_name, names[:MAX_UNKNOWN_FIELDS])
+    ]
+    if (more := len(names) - MAX_UNKNOWN_FIELDS) > 0:
+        notices.append(Notice(UNKNOWN_FIELD, "", f"{more} more unknown fields were ignored"))
+    return notices
+
+
+def _shown_name(name: str) -> str:
+    """A client's name as it may stand in a log: one line, short, nothing for a terminal to obey."""
+    short = name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 3]}..."
+    return short if short.isprintable() else ascii(short)
 
 
 def _is_shape(name: str) -> bool:
@@ -142,9 +163,10 @@ def _refuse_other_shapes(body: ChatCompletionRequest) -> None:
             hint="send the request several times, with another seed each",
             param="n",
         )
-    if extra.get("audio") or "audio" in (extra.get("modalities") or ()):
+    if extra.get("audio") or extra.get("modalities") not in (None, [], ["text"]):
         raise RequestError(
-            "modalities: audio answers are not supported (permitted: text)", param="modalities"
+            'modalities: answers other than text are not supported (permitted: ["text"])',
+            param="modalities",
         )
     if choice is not None and choice not in ("none", "auto"):
         raise RequestError(
@@ -206,7 +228,8 @@ def _tool_call_of(call: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        # Not the standard library's: it recurses without a limit and lets lone surrogates in.
+        arguments = from_json(function["arguments"] or "{}")
     except ValueError:
         return call  # the template prints it as the text it is
     return {**call, "function": {**function, "arguments": arguments}}

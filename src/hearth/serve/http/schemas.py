@@ -2,18 +2,25 @@
 
 Strict: a string is not a number and 1 is not true. Every field of ours carries, as its
 description, what is permitted; `errors` puts it into the message when a value is refused.
+
+Validation runs on the event loop, so its work is bounded: a list is left at its first wrong entry
+(a megabyte of them would take seconds and gigabytes to describe), and counts have limits.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from hearth.serve.sampling import MAX_SEED
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 1024
+MAX_MESSAGES = 10_000
+MAX_PARTS = 1000
+MAX_BIASES = 1024
 # A tag of a union is part of an error's path; this prefix lets `errors` take it out again.
 TAG_PREFIX = "~"
 
@@ -39,13 +46,20 @@ def _content_tag(value: object) -> str | None:
 
 Content = Annotated[
     Annotated[str, Tag(f"{TAG_PREFIX}text")]
-    | Annotated[list[ContentPart], Tag(f"{TAG_PREFIX}parts")],
+    | Annotated[
+        list[ContentPart],
+        Field(max_length=MAX_PARTS, fail_fast=True),
+        Tag(f"{TAG_PREFIX}parts"),
+    ],
     Discriminator(
         _content_tag,
         custom_error_type="content_type",
         custom_error_message="Input should be a string or a list of parts",
     ),
 ]
+
+
+_Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class ChatMessage(_Open):
@@ -56,7 +70,7 @@ class ChatMessage(_Open):
     )
     content: Content | None = Field(default=None, description="a string or a list of text parts")
     name: str | None = Field(default=None, description="a string")
-    tool_calls: list[dict[str, Any]] | None = Field(default=None, description="a list of objects")
+    tool_calls: _Objects | None = Field(default=None, description="a list of objects")
     tool_call_id: str | None = Field(default=None, description="a string")
 
 
@@ -75,7 +89,11 @@ def _stop_tag(value: object) -> str | None:
 _StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stop = Annotated[
     Annotated[_StopString, Tag(f"{TAG_PREFIX}one")]
-    | Annotated[list[_StopString], Field(max_length=MAX_STOP_STRINGS), Tag(f"{TAG_PREFIX}many")],
+    | Annotated[
+        list[_StopString],
+        Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
+        Tag(f"{TAG_PREFIX}many"),
+    ],
     Discriminator(
         _stop_tag,
         custom_error_type="stop_type",
@@ -84,10 +102,22 @@ Stop = Annotated[
 ]
 
 
+def _few_biases(value: object) -> object:
+    """A mapping cannot be left at its first wrong entry, so a large one is not looked at."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"Input should have at most {MAX_BIASES} entries, not {len(value)}")
+    return value
+
+
 class ChatCompletionRequest(_Open):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="a list of one or more messages")
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description=f"a list of one or more messages, {MAX_MESSAGES} at most",
+    )
     model: str | None = Field(default=None, description="the name of a served model")
     stream: bool | None = Field(default=None, description="true or false")
     stream_options: StreamOptions | None = Field(default=None, description="an object")
@@ -116,7 +146,10 @@ class ChatCompletionRequest(_Open):
         f"{MAX_STOP_CHARS} characters",
     )
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
-        default=None, description="a list of token ids, 0 or more each"
+        default=None,
+        max_length=MAX_STOP_TOKEN_IDS,
+        fail_fast=True,
+        description=f"a list of up to {MAX_STOP_TOKEN_IDS} token ids, 0 or more each",
     )
     ignore_eos: bool | None = Field(default=None, description="true or false")
     chat_template_kwargs: dict[str, Any] | None = Field(
@@ -133,12 +166,11 @@ class ChatCompletionRequest(_Open):
     top_logprobs: int | None = Field(
         default=None, ge=0, le=20, description="an integer from 0 to 20 (not applied yet)"
     )
-    logit_bias: dict[str, float] | None = Field(
-        default=None, description="an object of token ids and numbers (not applied yet)"
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_few_biases)] | None = Field(
+        default=None,
+        description=f"an object of up to {MAX_BIASES} token ids and numbers (not applied yet)",
     )
-    tools: list[dict[str, Any]] | None = Field(
-        default=None, description="a list of objects (not applied yet)"
-    )
+    tools: _Objects | None = Field(default=None, description="a list of objects (not applied yet)")
     tool_choice: Any = Field(default=None, description='"none" or "auto" (not applied yet)')
     response_format: dict[str, Any] | None = Field(
         default=None, description='{"type": "text"} (others are not applied yet)'

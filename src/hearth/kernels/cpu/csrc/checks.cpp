@@ -159,6 +159,7 @@ void Model::check_blocks(const hearth_plan& p) const {
     const int32_t* first = p.first_block + g * static_cast<size_t>(p.num_sequences);
     check_range("slots", p.slots + g * static_cast<size_t>(p.num_tokens), p.num_tokens, 0,
                 blocks * limits_.block_size);
+    check_range("block_start", start, 1, 0, static_cast<int64_t>(p.num_blocks) + 1);
     check_offsets("block_start", start, p.num_sequences, start[0], p.num_blocks);
     check_range("blocks", p.blocks + start[0], start[p.num_sequences] - start[0], 0, blocks);
     for (int s = 0; s < p.num_sequences; s++) {

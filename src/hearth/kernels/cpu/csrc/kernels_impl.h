@@ -64,9 +64,10 @@ inline float lane_max(Vec v) {
   return most;
 }
 
-// e^x for x in [−87, 88], clamped outside; relative error below 2e-7 (Cephes expf polynomial).
-HEARTH_INLINE Vec vexp(Vec x) {
-  x = vmin(vmax(x, vset(-87.0f)), vset(88.0f));
+// e^x for x in [−87, 88], 0 below and e^88 above; relative error below 2e-7 (Cephes expf
+// polynomial).
+HEARTH_INLINE Vec vexp(Vec exponent) {
+  Vec x = vmin(vmax(exponent, vset(-87.0f)), vset(88.0f));
   Vec n = vround(vmul(x, vset(1.44269504088896341f)));
   Vec r = vfma(n, vset(-0.693359375f), x);
   r = vfma(n, vset(2.12194440e-4f), r);
@@ -77,7 +78,7 @@ HEARTH_INLINE Vec vexp(Vec x) {
   p = vfma(p, r, vset(1.6666665459e-1f));
   p = vfma(p, r, vset(5.0000001201e-1f));
   p = vfma(vmul(r, r), p, vadd(r, vset(1.0f)));
-  return vmul(p, vpow2(n));
+  return vless(exponent, vset(-87.0f), vzero(), vmul(p, vpow2(n)));
 }
 inline float exp_scalar(float x) {
   float lanes[kLanes];

@@ -108,6 +108,9 @@ void Model::embed(const hearth_op& op, int index) {
     base *= (table.cols + 15) / 16 * 16;
   }
   for (int64_t k = 0; k < table.cols; k++) out[k] = op.scale * element(table, base + k * step);
+  // Later operations add to whole rows: what a value that is not finite left behind the width by
+  // an earlier step must not reach this one.
+  std::fill(out + table.cols, out + buffers_[op.out].stride, 0.0f);
 }
 
 // The angle is rounded to float before the cosine is taken, as transformers does.

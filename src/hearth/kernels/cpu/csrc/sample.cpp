@@ -7,6 +7,9 @@
 namespace hearth {
 namespace {
 
+// Below it 1 / temperature overflows; the largest logit has all the weight long before.
+constexpr float kLeastTemperature = 1e-30f;
+
 bool better(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
@@ -17,7 +20,8 @@ double uniform(const SamplingRow& row) {
   uint32_t key[2] = {static_cast<uint32_t>(row.seed), static_cast<uint32_t>(row.seed >> 32)};
   uint32_t words[4];
   philox4x32(counter, key, words);
-  return static_cast<double>(words[0] >> 8) * 0x1p-24;
+  // Never 0, so that a token without weight is never drawn.
+  return (static_cast<double>(words[0] >> 8) + 0.5) * 0x1p-24;
 }
 
 // First index in id order whose cumulative weight exceeds u · total.
@@ -70,7 +74,10 @@ int32_t draw(const Kernels& kernels, const float* logits, int64_t vocab_size, fl
       kernels.exp_sum(logits, vocab_size, maximum, 1.0f / row.temperature, s.weights.data());
   bool filtered = row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f;
   if (!filtered) return pick_in_order(s.weights.data(), vocab_size, uniform(row) * total);
-  for (int64_t i = 0; i < vocab_size; i++) s.candidates[i] = {logits[i], static_cast<int32_t>(i)};
+  for (int64_t i = 0; i < vocab_size; i++) {
+    float logit = std::isnan(logits[i]) ? -INFINITY : logits[i];  // sorting needs an order
+    s.candidates[i] = {logit, static_cast<int32_t>(i)};
+  }
   int64_t kept = keep_candidates(row, vocab_size, total, s);
   double sum = 0.0;
   for (int64_t i = 0; i < kept; i++) sum += static_cast<double>(s.weights[s.candidates[i].id]);
@@ -103,7 +110,7 @@ Sampled sample_row(const Kernels& kernels, const float* logits, int64_t vocab_si
   float maximum = kernels.maximum(logits, vocab_size);
   double log_total = std::log(kernels.exp_sum(logits, vocab_size, maximum, 1.0f, nullptr));
   int32_t token = 0;
-  if (row.temperature <= 0.0f)
+  if (row.temperature < kLeastTemperature)
     token = static_cast<int32_t>(std::find(logits, logits + vocab_size, maximum) - logits);
   else
     token = draw(kernels, logits, vocab_size, maximum, row, scratch);

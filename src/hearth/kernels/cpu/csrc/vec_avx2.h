@@ -57,6 +57,9 @@ inline Vec vpow2(Vec n) {
   __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
+inline Vec vless(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 inline Vec vkeep(Vec a, Vec b, int first, int last) {
   __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane);  // lane < first

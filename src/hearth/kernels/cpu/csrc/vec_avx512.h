@@ -61,6 +61,10 @@ inline Vec vpow2(Vec n) {
   __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
   return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
 }
+// Lanes where a < b take x, the others y.
+inline Vec vless(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
 // Lanes first … last−1 keep a, the others take b.
 inline Vec vkeep(Vec a, Vec b, int first, int last) {
   int lo = first < 0 ? 0 : first, hi = last > 16 ? 16 : last;

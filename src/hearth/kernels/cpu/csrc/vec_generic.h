@@ -63,6 +63,9 @@ inline Vec vpow2(Vec n) {
   IntVec e = (__builtin_convertvector(n, IntVec) + 127) << 23;
   return reinterpret_cast<Vec>(e);
 }
+inline Vec vless(Vec a, Vec b, Vec x, Vec y) {
+  return a < b ? x : y;
+}
 inline Vec vkeep(Vec a, Vec b, int first, int last) {
   IntVec lane = {0, 1, 2, 3};
   IntVec mask = (lane >= first) & (lane < last);
