@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from tests.integration.server import SMALL, Server
+from tests.integration.server import SMALL, Server, command, environment, free_port
 
 MODEL = "hearth-demo"
 LONG = "Count: one two three four five six seven"  # the answer is cut by max_tokens anyway
@@ -255,3 +255,28 @@ def test_an_interrupt_while_loading_leaves_nothing_behind(tmp_path: Path, delay_
 def _children(pid: int) -> list[str]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return path.read_text(encoding="ascii").split()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "is_piped"), [("ascii", False), ("utf-8", True)], ids=["ASCII", "closed pipe"]
+)
+def test_a_banner_that_cannot_be_printed_does_not_end_the_server(
+    encoding: str, is_piped: bool
+) -> None:
+    port = free_port()
+    popen = subprocess.Popen(
+        command("--port", str(port), *SMALL),
+        stdout=subprocess.PIPE if is_piped else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(PYTHONIOENCODING=encoding),
+    )
+    if popen.stdout is not None:
+        popen.stdout.close()
+    transport = httpx.HTTPTransport(retries=8)  # until the port is bound; 0, 0.5, 1, 2 … s
+    try:
+        with httpx.Client(transport=transport, timeout=60) as client:
+            response = client.get(f"http://127.0.0.1:{port}/health")
+        assert response.json()["status"] == "UP"
+    finally:
+        popen.send_signal(signal.SIGTERM)
+        assert popen.wait(30) == 0

@@ -6,9 +6,12 @@ On a terminal in colours; elsewhere plain text, so that a log stays readable.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -92,9 +95,18 @@ def curl_line(url: str, model_name: str) -> str:
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {data}"
 
 
+class _Stdout(Console):
+    """A console that outlives its reader: `hearth serve | head -1` goes on serving."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich's own ends the process here; what is still to come goes nowhere."""
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def print_banner(banner: Banner, console: Console | None = None) -> None:
     """Prints it to stdout."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or _Stdout(highlight=False, soft_wrap=True)
     resolved = banner.ready.resolved
     names = ", ".join(banner.model.names)
     title = Text(f"hearth {__version__}", style="bold")

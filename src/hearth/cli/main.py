@@ -6,12 +6,14 @@ code of its class. A trace is shown only with `--log-level debug`.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import traceback
 
 import typer
 
+from hearth.cli.arguments import ServeCommand
 from hearth.cli.serve import serve
 from hearth.cli.version import show_version, version
 from hearth.core.errors import HearthError
@@ -27,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(serve)
+app.command(cls=ServeCommand)(serve)
 app.command()(version)
 
 
@@ -42,6 +44,9 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # "×" must not end a server whose log is ASCII
     try:
         code = app(prog_name="hearth", standalone_mode=True)
     except HearthError as error:

@@ -53,7 +53,8 @@ ServedModelName = Annotated[
     list[str] | None,
     _option(
         "--served-model-name",
-        "Name that clients may use; repeat it for several. Default: the directory's name.",
+        "Name that clients may use; several may follow MODEL and this flag, or repeat it. "
+        "Default: the directory's name.",
         metavar="NAME",
         rich_help_panel="HTTP",
         show_default=False,

@@ -12,7 +12,7 @@ from hearth.core.config import (
     ModelConfig,
     SchedulerConfig,
 )
-from hearth.core.errors import ModelNotFoundError
+from hearth.core.errors import ConfigError, ModelNotFoundError
 
 BUILT_IN_NAME = "hearth-demo"
 BUILT_IN_DIR = Path(__file__).resolve().parent.parent / "demo_model"
@@ -85,8 +85,16 @@ def find_model(model: str | None) -> Path:
 
 
 def served_names(model: str | None, model_dir: Path, asked: list[str] | None) -> tuple[str, ...]:
-    """The names that clients may use; without any asked for, the directory's."""
+    """The names that clients may use; without any asked for, the directory's.
+
+    Raises ConfigError for an empty name.
+    """
     if asked:
+        if not all(name.strip() for name in asked):
+            raise ConfigError(
+                "--served-model-name is empty; permitted: one or more characters",
+                hint="leave it out to serve under the directory's name",
+            )
         return tuple(dict.fromkeys(asked))
     return (BUILT_IN_NAME if model is None else model_dir.resolve().name,)
 

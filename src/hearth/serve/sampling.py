@@ -13,8 +13,6 @@ from hearth.core.request import SamplingParams
 from hearth.models.generation_config import GenerationDefaults
 
 MAX_SEED = 2**64 - 1
-# Below, the next best token has no chance left, and logits / temperature can overflow float32.
-LEAST_TEMPERATURE = 1e-6
 # OpenAI's defaults; top_k and min_p do not exist there and are off.
 _FALLBACK = {"temperature": 1.0, "top_p": 1.0, "top_k": 0.0, "min_p": 0.0}
 
@@ -37,9 +35,8 @@ def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> Sa
     def pick(name: str, value: float | None) -> float:
         return fallback[name] if value is None else value
 
-    temperature = pick("temperature", asked.temperature)
     return SamplingParams(
-        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+        temperature=pick("temperature", asked.temperature),
         top_p=pick("top_p", asked.top_p),
         top_k=max(0, int(pick("top_k", asked.top_k))),
         min_p=pick("min_p", asked.min_p),

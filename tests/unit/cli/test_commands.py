@@ -13,9 +13,10 @@ import pytest
 
 from hearth import __version__
 from hearth.cli import launch as launch_module
+from hearth.cli.arguments import repeat_flag
 from hearth.cli.options import ENV_PREFIX, environment_names, unknown_variables
 from hearth.cli.serve import serve
-from hearth.cli.settings import ServeSettings
+from hearth.cli.settings import BUILT_IN_DIR, ServeSettings
 
 
 def hearth(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -150,3 +151,46 @@ def test_a_flag_wins_over_its_variable_and_that_over_the_default(
     assert settings.engine.model.max_model_len == 4096
     assert settings.engine.scheduler.max_num_seqs == 64
     assert settings.model_dir.name == "demo_model"
+
+
+FLAGS = {"--served-model-name": True, "--port": True, "--on": False}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("M --served-model-name a b", "M --served-model-name a --served-model-name b"),
+        (
+            "M --served-model-name a b c --port 1",
+            "M --served-model-name a --served-model-name b --served-model-name c --port 1",
+        ),
+        ("M --served-model-name=a b", "M --served-model-name=a --served-model-name b"),
+        ("--port 1 M --on --served-model-name a", "--port 1 M --on --served-model-name a"),
+        ("--served-model-name a M", "--served-model-name a M"),  # the value may be MODEL
+        ("--served-model-name a M b", "--served-model-name a M b"),  # Click refuses b
+        ("M --served-model-name a --port 1 b", "M --served-model-name a --port 1 b"),
+        ("M --served-model-name a -- b", "M --served-model-name a -- b"),
+        ("M --served-model-name", "M --served-model-name"),  # Click asks for the value
+        ("M --served-model-name --port 1", "M --served-model-name --port 1"),
+    ],
+)
+def test_several_names_may_follow_one_flag(line: str, expected: str) -> None:
+    assert repeat_flag(line.split(), "--served-model-name", FLAGS) == expected.split()
+
+
+def test_several_names_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hearth.cli.main import app
+
+    seen: list[ServeSettings] = []
+    monkeypatch.setattr(launch_module, "launch", seen.append)
+    monkeypatch.delenv("HEARTH_SERVED_MODEL_NAME", raising=False)
+    arguments = [str(BUILT_IN_DIR), "--served-model-name", "a", "org/b", "--port", "99"]
+    app(["serve", *arguments], standalone_mode=False)
+    assert seen[0].names == ("a", "org/b")
+    assert seen[0].port == 99
+
+
+def test_an_empty_name_is_refused() -> None:
+    result = hearth("serve", "--served-model-name", "")
+    assert result.returncode == 2
+    assert "--served-model-name is empty" in result.stderr

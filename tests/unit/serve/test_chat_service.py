@@ -155,9 +155,3 @@ async def test_without_a_chat_template_the_request_is_refused(engine: FakeEngine
 async def test_stop_token_ids_outside_the_vocabulary_are_refused(service: ChatService) -> None:
     with pytest.raises(RequestError, match="outside the vocabulary"):
         await service.prepare(ChatCall(messages=HI, stop_token_ids=frozenset({10**6})))
-
-
-async def test_a_vanishing_temperature_is_greedy(service: ChatService, engine: FakeEngine) -> None:
-    for temperature in (1e-40, 1e-7):  # 1 / 1e-40 is infinite in float32
-        await run(service, sampling=SamplingChoices(temperature=temperature))
-    assert [request.sampling.temperature for request in engine.submitted] == [0.0, 0.0]
