@@ -13,17 +13,17 @@ from pathlib import Path
 
 from tools.demo_model.facts import CHAT_FILES, FACT_FILES, draw_question, load_facts
 from tools.demo_model.noise import roughen
-from tools.demo_model.tasks import draw_arithmetic, draw_json
+from tools.demo_model.tasks import draw_arithmetic, draw_capital, draw_json_result
 from tools.demo_model.words import draw_strange_question
 
 HELD_OUT_PATH = Path("tests/data/demo_questions.jsonl")
 DEVELOPMENT_PATH = Path(__file__).parent / "data" / "development_questions.jsonl"
 
-KINDS = ("fact", "chat", "arithmetic", "json")
-KIND_WEIGHTS = (0.60, 0.09, 0.20, 0.11)
+KINDS = ("fact", "chat", "arithmetic", "capital", "result")
+KIND_WEIGHTS = (0.60, 0.09, 0.18, 0.06, 0.07)
 # Of the small talk: unrelated questions put together from everyday words.
 STRANGE_SHARE = 0.3
-DRILL = (0.0, 0.0, 1.0, 0.0)
+DRILL = (0.0, 0.0, 0.6, 0.0, 0.4)
 CHINESE_SHARE = 0.45
 # Sums need the most examples and are short: some conversations are nothing but arithmetic.
 DRILL_SHARE = 0.12
@@ -119,8 +119,10 @@ def _draw_turn(
 def _draw_pair(kind: str, language: str, rng: random.Random) -> tuple[str, str]:
     if kind == "arithmetic":
         return draw_arithmetic(language, rng)
-    if kind == "json":
-        return draw_json(language, rng)
+    if kind == "capital":
+        return draw_capital(language, rng)
+    if kind == "result":
+        return draw_json_result(language, rng)
     facts = load_facts(FACT_FILES if kind == "fact" else CHAT_FILES)
     if kind == "chat" and rng.random() < STRANGE_SHARE:
         return draw_strange_question(language, rng), load_facts(CHAT_FILES)[-1].answers[language]

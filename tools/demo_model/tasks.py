@@ -8,6 +8,7 @@ units on the way ("37 + 45 = 70 + 12 = 82"), so that each step needs single digi
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +19,7 @@ MAX_FACTOR = 12
 OPERATORS = ("+", "-", "*")
 OPERATOR_WEIGHTS = (0.4, 0.4, 0.2)
 NEGATIVE_SHARE = 0.12
+PLAIN_CAPITAL_SHARE = 0.12
 HELD_OUT_MODULUS = 97
 HELD_OUT_RESIDUE = 5
 
@@ -113,31 +115,33 @@ def draw_arithmetic(language: str, rng: random.Random) -> tuple[str, str]:
     return question, expression.solution
 
 
-def draw_json(language: str, rng: random.Random) -> tuple[str, str]:
-    """A question that wants JSON, and its answer; now and then the same without JSON."""
-    answer: dict[str, str | int]
-    if rng.random() < 0.55:
-        country, capital = _draw_capital(language, rng)
-        question = _word(f"{language} capital", {"C": country}, rng)
-        if rng.random() < 0.12:
-            return question, _plain_capital(language, country, capital)
-        keys = ("country", "capital") if language == "en" else ("国家", "首都")
-        answer = {keys[0]: country, keys[1]: capital}
-    else:
-        expression = draw_expression(rng)
-        gap = rng.choice(("", " "))
-        sign = rng.choice(("*", "x", "×")) if expression.operator == "*" else expression.operator
-        text = f"{expression.left}{gap}{sign}{gap}{expression.right}"
-        question = _word(f"{language} value", {"E": text}, rng)
-        steps = {"steps": expression.steps} if expression.steps else {}
-        answer = {**steps, "result": expression.value}
+def draw_json_result(language: str, rng: random.Random) -> tuple[str, str]:
+    """A question that wants the value of an expression as JSON, and its answer."""
+    expression = draw_expression(rng)
+    gap = rng.choice(("", " "))
+    sign = rng.choice(("*", "x", "×")) if expression.operator == "*" else expression.operator
+    text = f"{expression.left}{gap}{sign}{gap}{expression.right}"
+    question = _word(f"{language} value", {"E": text}, rng)
+    steps = {"steps": expression.steps} if expression.steps else {}
+    return _as_json(question, {**steps, "result": expression.value}, language, rng)
+
+
+def draw_capital(language: str, rng: random.Random) -> tuple[str, str]:
+    """A question for a capital, mostly wanted as JSON, and its answer."""
+    row = rng.choice(_capitals())
+    country, capital = row[:2] if language == "en" else row[2:]
+    question = _word(f"{language} capital", {"C": country}, rng)
+    if rng.random() < PLAIN_CAPITAL_SHARE:
+        return question, _plain_capital(language, country, capital)
+    keys = ("country", "capital") if language == "en" else ("国家", "首都")
+    return _as_json(question, {keys[0]: country, keys[1]: capital}, language, rng)
+
+
+def _as_json(
+    question: str, answer: Mapping[str, str | int], language: str, rng: random.Random
+) -> tuple[str, str]:
     question = _word(f"{language} json", {"Q": question}, rng)
     return question, json.dumps(answer, ensure_ascii=False)
-
-
-def _draw_capital(language: str, rng: random.Random) -> tuple[str, str]:
-    row = rng.choice(_capitals())
-    return (row[0], row[1]) if language == "en" else (row[2], row[3])
 
 
 def _plain_capital(language: str, country: str, capital: str) -> str:
