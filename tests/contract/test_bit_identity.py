@@ -45,6 +45,12 @@ GLM4: dict[str, Any] = {
     "head_dim": 24,
     "attention_bias": True,
 }
+# Every third request has none; the others cover greedy and sampled rows.
+PENALTIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"repetition_penalty": 1.3, "bad_words": ((7,), (1, 2))},
+    {"frequency_penalty": 0.4, "presence_penalty": -0.3, "logit_bias": ((5, 1.5),)},
+)
 COMMON = {
     "num_hidden_layers": 2,
     "vocab_size": VOCABULARY,
@@ -92,7 +98,12 @@ def requests_of(random: np.random.Generator) -> list[Request]:
         prompt = shared[number // 2 % 2][:length]
         if number % 3 == 0:  # leaves the shared text at its last token
             prompt = (*prompt[:-1], int(random.integers(VOCABULARY)))
-        sampling = SamplingParams(temperature=0.8 * (number % 2), top_p=0.95, seed=number)
+        sampling = SamplingParams(
+            temperature=0.8 * (number % 2),
+            top_p=0.95,
+            seed=number,
+            **PENALTIES[number % len(PENALTIES)],
+        )
         requests.append(Request(f"r{number}", prompt, 60, sampling))
     return requests
 

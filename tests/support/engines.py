@@ -13,6 +13,7 @@ from hearth.core.step import (
     Executor,
     ExecutorInfo,
     KvConfig,
+    LogitEdits,
     SamplingArrays,
     StepLimits,
     StepPlan,
@@ -123,4 +124,26 @@ def _spread(plan: StepPlan, num_rows: int) -> SamplingArrays:
         at(sampling.seed, 0),
         at(sampling.position, 0),
         at(sampling.choice, 0),
+        edits=None if sampling.edits is None else _spread_edits(sampling.edits, wanted, num_rows),
+    )
+
+
+def _spread_edits(edits: LogitEdits, wanted: np.ndarray, num_rows: int) -> LogitEdits:
+    """The ragged rows of the wanted ones at their rows; `wanted` ascends."""
+
+    def at(values: np.ndarray, default: float) -> np.ndarray:
+        spread = np.full(num_rows, default, values.dtype)
+        spread[wanted] = values
+        return spread
+
+    def starts(start: np.ndarray) -> np.ndarray:
+        return np.concatenate(([0], np.cumsum(at(np.diff(start), 0)))).astype(np.int32)
+
+    return replace(
+        edits,
+        repetition=at(edits.repetition, 1),
+        frequency=at(edits.frequency, 0),
+        presence=at(edits.presence, 0),
+        count_start=starts(edits.count_start),
+        bias_start=starts(edits.bias_start),
     )

@@ -180,4 +180,23 @@ void Model::check_blocks(const hearth_plan& p) const {
   }
 }
 
+// What a row lists of `tokens`: no more than the vocabulary has, and only what it has.
+void Model::check_sampling(const hearth_plan& p, const hearth_result& result) const {
+  if (p.num_top < 0 ||
+      (p.num_top > 0 && !(p.num_logprobs && result.top_tokens && result.top_logprobs)))
+    fail(HEARTH_E_PLAN, "num_top without num_logprobs or a place for the best tokens");
+  if (p.num_logprobs)
+    check_range("num_logprobs", p.num_logprobs, p.num_logit_rows, -1, p.num_top + 1);
+  if (!p.repetition) return;
+  auto check_ragged = [&](const char* name, const int32_t* start, const int32_t* tokens) {
+    check_offsets(name, start, p.num_logit_rows, 0, INT32_MAX);
+    for (int r = 0; r < p.num_logit_rows; r++)
+      if (start[r + 1] - start[r] > limits_.vocab_size)
+        fail(HEARTH_E_PLAN, at(name, r + 1, start[r + 1]) + ": more than the vocabulary");
+    check_range(name, tokens, start[p.num_logit_rows], 0, limits_.vocab_size);
+  };
+  check_ragged("count_tokens", p.count_start, p.count_tokens);
+  check_ragged("bias_tokens", p.bias_start, p.bias_tokens);
+}
+
 }  // namespace hearth

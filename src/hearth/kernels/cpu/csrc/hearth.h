@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 1
+#define HEARTH_ABI_VERSION 2
 
 enum {
   HEARTH_OK = 0,
@@ -92,6 +92,7 @@ typedef struct hearth_model_desc {
 // The arrays of core/step.py; shapes there. T tokens, S sequences, R logits rows, G groups.
 typedef struct hearth_plan {
   int32_t num_tokens, num_sequences, num_logit_rows, num_copies, num_blocks, flags;
+  int32_t num_top;  // K; most best tokens that a row wants
   const int32_t* tokens;
   const int32_t* positions;
   const int32_t* row_start;
@@ -109,14 +110,28 @@ typedef struct hearth_plan {
   const uint64_t* seed;
   const int32_t* position;
   const int32_t* choice;
+  const int32_t* num_logprobs;  // [R]; −1 none, 0 the token's own, k ≤ K of the k best too; or null
+  // LogitEdits; all null where no row has any. Offsets of row r: start[r] … start[r+1]−1.
+  const float* repetition;  // [R]
+  const float* frequency;
+  const float* presence;
+  const int32_t* count_start;  // [R+1]
+  const int32_t* count_tokens;
+  const int32_t* counts;
+  const int32_t* bias_start;  // [R+1]
+  const int32_t* bias_tokens;
+  const float* biases;
 } hearth_plan;
 
-// Written by hearth_run; hashes and logits only when the plan's flags ask for them.
+// Written by hearth_run; hashes and logits only when the plan's flags ask for them, the best tokens
+// when num_top > 0: row r has num_logprobs[r] of them.
 typedef struct hearth_result {
-  int32_t* tokens;   // [R]
-  float* logprobs;   // [R]
-  uint64_t* hashes;  // [R] or null
-  float* logits;     // [R, vocab_size] or null
+  int32_t* tokens;      // [R]
+  float* logprobs;      // [R]; NaN where num_logprobs is −1
+  uint64_t* hashes;     // [R] or null
+  float* logits;        // [R, vocab_size] or null
+  int32_t* top_tokens;  // [R, K] or null
+  float* top_logprobs;  // [R, K] or null
 } hearth_result;
 
 typedef struct hearth_model hearth_model;

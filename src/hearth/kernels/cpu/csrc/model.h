@@ -63,6 +63,7 @@ class Model {
   void check_op(const hearth_op& op) const;
   void check_plan(const hearth_plan& plan) const;
   void check_blocks(const hearth_plan& plan) const;
+  void check_sampling(const hearth_plan& plan, const hearth_result& result) const;
   void copy_blocks(const hearth_plan& plan);
   void prepare(int first, int last, const hearth_plan& plan, const hearth_result& result);
   void keep_results(const hearth_plan& plan, const hearth_result& result);

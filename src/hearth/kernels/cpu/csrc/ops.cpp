@@ -226,12 +226,28 @@ void Model::select(const hearth_op& op, int index) {
               static_cast<size_t>(buffers_[op.x].stride) * sizeof(float));
 }
 
+// The edits of a row; false where it has none.
+static bool row_edits(const hearth_plan& p, int index, RowEdits& out) {
+  int32_t count = p.count_start[index], bias = p.bias_start[index];
+  out = {p.repetition[index],    p.frequency[index], p.presence[index],
+         p.count_tokens + count, p.counts + count,   p.count_start[index + 1] - count,
+         p.bias_tokens + bias,   p.biases + bias,    p.bias_start[index + 1] - bias};
+  return out.num_counts > 0 || out.num_biases > 0;
+}
+
 void Model::sample(const hearth_op& op, int index, int thread) {
-  const float* logits = row(op.x, index);
-  SamplingRow params{plan_->temperature[index], plan_->top_p[index], plan_->min_p[index],
-                     plan_->top_k[index],       plan_->seed[index],  plan_->position[index],
-                     plan_->choice[index]};
-  Sampled sampled = sample_row(kernels_, logits, limits_.vocab_size, params,
+  const hearth_plan& p = *plan_;
+  float* logits = row(op.x, index);
+  RowEdits edits{};
+  bool has_edits = p.repetition && row_edits(p, index, edits);
+  SamplingRow params{
+      p.temperature[index], p.top_p[index],    p.min_p[index],  p.top_k[index],
+      p.seed[index],        p.position[index], p.choice[index], has_edits ? &edits : nullptr};
+  int64_t best = static_cast<int64_t>(index) * p.num_top;
+  LogprobsWanted wanted{p.num_logprobs ? p.num_logprobs[index] : 0,
+                        result_->top_tokens ? result_->top_tokens + best : nullptr,
+                        result_->top_logprobs ? result_->top_logprobs + best : nullptr};
+  Sampled sampled = sample_row(kernels_, logits, limits_.vocab_size, params, wanted,
                                sample_scratch_[static_cast<size_t>(thread)]);
   result_->tokens[index] = sampled.token;
   result_->logprobs[index] = sampled.logprob;
