@@ -30,6 +30,7 @@ enum { HEARTH_F32 = 0, HEARTH_BF16 = 1, HEARTH_F16 = 2 };
 enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
 enum { HEARTH_ROWS_TOKENS = 0, HEARTH_ROWS_LOGITS = 1 };
 enum { HEARTH_PAIR_HALF = 0, HEARTH_PAIR_INTERLEAVED = 1 };
+enum { HEARTH_ACT_SILU = 0, HEARTH_ACT_GELU_TANH = 1 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
 
 enum {
@@ -44,18 +45,22 @@ enum {
   HEARTH_OP_ADD,
   HEARTH_OP_SELECT,
   HEARTH_OP_SAMPLE,
+  HEARTH_OP_HEAD_NORM,
+  HEARTH_OP_SOFT_CAP,
 };
 
 // One operation. x, y, out number buffers; weight and bias number weights, −1: none.
 typedef struct hearth_op {
   int32_t kind;
   int32_t x, y, out;
-  int32_t weight, bias;
+  int32_t weight, bias;  // HEAD_NORM: weight of the query heads, of the key heads
   int32_t group, layer;
   int32_t heads, kv_heads, head_dim, window;
   int32_t rotary_dim, pairing, freq_offset;  // freq_offset: into hearth_model_desc.inv_freq
   int32_t sections[3];                       // frequencies that follow positions row 0, 1, 2
+  int32_t activation;                        // HEARTH_ACT_*
   float eps, scale;
+  float soft_cap;  // ATTEND: 0 is none
 } hearth_op;
 
 typedef struct hearth_buffer {

@@ -80,12 +80,14 @@ class Model {
   void angles(const hearth_op& op, int row);
   void norm(const hearth_op& op, int tile);
   void linear(const hearth_op& op, int tile);
+  void head_norm(const hearth_op& op, int row);
   void rope(const hearth_op& op, int row);
   void kv_write(const hearth_op& op, int row);
   void attend(const hearth_op& op, int tile, int thread);
   void gate(const hearth_op& op, int tile);
   void add(const hearth_op& op, int tile);
   void select(const hearth_op& op, int row);
+  void soft_cap(const hearth_op& op, int tile);
   void sample(const hearth_op& op, int row, int thread);
 
   std::vector<hearth_op> ops_;
