@@ -70,11 +70,14 @@ def test_head_norms_touch_query_and_key_heads_only(
 
 
 def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x / (1 + np.exp(-x))
+    result: NDArray[np.float64] = x / (1 + np.exp(-x))
+    return result
 
 
 def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    result: NDArray[np.float64] = 0.5 * x * (1 + np.tanh(inner))
+    return result
 
 
 @pytest.mark.parametrize("isa", ISAS)
