@@ -1,34 +1,24 @@
-"""Chat: from messages to a submitted request, and from token events to text.
+"""Chat: from messages to a submitted request. What comes back is `running_chat`'s.
 
-Owns the one terminal event of a request: it ends with the engine's own event, with a stop string
-(the engine's request is then cancelled, and usage counts up to the stop), or with an error. Knows
-nothing of HTTP.
+Checks everything that needs the model: context, vocabulary, names. Knows nothing of HTTP.
 
     messages ─ render ─ encode ─ check against the context ─▶ ChatJob ─ submit ─▶ RunningChat
-    TokenEvent ─ detokenize ─ stop strings ─▶ ChatDelta
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hearth.core.errors import (
-    ContextOverflowError,
-    EngineDeadError,
-    EngineError,
-    HearthError,
-    OverloadedError,
-    RequestError,
-)
-from hearth.core.request import FinishReason, Request, TokenEvent
+from hearth.core.errors import ContextOverflowError, RequestError
+from hearth.core.request import Request, SamplingParams
 from hearth.core.units import format_count
-from hearth.engine.text.stop import StopMatcher
 from hearth.serve.engine_port import EnginePort
 from hearth.serve.model import ServedModel
-from hearth.serve.sampling import SamplingChoices, resolve_sampling
+from hearth.serve.running_chat import ChatJob, RunningChat
+from hearth.serve.sampling import SamplingChoices, bad_word_tokens, resolve_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +29,13 @@ class ChatCall:
     model: str | None = None
     sampling: SamplingChoices = field(default_factory=SamplingChoices)
     max_tokens: int | None = None
+    n: int = 1
     stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    bad_words: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatJob:
-    """A request that fits the context and can be submitted."""
-
-    request: Request
-    model_name: str
-    stop: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of a request so far; those after a stop string do not count."""
-
-    num_prompt_tokens: int
-    num_completion_tokens: int
-    num_cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChatDelta:
-    """New text; the last delta has a finish reason ("stop" or "length")."""
-
-    text: str
-    finish_reason: str | None = None
 
 
 class ChatService:
@@ -81,17 +48,19 @@ class ChatService:
     async def prepare(self, call: ChatCall) -> ChatJob:
         """Renders, encodes and checks. Raises RequestError and its kinds."""
         model_name = self.model.resolve_name(call.model)
-        self._check_token_ids(call.stop_token_ids)
+        self._check_token_ids("stop_token_ids", call.stop_token_ids)
+        self._check_token_ids("logit_bias", call.sampling.logit_bias)
         prompt = await self._encode(call)
         stops = call.stop_token_ids | (frozenset() if call.ignore_eos else self._eos)
         request = Request(
             request_id=f"chatcmpl-{uuid.uuid4().hex}",
             prompt=tuple(prompt),
             max_tokens=self._max_tokens(len(prompt), call.max_tokens),
-            sampling=resolve_sampling(call.sampling, self.model.defaults),
+            sampling=self._sampling(call),
             stop_token_ids=stops,
         )
-        return ChatJob(request, model_name, call.stop)
+        _check_min_tokens(request)
+        return ChatJob(request, model_name, call.stop, call.include_stop, call.n)
 
     def submit(self, job: ChatJob) -> RunningChat:
         """Starts the job; the caller must close what it gets.
@@ -132,13 +101,20 @@ class ChatService:
                 param="messages",
             )
 
-    def _check_token_ids(self, token_ids: frozenset[int]) -> None:
+    def _sampling(self, call: ChatCall) -> SamplingParams:
+        params = resolve_sampling(call.sampling, self.model.defaults)
+        if not call.bad_words:
+            return params
+        words = bad_word_tokens(self.model.text.tokenizer, call.bad_words)
+        return replace(params, bad_words=words)
+
+    def _check_token_ids(self, param: str, token_ids: Iterable[int]) -> None:
         outside = sorted(i for i in token_ids if i >= self.model.vocab_size)
         if outside:
             raise RequestError(
-                f"stop_token_ids: {outside[0]} is outside the vocabulary "
+                f"{param}: {outside[0]} is outside the vocabulary "
                 f"(permitted: 0 to {self.model.vocab_size - 1})",
-                param="stop_token_ids",
+                param=param,
             )
 
     def _max_tokens(self, num_prompt: int, asked: int | None) -> int:
@@ -161,80 +137,12 @@ class ChatService:
         return room if asked is None else asked
 
 
-class RunningChat:
-    """One submitted chat. `deltas` is consumed once; `close` frees the engine's sequence."""
-
-    def __init__(self, engine: EnginePort, model: ServedModel, job: ChatJob) -> None:
-        self.job = job
-        self._engine = engine
-        self._detokenizer = model.text.tokenizer.detokenizer()
-        self._matcher = StopMatcher(job.stop)
-        self._num_completion = 0
-        self._num_cached = 0
-        self._is_ended = False
-        self._events = engine.submit(job.request)
-
-    @property
-    def usage(self) -> Usage:
-        """Counts so far; final once `deltas` has ended."""
-        return Usage(len(self.job.request.prompt), self._num_completion, self._num_cached)
-
-    def close(self) -> None:
-        """Cancels the engine's request unless it has ended. May be called twice."""
-        if not self._is_ended:
-            self._is_ended = True
-            self._engine.cancel(self.job.request.request_id)
-
-    async def deltas(self) -> AsyncIterator[ChatDelta]:
-        """Text as it comes, then one delta with the finish reason.
-
-        Raises EngineError (or a kind of it) when the engine could not complete the request.
-        """
-        try:
-            async for event in self._events:
-                delta = self._take(event)
-                if delta.text or delta.finish_reason is not None:
-                    yield delta
-                if delta.finish_reason is not None:
-                    return
-            raise EngineError("the engine ended a request without a terminal event")
-        finally:
-            self.close()
-
-    def _take(self, event: TokenEvent) -> ChatDelta:
-        self._num_cached = max(self._num_cached, event.num_cached_tokens)
-        text = self._text_of(event.tokens)
-        if self._matcher.matched is not None:
-            # An event may bring the stop string and the engine's own end together.
-            self._is_ended = event.finish_reason is not None
-            return ChatDelta(text, "stop")
-        if event.finish_reason is None:
-            return ChatDelta(text)
-        self._is_ended = True
-        if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-            raise _error_of(event)
-        self._num_completion += event.stop_token is not None
-        return ChatDelta(text + self._rest(), event.finish_reason.value)
-
-    def _rest(self) -> str:
-        """What was withheld; the end of a half character cannot complete a stop string."""
-        return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
-
-    def _text_of(self, tokens: tuple[int, ...]) -> str:
-        """Decodes token by token, so that tokens after a stop string are not counted."""
-        text = ""
-        for token in tokens:
-            self._num_completion += 1
-            text += self._matcher.feed(self._detokenizer.feed((token,)))
-            if self._matcher.matched is not None:
-                break
-        return text
-
-
-def _error_of(event: TokenEvent) -> HearthError:
-    """The error of the tree that a terminal event stands for."""
-    message = event.message or "the request was cancelled"
-    for kind in (EngineDeadError, OverloadedError, ContextOverflowError, RequestError):
-        if event.error_code == kind.code:
-            return kind(message)
-    return EngineError(message)
+def _check_min_tokens(request: Request) -> None:
+    min_tokens = request.sampling.min_tokens
+    if min_tokens > request.max_tokens:
+        raise RequestError(
+            f"min_tokens is {format_count(min_tokens)}, permitted are 0 to "
+            f"{format_count(request.max_tokens)}, the most tokens that this answer can have",
+            hint="lower min_tokens, raise max_tokens or shorten the messages",
+            param="min_tokens",
+        )

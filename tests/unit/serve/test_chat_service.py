@@ -14,8 +14,9 @@ from hearth.core.errors import (
     OverloadedError,
     RequestError,
 )
-from hearth.serve.chat_service import ChatCall, ChatDelta, ChatService, RunningChat
+from hearth.serve.chat_service import ChatCall, ChatService
 from hearth.serve.model import ServedModel
+from hearth.serve.running_chat import ChatDelta, RunningChat
 from hearth.serve.sampling import SamplingChoices
 
 HI: tuple[dict[str, Any], ...] = ({"role": "user", "content": "Hi"},)

@@ -19,6 +19,7 @@ import tokenizers
 
 from hearth.core.errors import TokenizerError
 from hearth.engine.text.detokenizer import (
+    BYTE_MARK,
     ByteDetokenizer,
     Detokenizer,
     PieceDetokenizer,
@@ -140,6 +141,21 @@ class Tokenizer:
         if self._rules.byte_level:
             return ByteDetokenizer(self._piece)
         return PieceDetokenizer(self._rules, self._piece)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for by itself, a special one for its own text.
+
+        May be a part of a character; empty for an id that the tokenizer does not know.
+        """
+        text = self._backend.id_to_token(token_id)
+        if text is None:
+            return b""
+        if self._rules is None or token_id in self._special_ids:
+            return text.encode("utf-8", "replace")
+        piece = self._rules.piece_of(text)
+        if self._rules.metaspace:
+            return piece.replace(self._rules.metaspace.encode(), b" ")
+        return piece[1:] if piece.startswith(BYTE_MARK) else piece
 
     def _piece(self, token_id: int) -> bytes | None:
         """Encoded piece of a token (see DecodeRules.piece_of); None: it gives no text."""

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from hearth.core.errors import HearthError
-from hearth.serve.chat_service import ChatJob, ChatService, RunningChat, Usage
+from hearth.core.request import TokenLogprobs
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.serve.chat_service import ChatService
 from hearth.serve.http.body import read_body
 from hearth.serve.http.chat_fields import call_of, notices_of
 from hearth.serve.http.errors import error_detail
+from hearth.serve.http.logprobs import logprobs_body
 from hearth.serve.http.schemas import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionRequest,
+    ChoiceLogprobs,
     ErrorBody,
     NoticeBody,
     PromptTokensDetails,
@@ -35,6 +39,7 @@ from hearth.serve.http.sse import (
     until_gone,
 )
 from hearth.serve.notices import Notice, log_notices
+from hearth.serve.running_chat import ChatDelta, ChatJob, RunningChat, Usage
 
 # The body is read by `read_body`, so that its errors are ours; the documentation is told here.
 BODY_DOCUMENTATION = {
@@ -50,6 +55,21 @@ BODY_DOCUMENTATION = {
 }
 
 
+@dataclass(slots=True)
+class _Gathered:
+    """What has come of a choice."""
+
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: ChatDelta) -> None:
+        """Takes the next delta in."""
+        self.pieces.append(delta.text)
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What every part of one answer repeats."""
@@ -58,6 +78,7 @@ class _Answer:
     created: int
     notices: Sequence[Notice]
     shows_usage: bool
+    tokenizer: Tokenizer
 
     def chunk(self, choices: list[dict[str, Any]], **fields: object) -> bytes:
         """One event of a streamed answer."""
@@ -72,6 +93,21 @@ class _Answer:
                 **usage,
                 **fields,
             }
+        )
+
+    def logprobs(self, places: Sequence[tuple[int, TokenLogprobs]]) -> dict[str, Any]:
+        """What a choice or a chunk tells of these tokens."""
+        return logprobs_body(self.tokenizer, places)
+
+    def whole_choice(self, index: int, gathered: _Gathered) -> ChatChoice:
+        """A choice of an answer that is not streamed."""
+        wants_logprobs = self.job.request.sampling.num_logprobs >= 0
+        logprobs = self.logprobs(gathered.logprobs) if wants_logprobs else None
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content="".join(gathered.pieces)),
+            logprobs=ChoiceLogprobs.model_validate(logprobs) if logprobs else None,
+            finish_reason="length" if gathered.finish_reason == "length" else "stop",
         )
 
     def warnings(self) -> list[dict[str, str]]:
@@ -96,7 +132,8 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         job = await service.prepare(call_of(body))
         log_notices(job.request.request_id, notices)
         shows_usage = bool(body.stream_options and body.stream_options.include_usage)
-        answer = _Answer(job, int(time.time()), notices, shows_usage)
+        tokenizer = service.model.text.tokenizer
+        answer = _Answer(job, int(time.time()), notices, shows_usage, tokenizer)
         chat = service.submit(job)
         if body.stream:
             return EventStream(_stream(answer, chat), chat.close)
@@ -112,21 +149,14 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
 
 async def _complete(answer: _Answer, chat: RunningChat) -> Response:
     """The whole answer at once."""
-    pieces: list[str] = []
-    reason: str | None = None
+    choices = [_Gathered() for _ in range(answer.job.n)]
     async for delta in chat.deltas():
-        pieces.append(delta.text)
-        reason = delta.finish_reason or reason
+        choices[delta.index].add(delta)
     completion = ChatCompletion(
         id=answer.job.request.request_id,
         created=answer.created,
         model=answer.job.model_name,
-        choices=[
-            ChatChoice(
-                message=AssistantMessage(content="".join(pieces)),
-                finish_reason="length" if reason == "length" else "stop",
-            )
-        ],
+        choices=[answer.whole_choice(index, choice) for index, choice in enumerate(choices)],
         usage=_usage_body(chat.usage),
         warnings=[NoticeBody(**notice) for notice in answer.warnings()] or None,
     )
@@ -135,21 +165,24 @@ async def _complete(answer: _Answer, chat: RunningChat) -> Response:
 
 
 async def _stream(answer: _Answer, chat: RunningChat) -> AsyncGenerator[bytes, None]:
-    """Role, text, finish reason, usage where asked, [DONE]; an error takes the rest's place.
+    """Role, text, finish reason of every choice, usage where asked, [DONE]; an error ends it.
 
     The role comes with the first text, so that the first chunk marks the first token's time.
     """
     first: dict[str, object] = {"warnings": answer.warnings()} if answer.notices else {}
-    has_begun = False
+    begun: set[int] = set()
     try:
         async for delta in chat.deltas():
-            if not has_begun:
-                has_begun = True
-                yield answer.chunk([_choice({"role": "assistant", "content": ""})], **first)
-            if delta.text:
-                yield answer.chunk([_choice({"content": delta.text})])
+            index = delta.index
+            if index not in begun:
+                begun.add(index)
+                yield answer.chunk([_choice(index, {"role": "assistant", "content": ""})], **first)
+                first = {}
+            if delta.text or delta.logprobs:
+                logprobs = answer.logprobs(delta.logprobs) if delta.logprobs else None
+                yield answer.chunk([_choice(index, {"content": delta.text}, logprobs)])
             if delta.finish_reason is not None:
-                yield answer.chunk([_choice({}, delta.finish_reason)])
+                yield answer.chunk([_choice(index, {}, None, delta.finish_reason)])
         if answer.shows_usage:
             yield answer.chunk([], usage=_usage_body(chat.usage).model_dump())
     except HearthError as error:
@@ -157,8 +190,13 @@ async def _stream(answer: _Answer, chat: RunningChat) -> AsyncGenerator[bytes, N
     yield DONE
 
 
-def _choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(
+    index: int,
+    delta: dict[str, str],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _usage_body(usage: Usage) -> UsageBody:

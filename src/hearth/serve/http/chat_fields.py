@@ -20,14 +20,8 @@ from hearth.serve.sampling import SamplingChoices
 
 # Fields that are not applied yet, with the values that ask for nothing.
 _LATER: Mapping[str, tuple[object, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "prompt_logprobs": (None,),
-    "logit_bias": (None, {}),
     "tools": (None, []),
     "tool_choice": (None, "none"),
     "parallel_tool_calls": (None, True, False),  # says nothing without tools
@@ -39,12 +33,9 @@ _LATER: Mapping[str, tuple[object, ...]] = {
     "guided_regex": (None,),
     "guided_choice": (None,),
     "guided_grammar": (None,),
-    "min_tokens": (None, 0),
-    "include_stop_str_in_output": (None, False),
     "skip_special_tokens": (None, True),
     "spaces_between_special_tokens": (None, True, False),
     "truncate_prompt_tokens": (None,),
-    "bad_words": (None, []),
     "add_generation_prompt": (None, True),
     "continue_final_message": (None, False),
     "echo": (None, False),
@@ -58,6 +49,7 @@ _LATER: Mapping[str, tuple[object, ...]] = {
 # Names come from the client: so many are named one by one, in so many characters.
 MAX_UNKNOWN_FIELDS = 20
 MAX_NAME_CHARS = 64
+MAX_ID_DIGITS = 10
 
 # Fields about accounting elsewhere; an answer is the same with and without them.
 _WITHOUT_EFFECT = frozenset(
@@ -89,13 +81,36 @@ def call_of(body: ChatCompletionRequest) -> ChatCall:
             top_k=body.top_k,
             min_p=body.min_p,
             seed=body.seed,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            repetition_penalty=body.repetition_penalty,
+            logit_bias=_biases_of(body.logit_bias or {}),
+            min_tokens=body.min_tokens,
+            num_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
         ),
+        n=body.n or 1,
+        include_stop=bool(body.include_stop_str_in_output),
+        bad_words=tuple(body.bad_words or ()),
         max_tokens=body.max_tokens if max_tokens is None else max_tokens,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         stop_token_ids=frozenset(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         template_variables=body.chat_template_kwargs or {},
     )
+
+
+def _biases_of(biases: Mapping[str, float]) -> dict[int, float]:
+    """Token id → bias. Raises RequestError for a key that is no token id."""
+    found: dict[int, float] = {}
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= MAX_ID_DIGITS):
+            raise RequestError(
+                f"logit_bias: {_shown_name(key)} is not a token id (permitted: an object of token "
+                "ids and numbers from -100 to 100)",
+                param="logit_bias",
+            )
+        found[int(key)] = bias
+    return found
 
 
 def notices_of(body: ChatCompletionRequest) -> list[Notice]:
@@ -156,12 +171,18 @@ def _refuse_other_shapes(body: ChatCompletionRequest) -> None:
     """Raises RequestError for fields whose answer would have another shape."""
     extra = body.model_extra or {}
     choice = body.tool_choice
-    if (body.n or 1) > 1 or (extra.get("best_of") or 1) != 1 or extra.get("use_beam_search"):
-        name = "n" if (body.n or 1) > 1 else "best_of" if extra.get("best_of") else "beam search"
+    if (extra.get("best_of") or 1) not in (1, body.n or 1) or extra.get("use_beam_search"):
+        name = "use_beam_search" if extra.get("use_beam_search") else "best_of"
         raise RequestError(
-            f"{name}: several answers to one request are not supported yet (permitted: n = 1)",
-            hint="send the request several times, with another seed each",
-            param="n",
+            f"{name}: choosing among more answers than are sent is not supported",
+            hint="leave it out; n gives several answers",
+            param=name,
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError(
+            "top_logprobs is permitted only with logprobs: true",
+            hint="set logprobs to true, or leave top_logprobs out",
+            param="top_logprobs",
         )
     if extra.get("audio") or extra.get("modalities") not in (None, [], ["text"]):
         raise RequestError(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from hearth.engine.admission import MAX_LOGPROBS
 from hearth.serve.sampling import MAX_SEED
 
 MAX_STOP_STRINGS = 16
@@ -21,6 +22,8 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1000
 MAX_BIASES = 1024
+MAX_BAD_WORDS = 128
+MAX_CHOICES = 128
 # A tag of a union is part of an error's path; this prefix lets `errors` take it out again.
 TAG_PREFIX = "~"
 
@@ -102,6 +105,9 @@ Stop = Annotated[
 ]
 
 
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+
 def _few_biases(value: object) -> object:
     """A mapping cannot be left at its first wrong entry, so a large one is not looked at."""
     if isinstance(value, dict) and len(value) > MAX_BIASES:
@@ -155,21 +161,35 @@ class ChatCompletionRequest(_Open):
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="an object with variables of the chat template"
     )
-    n: int | None = Field(default=None, ge=1, description="1")
+    n: int | None = Field(
+        default=None, ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}"
+    )
     frequency_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="a number from -2 to 2 (not applied yet)"
+        default=None, ge=-2, le=2, allow_inf_nan=False, description="a number from -2 to 2"
     )
     presence_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="a number from -2 to 2 (not applied yet)"
+        default=None, ge=-2, le=2, allow_inf_nan=False, description="a number from -2 to 2"
     )
-    logprobs: bool | None = Field(default=None, description="true or false (not applied yet)")
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=100, allow_inf_nan=False, description="a number above 0, up to 100"
+    )
+    logprobs: bool | None = Field(default=None, description="true or false")
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="an integer from 0 to 20 (not applied yet)"
+        default=None, ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}"
     )
-    logit_bias: Annotated[dict[str, float], BeforeValidator(_few_biases)] | None = Field(
+    logit_bias: Annotated[dict[str, _Bias], BeforeValidator(_few_biases)] | None = Field(
         default=None,
-        description=f"an object of up to {MAX_BIASES} token ids and numbers (not applied yet)",
+        description=f"an object of up to {MAX_BIASES} token ids and numbers from -100 to 100",
     )
+    min_tokens: int | None = Field(default=None, ge=0, description="an integer, 0 or more")
+    bad_words: list[_StopString] | None = Field(
+        default=None,
+        max_length=MAX_BAD_WORDS,
+        fail_fast=True,
+        description=f"a list of up to {MAX_BAD_WORDS} strings, each of 1 to {MAX_STOP_CHARS} "
+        "characters",
+    )
+    include_stop_str_in_output: bool | None = Field(default=None, description="true or false")
     tools: _Objects | None = Field(default=None, description="a list of objects (not applied yet)")
     tool_choice: Any = Field(default=None, description='"none" or "auto" (not applied yet)')
     response_format: dict[str, Any] | None = Field(
@@ -264,12 +284,33 @@ class AssistantMessage(BaseModel):
     content: str
 
 
+class TopLogprob(BaseModel):
+    """A token that might have stood at a place, and its natural log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """The token that stands there, and the most likely ones, best first."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens, before penalties, biases and temperature."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(BaseModel):
     """One answer and why it ended."""
 
     index: int = 0
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: Literal["stop", "length"]
 
 
