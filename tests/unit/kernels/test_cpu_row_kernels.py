@@ -70,11 +70,13 @@ def test_head_norms_touch_query_and_key_heads_only(
 
 
 def silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x / (1 + np.exp(-x))
+    found: NDArray[np.float64] = x / (1 + np.exp(-x))
+    return found
 
 
 def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    found: NDArray[np.float64] = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return found
 
 
 @pytest.mark.parametrize("isa", ISAS)
