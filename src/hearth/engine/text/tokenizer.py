@@ -8,6 +8,7 @@ a rendered chat prompt already holds them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,16 +111,21 @@ class Tokenizer:
                 hint="tokenizer.json and config.json belong to different models or versions",
             )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; special tokens written in it count as such, none are added."""
-        # encode_batch_fast releases the interpreter lock, encode does not (tokenizers 0.23).
-        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; special tokens written in it count as such.
 
-    async def encode_async(self, text: str) -> list[int]:
+        `add_special_tokens` adds those that the tokenizer's own files put around a text.
+        """
+        # encode_batch_fast releases the interpreter lock, encode does not (tokenizers 0.23).
+        batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(batch[0].ids)
+
+    async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Like `encode`; long texts are encoded off the event loop."""
         if len(text) <= THREAD_THRESHOLD_CHARS:
-            return self.encode(text)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode, text)
+            return self.encode(text, add_special_tokens=add_special_tokens)
+        work = functools.partial(self.encode, text, add_special_tokens=add_special_tokens)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def least_tokens(self, text: str) -> int:
         """`text` gives at least so many tokens; takes no time. 0 where no bound is known."""
@@ -133,6 +139,14 @@ class Tokenizer:
     def decode_reference(self, token_ids: Sequence[int]) -> str:
         """The `tokenizers` library's own decoding, special tokens left out."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=True))
+
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """The library's own decoding with special tokens as their texts."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's entry of an id, as the tokenizer's files write it."""
+        return self._backend.id_to_token(token_id)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh incremental decoder for one answer; special tokens give no text."""

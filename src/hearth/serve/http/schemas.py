@@ -28,13 +28,13 @@ MAX_CHOICES = 128
 TAG_PREFIX = "~"
 
 
-class _Open(BaseModel):
+class Open(BaseModel):
     """Strict types; unknown fields are kept, to be named in a warning."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class ContentPart(_Open):
+class ContentPart(Open):
     """One part of a content list."""
 
     type: str = Field(description='"text"')
@@ -65,7 +65,7 @@ Content = Annotated[
 _Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
-class ChatMessage(_Open):
+class ChatMessage(Open):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
@@ -77,7 +77,7 @@ class ChatMessage(_Open):
     tool_call_id: str | None = Field(default=None, description="a string")
 
 
-class StreamOptions(_Open):
+class StreamOptions(Open):
     """Options of a streamed answer."""
 
     include_usage: bool | None = Field(default=None, description="true or false")
@@ -108,29 +108,23 @@ Stop = Annotated[
 _Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
-def _few_biases(value: object) -> object:
+def few_biases(value: object) -> object:
     """A mapping cannot be left at its first wrong entry, so a large one is not looked at."""
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         raise ValueError(f"Input should have at most {MAX_BIASES} entries, not {len(value)}")
     return value
 
 
-class ChatCompletionRequest(_Open):
-    """Body of POST /v1/chat/completions."""
+LogitBias = Annotated[dict[str, _Bias], BeforeValidator(few_biases)]
 
-    messages: list[ChatMessage] = Field(
-        min_length=1,
-        max_length=MAX_MESSAGES,
-        fail_fast=True,
-        description=f"a list of one or more messages, {MAX_MESSAGES} at most",
-    )
+
+class AnswerFields(Open):
+    """The fields that chats and completions have in common."""
+
     model: str | None = Field(default=None, description="the name of a served model")
     stream: bool | None = Field(default=None, description="true or false")
     stream_options: StreamOptions | None = Field(default=None, description="an object")
     max_tokens: int | None = Field(default=None, ge=1, description="an integer, 1 or more")
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, description="an integer, 1 or more"
-    )
     temperature: float | None = Field(
         default=None, ge=0, le=2, allow_inf_nan=False, description="a number from 0 to 2"
     )
@@ -158,8 +152,8 @@ class ChatCompletionRequest(_Open):
         description=f"a list of up to {MAX_STOP_TOKEN_IDS} token ids, 0 or more each",
     )
     ignore_eos: bool | None = Field(default=None, description="true or false")
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="an object with variables of the chat template"
+    priority: int | None = Field(
+        default=None, ge=-(2**31), lt=2**31, description="an integer; lower goes first"
     )
     n: int | None = Field(
         default=None, ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}"
@@ -173,11 +167,7 @@ class ChatCompletionRequest(_Open):
     repetition_penalty: float | None = Field(
         default=None, gt=0, le=100, allow_inf_nan=False, description="a number above 0, up to 100"
     )
-    logprobs: bool | None = Field(default=None, description="true or false")
-    top_logprobs: int | None = Field(
-        default=None, ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}"
-    )
-    logit_bias: Annotated[dict[str, _Bias], BeforeValidator(_few_biases)] | None = Field(
+    logit_bias: LogitBias | None = Field(
         default=None,
         description=f"an object of up to {MAX_BIASES} token ids and numbers from -100 to 100",
     )
@@ -190,6 +180,27 @@ class ChatCompletionRequest(_Open):
         "characters",
     )
     include_stop_str_in_output: bool | None = Field(default=None, description="true or false")
+
+
+class ChatCompletionRequest(AnswerFields):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description=f"a list of one or more messages, {MAX_MESSAGES} at most",
+    )
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, description="an integer, 1 or more"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="an object with variables of the chat template"
+    )
+    logprobs: bool | None = Field(default=None, description="true or false")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}"
+    )
     tools: _Objects | None = Field(default=None, description="a list of objects (not applied yet)")
     tool_choice: Any = Field(default=None, description='"none" or "auto" (not applied yet)')
     response_format: dict[str, Any] | None = Field(

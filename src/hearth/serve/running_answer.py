@@ -1,10 +1,10 @@
-"""A running chat: from token events to text, one stream a choice, merged with their indices.
+"""A running answer: from token events to text, one stream a choice, merged with their indices.
 
 Owns the one terminal event of a choice: it ends with the engine's own event, with a stop string
 (the engine's request is then cancelled, and usage counts up to the stop), or with an error, which
-ends the whole chat. Knows nothing of HTTP.
+ends the whole answer. Knows nothing of HTTP.
 
-    TokenEvent ─ detokenize ─ stop strings ─▶ ChatDelta
+    TokenEvent ─ detokenize ─ stop strings ─▶ Delta
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hearth.serve.model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
-class ChatJob:
+class Job:
     """A request that fits the context and can be submitted; `request` is that of choice 0."""
 
     request: Request
@@ -56,7 +56,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatDelta:
+class Delta:
     """New text of a choice; its last delta has a finish reason ("stop" or "length").
 
     `logprobs`: (token, its log-probabilities), where the request asks; they may come before their
@@ -69,10 +69,10 @@ class ChatDelta:
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
 
 
-class RunningChat:
+class RunningAnswer:
     """A submitted job. `deltas` is consumed once; `close` frees the engine's sequences."""
 
-    def __init__(self, engine: EnginePort, model: ServedModel, job: ChatJob) -> None:
+    def __init__(self, engine: EnginePort, model: ServedModel, job: Job) -> None:
         """Raises what the engine's `submit` raises; then none of the choices runs."""
         self.job = job
         self._choices: list[_RunningChoice] = []
@@ -97,16 +97,16 @@ class RunningChat:
         for choice in self._choices:
             choice.close()
 
-    def deltas(self) -> AsyncIterator[ChatDelta]:
+    def deltas(self) -> AsyncIterator[Delta]:
         """Text as it comes, then one delta with the finish reason, for every choice.
 
         Raises EngineError (or a kind of it) when the engine could not complete a choice.
         """
         return self._choices[0].deltas() if self.job.n == 1 else self._merged()
 
-    async def _merged(self) -> AsyncIterator[ChatDelta]:
+    async def _merged(self) -> AsyncIterator[Delta]:
         """The deltas of all choices in the order of their coming."""
-        queue: asyncio.Queue[ChatDelta | HearthError | None] = asyncio.Queue()
+        queue: asyncio.Queue[Delta | HearthError | None] = asyncio.Queue()
 
         async def pump(choice: _RunningChoice) -> None:
             try:
@@ -138,7 +138,7 @@ class RunningChat:
 class _RunningChoice:
     """One request of the engine, and its text."""
 
-    def __init__(self, engine: EnginePort, model: ServedModel, job: ChatJob, choice: int) -> None:
+    def __init__(self, engine: EnginePort, model: ServedModel, job: Job, choice: int) -> None:
         self._engine = engine
         self._request = job.request_of(choice)
         self._index = choice
@@ -157,8 +157,8 @@ class _RunningChoice:
             self._is_ended = True
             self._engine.cancel(self._request.request_id)
 
-    async def deltas(self) -> AsyncIterator[ChatDelta]:
-        """See RunningChat."""
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """See RunningAnswer."""
         try:
             async for event in self._events:
                 delta = self._take(event)
@@ -170,7 +170,7 @@ class _RunningChoice:
         finally:
             self.close()
 
-    def _take(self, event: TokenEvent) -> ChatDelta:
+    def _take(self, event: TokenEvent) -> Delta:
         self.num_cached = max(self.num_cached, event.num_cached_tokens)
         num_before = self.num_completion
         text = self._text_of(event.tokens)
@@ -180,14 +180,14 @@ class _RunningChoice:
             # An event may bring the stop string and the engine's own end together.
             self._is_ended = event.finish_reason is not None
             text += self._matcher.matched if self._include_stop else ""
-            return ChatDelta(text, "stop", self._index, logprobs)
+            return Delta(text, "stop", self._index, logprobs)
         if event.finish_reason is None:
-            return ChatDelta(text, None, self._index, logprobs)
+            return Delta(text, None, self._index, logprobs)
         self._is_ended = True
         if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
             raise _error_of(event)
         text += self._rest(event.stop_token)
-        return ChatDelta(text, event.finish_reason.value, self._index, logprobs)
+        return Delta(text, event.finish_reason.value, self._index, logprobs)
 
     def _rest(self, stop_token: int | None) -> str:
         """What was withheld; the end of a half character cannot complete a stop string."""
