@@ -77,8 +77,12 @@ class _Lists:
 class PlanBuilder:
     """Hands out blocks in a shuffled order, so that no test relies on neighbouring blocks."""
 
-    def __init__(self, block_size: int, num_blocks: int, seed: int = 0) -> None:
+    def __init__(
+        self, block_size: int, num_blocks: int, seed: int = 0, num_groups: int = 1
+    ) -> None:
+        """All KV groups use the same block ids, each in its own pool."""
         self.block_size = block_size
+        self.num_groups = num_groups
         self.free = [int(b) for b in np.random.default_rng(seed).permutation(num_blocks)]
 
     def plan(
@@ -104,13 +108,15 @@ class PlanBuilder:
             positions=_int32([lists.positions] * 3),
             row_start=_int32(lists.row_start),
             context=_int32(lists.context),
-            slots=_int32([lists.slots]),
+            slots=_int32([lists.slots] * self.num_groups),
             blocks=_int32(lists.blocks),
-            block_start=_int32([lists.block_start]),
-            first_block=_int32([[0] * len(chunks)]),
+            block_start=_int32([lists.block_start] * self.num_groups),
+            first_block=_int32([[0] * len(chunks)] * self.num_groups),
             logit_rows=_int32(lists.logit_rows),
             sampling=sampling_arrays(how, sampled),
-            copies=_int32([[0, a, b] for a, b in copies]).reshape(-1, 3),
+            copies=_int32([[g, a, b] for g in range(self.num_groups) for a, b in copies]).reshape(
+                -1, 3
+            ),
             encoder=_int32([]).reshape(-1, 3),
             want_logits=True,
         )

@@ -45,6 +45,38 @@ GLM4: dict[str, Any] = {
     "head_dim": 24,
     "attention_bias": True,
 }
+# Every third request has none; the others cover greedy and sampled rows.
+PENALTIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"repetition_penalty": 1.3, "bad_words": ((7,), (1, 2))},
+    {"frequency_penalty": 0.4, "presence_penalty": -0.3, "logit_bias": ((5, 1.5),)},
+)
+QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 80,
+    "intermediate_size": 70,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 20,
+    "use_sliding_window": True,
+    "sliding_window": 40,
+    "max_window_layers": 1,
+}
+GEMMA2: dict[str, Any] = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "hidden_size": 72,
+    "intermediate_size": 90,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "query_pre_attn_scalar": 1,
+    "attn_logit_softcapping": 3.0,
+    "final_logit_softcapping": 4.0,
+    "sliding_window": 33,
+    "tie_word_embeddings": False,
+}
 COMMON = {
     "num_hidden_layers": 2,
     "vocab_size": VOCABULARY,
@@ -92,7 +124,12 @@ def requests_of(random: np.random.Generator) -> list[Request]:
         prompt = shared[number // 2 % 2][:length]
         if number % 3 == 0:  # leaves the shared text at its last token
             prompt = (*prompt[:-1], int(random.integers(VOCABULARY)))
-        sampling = SamplingParams(temperature=0.8 * (number % 2), top_p=0.95, seed=number)
+        sampling = SamplingParams(
+            temperature=0.8 * (number % 2),
+            top_p=0.95,
+            seed=number,
+            **PENALTIES[number % len(PENALTIES)],
+        )
         requests.append(Request(f"r{number}", prompt, 60, sampling))
     return requests
 
@@ -156,7 +193,11 @@ class Audit:
 
         sizes = run.sizes
         limits = StepLimits(sizes.budget, sizes.budget, sizes.budget, sizes.max_model_len)
-        kv = KvConfig(sizes.block_size, (sizes.num_blocks,), self._loaded.dtype)
+        kv = KvConfig(
+            sizes.block_size,
+            (sizes.num_blocks,) * len(self._loaded.program.kv_groups),
+            self._loaded.dtype,
+        )
         inner: Executor = CpuExecutor(self._loaded.program, self._weights, limits, kv, run.threads)
         if self._falsify:
             inner = BatchDependent(inner)
@@ -188,7 +229,9 @@ class Audit:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", [LLAMA, GLM4], ids=["llama", "glm4"])
+@pytest.mark.parametrize(
+    "config", [LLAMA, GLM4, QWEN3, GEMMA2], ids=["llama", "glm4", "qwen3", "gemma2"]
+)
 def test_a_context_has_the_same_logits_in_every_run(
     tmp_path: Path, config: dict[str, Any], dtype: str
 ) -> None:

@@ -16,11 +16,11 @@ from tests.contract.plan_builder import Mutate, PlanBuilder, teacher_forced
 from tests.support.executors import Setup
 from tests.support.hf_models import CASES, Expected, ModelCase
 
-from hearth.core.spec import LayerSpec, ModelSpec, RopePairing
+from hearth.core.spec import Activation, AttentionSpec, LayerSpec, ModelSpec, RopePairing
 from hearth.core.step import StepPlan
 from hearth.models.loader import load_model_spec
 from hearth.models.lower import lower
-from hearth.models.rope import inverse_frequencies
+from hearth.models.rope_scaling import inverse_frequencies
 
 BUDGET = 64
 # Sequences of the batch that the mutants are run on: 135 and 71 tokens, two and more chunks each.
@@ -29,6 +29,10 @@ SEQUENCES = (15, 6)
 LLAMA = next(case for case in CASES if case.name == "llama-12x3-tied-bias")
 LLAMA_MLP_BIAS = next(case for case in CASES if case.name == "llama-7x1-mlp-bias-sharded")
 GLM4 = next(case for case in CASES if case.name == "glm4-7x1-untied-sharded")
+QWEN2, QWEN3, MISTRAL, PHI3, GEMMA2, GEMMA3 = (
+    next(case for case in CASES if case.family == family)
+    for family in ("qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3")
+)
 
 MutateSpec = Callable[[ModelSpec], ModelSpec]
 ExpectedOf = Callable[[ModelCase], Expected]
@@ -78,6 +82,57 @@ def wrong_scale(layer: LayerSpec) -> LayerSpec:
     return replace(layer, attention=replace(attention, scale=attention.scale * 1.01))
 
 
+def attention_with(change: Callable[[AttentionSpec], dict[str, Any]]) -> MutateSpec:
+    """Breaks the attention of the last layer."""
+
+    def changed(layer: LayerSpec) -> LayerSpec:
+        changes = change(layer.attention)
+        assert any(getattr(layer.attention, name) != value for name, value in changes.items())
+        return replace(layer, attention=replace(layer.attention, **changes))
+
+    return one_layer(changed)
+
+
+def with_window(step: int) -> MutateSpec:
+    return attention_with(lambda attention: {"window": attention.window + step})
+
+
+NO_HEAD_NORMS = attention_with(lambda _: {"q_norm": None, "k_norm": None})
+HEAD_NORMS_SWAPPED = attention_with(lambda a: {"q_norm": a.k_norm, "k_norm": a.q_norm})
+NO_CAP_OF_SCORES = attention_with(lambda _: {"soft_cap": 0.0})
+
+
+def whole_head_rotated(spec: ModelSpec) -> ModelSpec:
+    dim = spec.layers[0].attention.head_dim
+    rope = replace(spec.rope, rotary_dim=dim, inv_freq=inverse_frequencies(10000.0, dim))
+    return replace(spec, rope=rope)
+
+
+def without_window(spec: ModelSpec) -> ModelSpec:
+    """In the last layer that has one."""
+    index = max(i for i, layer in enumerate(spec.layers) if layer.attention.window)
+    layer = spec.layers[index]
+    changed = replace(layer, attention=replace(layer.attention, window=0))
+    return replace(spec, layers=(*spec.layers[:index], changed, *spec.layers[index + 1 :]))
+
+
+def one_rotation_for_all(spec: ModelSpec) -> ModelSpec:
+    layers = [replace(x, attention=replace(x.attention, rope=None)) for x in spec.layers]
+    return replace(spec, layers=tuple(layers))
+
+
+def silu(layer: LayerSpec) -> LayerSpec:
+    return replace(layer, mlp=replace(layer.mlp, activation=Activation.SILU))
+
+
+def no_logit_cap(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, logit_soft_cap=0.0)
+
+
+def no_embedding_scale(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, embedding_scale=1.0)
+
+
 SPEC_MUTANTS: list[tuple[str, ModelCase, MutateSpec]] = [
     ("rope theta", LLAMA, theta),
     ("rope theta", GLM4, theta),
@@ -92,7 +147,29 @@ SPEC_MUTANTS: list[tuple[str, ModelCase, MutateSpec]] = [
     ("no post-mlp norm", GLM4, without_norm("post_mlp_norm")),
     ("norms swapped", GLM4, one_layer(swapped_norms)),
     ("attention scale", LLAMA, one_layer(wrong_scale)),
+    ("no qkv bias", QWEN2, without("attention", "qkv_bias")),
+    ("window longer by one", QWEN2, with_window(1)),
+    ("window shorter by one", QWEN2, with_window(-1)),
+    ("window longer by one", MISTRAL, with_window(1)),
+    ("window shorter by one", MISTRAL, with_window(-1)),
+    ("no window", MISTRAL, without_window),
+    ("no head norms", QWEN3, NO_HEAD_NORMS),
+    ("head norms swapped", QWEN3, HEAD_NORMS_SWAPPED),
+    ("whole head rotated", PHI3, whole_head_rotated),
+    ("window longer by one", PHI3, with_window(1)),
+    ("no cap of scores", GEMMA2, NO_CAP_OF_SCORES),
+    ("no cap of logits", GEMMA2, no_logit_cap),
+    ("no scale of embeddings", GEMMA2, no_embedding_scale),
+    ("silu for gelu", GEMMA2, one_layer(silu)),
+    ("no window", GEMMA2, without_window),
+    ("no post-mlp norm", GEMMA2, without_norm("post_mlp_norm")),
+    ("one rotation for all layers", GEMMA3, one_rotation_for_all),
+    ("no head norms", GEMMA3, NO_HEAD_NORMS),
+    ("no window", GEMMA3, without_window),
 ]
+
+
+MUTATED = list(dict.fromkeys(case for _, case, _ in SPEC_MUTANTS))
 
 
 def sees_the_next_token(plan: StepPlan) -> StepPlan:
@@ -108,16 +185,17 @@ def run(
 ) -> Difference:
     """The comparison of the parity suite, with the spec or the plans changed."""
     loaded = load_model_spec(expected.path)
-    program = lower(change(loaded.spec)) if change else None
+    program = lower(change(loaded.spec)) if change else loaded.program
     setup = Setup(loaded, max_tokens=BUDGET)
     executor = build(setup, program)
-    builder = PlanBuilder(setup.block_size, setup.num_blocks)
+    num_groups = len(program.kv_groups)
+    builder = PlanBuilder(setup.block_size, setup.num_blocks, num_groups=num_groups)
     sequences = [expected.sequence(i) for i in SEQUENCES]
     actual = teacher_forced(executor, builder, sequences, BUDGET, mutate)
     return compare_logits([expected.logits[i] for i in SEQUENCES], actual)
 
 
-@pytest.mark.parametrize("case", [LLAMA, LLAMA_MLP_BIAS, GLM4], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MUTATED, ids=lambda case: case.name)
 def test_the_unbroken_model_passes(case: ModelCase, expected_of: ExpectedOf, build: Build) -> None:
     assert run(expected_of(case), build, None).is_close
 

@@ -26,7 +26,8 @@ GAP_OVER_ERROR = 10
 
 
 def make_builder(setup: Setup) -> PlanBuilder:
-    return PlanBuilder(setup.block_size, setup.num_blocks)
+    num_groups = len(setup.loaded.program.kv_groups)
+    return PlanBuilder(setup.block_size, setup.num_blocks, num_groups=num_groups)
 
 
 def test_the_models_are_fit_for_the_comparison(expected: Expected) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hearth.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from hearth.core.program import StepProgram
@@ -13,6 +14,7 @@ from hearth.core.step import (
     Executor,
     ExecutorInfo,
     KvConfig,
+    LogitEdits,
     SamplingArrays,
     StepLimits,
     StepPlan,
@@ -52,14 +54,16 @@ def build_engine(executor: Executor, sizes: EngineSizes) -> Engine:
 class AuditExecutor:
     """Wraps an executor; wants the logits of all rows and files their hash by the row's context.
 
-    The context is kept as tokens in slots, and read back through the plan's block tables; so a
-    `ledger` that several auditors share says whether the same context ever gave other bits.
+    Each slot of group 0 holds a hash of all tokens up to its own, chained from the slot before it
+    through the plan's block table; so a `ledger` that several auditors share says whether the same
+    context ever gave other bits, also where blocks behind a window are gone. (A window must be
+    at least 2: the slot before a row's own is then still listed.)
     """
 
     def __init__(self, inner: Executor, kv: KvConfig, ledger: dict[bytes, int]) -> None:
         self._inner = inner
         self._block_size = kv.block_size
-        self._memory = np.full(kv.num_blocks[0] * kv.block_size, -1, np.int64)
+        self._memory: dict[int, bytes] = {}
         self._ledger = ledger
         self.num_repeated = 0  # rows whose context was known already
         self.differing: list[str] = []
@@ -73,7 +77,6 @@ class AuditExecutor:
         return self._inner.info
 
     def execute(self, plan: StepPlan) -> StepResult:
-        self._memory[plan.slots[0]] = plan.tokens
         num_rows = len(plan.tokens)
         rows = np.arange(num_rows, dtype=np.int32)
         every_row = replace(
@@ -81,28 +84,37 @@ class AuditExecutor:
         )
         result = self._inner.execute(every_row)
         assert result.hashes is not None
-        for row, digest in enumerate(result.hashes.tolist()):
-            self._file(plan, row, digest)
+        for owner, context in enumerate(plan.context.tolist()):
+            self._file_sequence(plan, owner, context, result.hashes)
         wanted = plan.logit_rows
         return StepResult(result.tokens[wanted], result.logprobs[wanted])
 
     def close(self) -> None:
         self._inner.close()
 
-    def _file(self, plan: StepPlan, row: int, digest: int) -> None:
-        owner = int(np.searchsorted(plan.row_start, row, side="right")) - 1
-        position = int(plan.context[owner]) + row - int(plan.row_start[owner])
-        indices = np.arange(position + 1)
-        start = plan.block_start[0, owner]
-        slots = plan.blocks[start + indices // self._block_size] * self._block_size
-        context = self._memory[slots + indices % self._block_size]
-        assert (context >= 0).all()
-        key = hashlib.sha256(context.tobytes()).digest()
-        known = self._ledger.setdefault(key, digest)
-        self.num_repeated += 1
-        if known != digest:
-            shape = f"{len(plan.context)} sequences, {len(plan.tokens)} rows"
-            self.differing.append(f"position {position}, row {row} of a step of {shape}")
+    def _file_sequence(
+        self, plan: StepPlan, owner: int, context: int, hashes: NDArray[np.uint64]
+    ) -> None:
+        """Files the rows of one sequence, which continue `context` tokens."""
+        before = self._memory[self._slot(plan, owner, context - 1)] if context else b""
+        first, last = plan.row_start[owner : owner + 2].tolist()
+        for row in range(first, last):
+            token = int(plan.tokens[row])
+            before = hashlib.sha256(before + token.to_bytes(4, "little")).digest()
+            self._memory[int(plan.slots[0, row])] = before
+            known = self._ledger.setdefault(before, int(hashes[row]))
+            self.num_repeated += 1
+            if known != int(hashes[row]):
+                shape = f"{len(plan.context)} sequences, {len(plan.tokens)} rows"
+                position = context + row - first
+                self.differing.append(f"position {position}, row {row} of a step of {shape}")
+
+    def _slot(self, plan: StepPlan, owner: int, position: int) -> int:
+        """Where group 0 keeps the token at `position` of a sequence."""
+        listed = position // self._block_size - int(plan.first_block[0, owner])
+        assert listed >= 0
+        block = int(plan.blocks[plan.block_start[0, owner] + listed])
+        return block * self._block_size + position % self._block_size
 
 
 def _spread(plan: StepPlan, num_rows: int) -> SamplingArrays:
@@ -123,4 +135,26 @@ def _spread(plan: StepPlan, num_rows: int) -> SamplingArrays:
         at(sampling.seed, 0),
         at(sampling.position, 0),
         at(sampling.choice, 0),
+        edits=None if sampling.edits is None else _spread_edits(sampling.edits, wanted, num_rows),
+    )
+
+
+def _spread_edits(edits: LogitEdits, wanted: np.ndarray, num_rows: int) -> LogitEdits:
+    """The ragged rows of the wanted ones at their rows; `wanted` ascends."""
+
+    def at(values: np.ndarray, default: float) -> np.ndarray:
+        spread = np.full(num_rows, default, values.dtype)
+        spread[wanted] = values
+        return spread
+
+    def starts(start: np.ndarray) -> np.ndarray:
+        return np.concatenate(([0], np.cumsum(at(np.diff(start), 0)))).astype(np.int32)
+
+    return replace(
+        edits,
+        repetition=at(edits.repetition, 1),
+        frequency=at(edits.frequency, 0),
+        presence=at(edits.presence, 0),
+        count_start=starts(edits.count_start),
+        bias_start=starts(edits.bias_start),
     )

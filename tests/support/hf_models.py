@@ -8,6 +8,7 @@ biases are random, so that a norm or a bias left out shows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Glm4Config, Glm4ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 NUM_NEW_TOKENS = 64
 # Prompt lengths of the batch of 16; the first one also runs alone.
@@ -24,6 +42,12 @@ PROMPT_LENGTHS = (23, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64, 71)
 _CLASSES: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "glm4": (Glm4Config, Glm4ForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 
 
@@ -129,6 +153,116 @@ CASES = (
             "attention_bias": False,
         },
     ),
+    ModelCase(
+        "qwen2-6x2-tied-some-windows",
+        "qwen2",
+        311,
+        {
+            "hidden_size": 72,
+            "intermediate_size": 100,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "vocab_size": 223,
+            "num_hidden_layers": 3,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "max_window_layers": 1,
+        },
+    ),
+    ModelCase(
+        "mistral-4x2-window",
+        "mistral",
+        50,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 90,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 20,
+            "vocab_size": 241,
+            "num_hidden_layers": 2,
+            "sliding_window": 24,
+        },
+    ),
+    ModelCase(
+        "qwen3-5x1-bias",
+        "qwen3",
+        9,
+        {
+            "hidden_size": 70,
+            "intermediate_size": 96,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "head_dim": 18,
+            "vocab_size": 229,
+            "num_hidden_layers": 2,
+            "attention_bias": True,
+        },
+    ),
+    ModelCase(
+        "phi3-4x2-partial-window",
+        "phi3",
+        3,
+        {
+            "hidden_size": 96,
+            "intermediate_size": 102,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 233,
+            "num_hidden_layers": 2,
+            "sliding_window": 33,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
+    ModelCase(
+        "gemma2-4x2-caps-windows",
+        "gemma2",
+        13,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 90,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 20,
+            "vocab_size": 239,
+            "num_hidden_layers": 3,
+            "sliding_window": 24,
+            "query_pre_attn_scalar": 4,
+            "tie_word_embeddings": False,
+            "attn_logit_softcapping": 6.0,
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    ModelCase(
+        "gemma3-6x1-two-rotations",
+        "gemma3",
+        168,
+        {
+            "hidden_size": 60,
+            "intermediate_size": 102,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 1,
+            "head_dim": 18,
+            "vocab_size": 227,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "query_pre_attn_scalar": 14,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "linear",
+                    "factor": 4.0,
+                    "rope_theta": 20000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+            },
+        },
+    ),
 )
 
 
@@ -164,27 +298,29 @@ class Expected:
 def build_model(case: ModelCase) -> Any:
     """The transformers model of a case, float32, with random weights from its seed."""
     config_class, model_class = _CLASSES[case.family]
-    config = config_class(
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        attn_implementation="eager",
-        **case.sizes,
-    )
+    common = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    sizes = {"max_position_embeddings": 512, **common, **case.sizes}
+    config = config_class(attn_implementation="eager", **sizes)
     config.eos_token_id = None
     torch.manual_seed(case.seed)
     model = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _randomize(name, parameter, tied=config.tie_word_embeddings)
+            if case.family.startswith("gemma"):
+                _adapt_to_gemma(name, parameter, tied=config.tie_word_embeddings)
     return model
 
 
-def expect(case: ModelCase, path: Path) -> Expected:
-    """Saves the case's checkpoint in `path` and records what transformers answers."""
+def expect(case: ModelCase, path: Path, prepare: Callable[[Any], None] | None = None) -> Expected:
+    """Saves the case's checkpoint in `path` and records what transformers answers.
+
+    `prepare` may change the model after it was saved.
+    """
     model = build_model(case)
     model.save_pretrained(path, max_shard_size=case.max_shard_size)
+    if prepare is not None:
+        prepare(model)
     random = np.random.default_rng(case.seed)
     vocab_size = case.sizes["vocab_size"]
     prompts = tuple(
@@ -208,8 +344,22 @@ def _randomize(name: str, parameter: torch.Tensor, *, tied: bool) -> None:
         parameter.normal_(0.0, scale)
     elif name.endswith("bias"):
         parameter.normal_(0.0, 0.5)
+    elif "q_norm" in name:  # with normed heads, attention is as sharp as this makes it
+        parameter.normal_(3.0, 0.5)
     else:
         parameter.normal_(1.0, 0.2)
+
+
+def _adapt_to_gemma(name: str, parameter: torch.Tensor, *, tied: bool) -> None:
+    """Norms multiply by 1 + w; the embedding, multiplied by the root of the width, is kept small
+    beside the normed branches, and a tied head's final norm makes up for it in the logits.
+    """
+    if tied and name == "model.norm.weight":
+        parameter += 10.0
+    elif name.endswith("norm.weight"):
+        parameter -= 1.0
+    if "embed_tokens" in name:
+        parameter /= 12.0
 
 
 def _generate(model: Any, prompts: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:

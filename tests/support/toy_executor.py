@@ -13,7 +13,14 @@ import numpy as np
 
 from hearth.core.errors import KernelError
 from hearth.core.program import KvGroupSpec, StepProgram
-from hearth.core.step import ExecutorInfo, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.core.step import (
+    ExecutorInfo,
+    KvConfig,
+    LogitEdits,
+    StepLimits,
+    StepPlan,
+    StepResult,
+)
 
 POISON = -7
 
@@ -66,8 +73,18 @@ class ToyExecutor:
             if plan.sampling.temperature[index] > 0:
                 choice = int(plan.sampling.choice[index])
                 draw = repr((int(plan.sampling.seed[index]), position, choice)).encode()
+            edits = plan.sampling.edits
+            forbidden: set[int] = set()
+            if edits is not None:
+                draw += _edits_digest(edits, index)
+                changes = slice(*edits.bias_start[index : index + 2].tolist())
+                biases = zip(edits.bias_tokens[changes].tolist(), edits.biases[changes].tolist())
+                forbidden = {token for token, bias in biases if bias == float("-inf")}
             token = int.from_bytes(hashlib.sha256(digest + draw).digest()[:8], "little")
-            tokens.append(token % self._program.vocab_size)
+            token %= self._program.vocab_size
+            while token in forbidden:
+                token = (token + 1) % self._program.vocab_size
+            tokens.append(token)
             hashes.append(int.from_bytes(digest[:8], "little"))
         return StepResult(
             np.array(tokens, np.int32),
@@ -108,6 +125,15 @@ class ToyExecutor:
             assert array.flags.c_contiguous
         if plan.tokens.min() < 0 or plan.tokens.max() >= self._program.vocab_size:
             raise KernelError("token outside the vocabulary")
+
+
+def _edits_digest(edits: LogitEdits, row: int) -> bytes:
+    """What a row's answer may depend on; empty where it has no edits."""
+    counted = slice(*edits.count_start[row : row + 2].tolist())
+    tokens, counts = edits.count_tokens[counted].tolist(), edits.counts[counted].tolist()
+    assert len(set(tokens)) == len(tokens), "a token twice"
+    values = (edits.repetition[row], edits.frequency[row], edits.presence[row])
+    return repr((values, sorted(zip(tokens, counts)))).encode() if tokens else b""
 
 
 def solo_tokens(

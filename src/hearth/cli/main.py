@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 
 import typer
 
 from hearth.cli.arguments import ServeCommand
+from hearth.cli.bench import bench
+from hearth.cli.chat import chat
+from hearth.cli.complete import complete
+from hearth.cli.options import environment_names
 from hearth.cli.serve import serve
 from hearth.cli.version import show_version, version
 from hearth.core.errors import HearthError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 app = typer.Typer(
     name="hearth",
     help="Serve Hugging Face models on hardware that people own.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=ServeCommand)(serve)
+app.command()(chat)
+app.command()(complete)
+app.command()(bench)
 app.command()(version)
 
 
@@ -40,6 +48,11 @@ def _root(
     ),
 ) -> None:
     """Serve Hugging Face models on hardware that people own."""
+
+
+def known_variables() -> set[str]:
+    """The environment variables of all commands."""
+    return set().union(*(environment_names(c) for c in (serve, chat, complete, bench)))
 
 
 def main() -> None:
@@ -54,6 +67,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # such as `hearth complete … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
     sys.exit(code or 0)
 
 

@@ -17,10 +17,13 @@ from hearth.cli.quantity import parse_quantity
 ENV_PREFIX = "HEARTH_"
 
 
-def _option(flag: str, text: str, **settings: Any) -> Any:
-    """A flag with its environment variable. `flag` may name its negation: `--a/--no-a`."""
+def option(flag: str, text: str, *, prefix: str = "", **settings: Any) -> Any:
+    """A flag with its environment variable. `flag` may name its negation: `--a/--no-a`.
+
+    `prefix` stands between HEARTH_ and the name, where commands mean different things by it.
+    """
     name = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(flag, help=text, envvar=f"{ENV_PREFIX}{name}", **settings)
+    return typer.Option(flag, help=text, envvar=f"{ENV_PREFIX}{prefix}{name}", **settings)
 
 
 def _quantity(text: str | int) -> int:
@@ -41,17 +44,17 @@ Model = Annotated[
 ]
 Host = Annotated[
     str,
-    _option("--host", "Address to listen on; 0.0.0.0 for every network.", rich_help_panel="HTTP"),
+    option("--host", "Address to listen on; 0.0.0.0 for every network.", rich_help_panel="HTTP"),
 ]
 Port = Annotated[
     int,
-    _option(
+    option(
         "--port", "Port to listen on; 0 takes a free one.", min=0, max=65535, rich_help_panel="HTTP"
     ),
 ]
 ServedModelName = Annotated[
     list[str] | None,
-    _option(
+    option(
         "--served-model-name",
         "Name that clients may use; several may follow MODEL and this flag, or repeat it. "
         "Default: the directory's name.",
@@ -62,7 +65,7 @@ ServedModelName = Annotated[
 ]
 MaxBodyBytes = Annotated[
     int,
-    _option(
+    option(
         "--max-body-bytes",
         "Largest request body, such as 32M.",
         parser=_quantity,
@@ -72,7 +75,7 @@ MaxBodyBytes = Annotated[
 ]
 ShutdownTimeout = Annotated[
     float,
-    _option(
+    option(
         "--shutdown-timeout",
         "Seconds that running answers get after Ctrl-C or SIGTERM; a "
         "second signal ends them at once.",
@@ -82,11 +85,11 @@ ShutdownTimeout = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    _option("--dtype", "Precision of weights and KV cache.", rich_help_panel="Model"),
+    option("--dtype", "Precision of weights and KV cache.", rich_help_panel="Model"),
 ]
 LoadFormat = Annotated[
     Literal["auto", "safetensors", "dummy"],
-    _option(
+    option(
         "--load-format",
         "Where weights come from; dummy fills in random ones.",
         rich_help_panel="Model",
@@ -94,7 +97,7 @@ LoadFormat = Annotated[
 ]
 MaxModelLen = Annotated[
     int | None,
-    _option(
+    option(
         "--max-model-len",
         "Longest prompt and answer together, in tokens, such as 8192 or "
         "32K. Default: the model's own.",
@@ -106,34 +109,32 @@ MaxModelLen = Annotated[
 ]
 Seed = Annotated[
     int,
-    _option("--seed", "Seed of dummy weights.", min=0, rich_help_panel="Model"),
+    option("--seed", "Seed of dummy weights.", min=0, rich_help_panel="Model"),
 ]
 MaxNumSeqs = Annotated[
     int,
-    _option("--max-num-seqs", "Most requests in one step.", min=1, rich_help_panel="Engine"),
+    option("--max-num-seqs", "Most requests in one step.", min=1, rich_help_panel="Engine"),
 ]
 MaxNumBatchedTokens = Annotated[
     int,
-    _option(
-        "--max-num-batched-tokens", "Most tokens in one step.", min=1, rich_help_panel="Engine"
-    ),
+    option("--max-num-batched-tokens", "Most tokens in one step.", min=1, rich_help_panel="Engine"),
 ]
 MaxQueuedRequests = Annotated[
     int,
-    _option(
+    option(
         "--max-queued-requests",
         "Requests that may wait; more get 429.",
-        min=0,
+        min=1,
         rich_help_panel="Engine",
     ),
 ]
 BlockSize = Annotated[
     int,
-    _option("--block-size", "Tokens in a block of KV cache.", min=1, rich_help_panel="Engine"),
+    option("--block-size", "Tokens in a block of KV cache.", min=1, rich_help_panel="Engine"),
 ]
 EnablePrefixCaching = Annotated[
     bool,
-    _option(
+    option(
         "--enable-prefix-caching/--no-enable-prefix-caching",
         "Reuse the KV cache of equal beginnings.",
         rich_help_panel="Engine",
@@ -141,7 +142,7 @@ EnablePrefixCaching = Annotated[
 ]
 KvCacheMemoryBytes = Annotated[
     int | None,
-    _option(
+    option(
         "--kv-cache-memory-bytes",
         "Size of the KV cache, such as 2G or 512M. Default: from the free memory.",
         parser=_quantity,
@@ -152,11 +153,11 @@ KvCacheMemoryBytes = Annotated[
 ]
 Executor = Annotated[
     Literal["auto", "cpu", "reference"],
-    _option("--executor", "What runs the model.", rich_help_panel="Engine"),
+    option("--executor", "What runs the model.", rich_help_panel="Engine"),
 ]
 Threads = Annotated[
     int | None,
-    _option(
+    option(
         "--threads",
         "Threads of the CPU executor. Default: one a physical core.",
         min=1,
@@ -166,7 +167,7 @@ Threads = Annotated[
 ]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
-    _option("--log-level", "What is logged to stderr; debug shows traces of errors."),
+    option("--log-level", "What is logged to stderr; debug shows traces of errors."),
 ]
 
 

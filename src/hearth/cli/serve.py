@@ -11,6 +11,7 @@ import os
 import typer
 
 from hearth.cli import options as flag
+from hearth.cli.config_file import Config
 from hearth.core.config import CacheConfig, SchedulerConfig
 
 _CACHE = CacheConfig()
@@ -37,10 +38,12 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
     log_level: flag.LogLevel = "info",
+    config: Config = None,  # noqa: ARG001 -- read before all others
 ) -> None:
     """Serve a model over an OpenAI-compatible HTTP API."""
     from hearth.cli import settings
     from hearth.cli.launch import configure_logging, launch
+    from hearth.cli.main import known_variables
 
     configure_logging(log_level)
     model_dir = settings.find_model(model)
@@ -67,6 +70,6 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         max_body_bytes=max_body_bytes,
         shutdown_timeout_s=shutdown_timeout,
         log_level=log_level,
-        warnings=tuple(flag.unknown_variables(os.environ, flag.environment_names(serve))),
+        warnings=tuple(flag.unknown_variables(os.environ, known_variables())),
     )
     raise typer.Exit(launch(chosen))

@@ -15,7 +15,8 @@ HearthError
 ├── RequestError           the client's request cannot be answered as it stands        (HTTP 400)
 │   ├── ContextOverflowError   prompt + answer exceed the context
 │   └── ModelNotServedError    the request names a model that is not served            (HTTP 404)
-└── OverloadedError        the queue is full                                           (HTTP 429)
+├── OverloadedError        the queue is full                                           (HTTP 429)
+└── RemoteError            a server that hearth asked as a client did not answer       (exit 7)
 
 Every class has a stable `code` (for logs, metrics and API bodies); every message states the
 setting, its value and the permitted range; `hint` says what to do. The tables that map a code to
@@ -141,3 +142,17 @@ class OverloadedError(HearthError):
 
     code = "overloaded"
     http_status = 429
+
+
+class RemoteError(HearthError):
+    """A server that hearth asked as a client cannot be reached, or refused.
+
+    `status`: the HTTP status of a refusal; None where there was no answer to read one from.
+    """
+
+    code = "remote_error"
+    exit_code = 7
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status

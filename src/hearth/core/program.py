@@ -87,6 +87,22 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """RMS norm, in place, of each query head by `q_weight` and each key head by `k_weight`.
+
+    `x` holds q, k, v rows; weights are [head_dim], the mean is over the head's elements.
+    """
+
+    x: int
+    q_weight: str
+    k_weight: str
+    eps: float
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
     """Rotates, in place, the first `num_heads` heads of each row of `x` by the rows of `angles`.
 
@@ -117,6 +133,7 @@ class Attend:
     """Causal attention of the q part of `qkv` over the blocks of (group, layer).
 
     Keys and values are read as stored, those of this step included (KvWrite comes before).
+    With a `soft_cap` c > 0 a scaled score s becomes c · tanh(s / c).
     """
 
     qkv: int
@@ -128,6 +145,7 @@ class Attend:
     head_dim: int
     scale: float
     window: int = 0
+    soft_cap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +174,14 @@ class Select:
 
 
 @dataclass(frozen=True, slots=True)
+class SoftCap:
+    """x[r] = cap · tanh(x[r] / cap), in place."""
+
+    x: int
+    cap: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Picks one token a logits row by the plan's sampling arrays; fills the StepResult."""
 
@@ -163,7 +189,19 @@ class Sample:
 
 
 Op: TypeAlias = (
-    Embed | Angles | Norm | Linear | Rope | KvWrite | Attend | Gate | Add | Select | Sample
+    Embed
+    | Angles
+    | Norm
+    | Linear
+    | HeadNorm
+    | Rope
+    | KvWrite
+    | Attend
+    | Gate
+    | Add
+    | Select
+    | SoftCap
+    | Sample
 )
 
 

@@ -20,7 +20,10 @@ class SamplingParams:
     """How tokens are chosen. Ranges are checked where the request enters.
 
     temperature ≥ 0 (0: greedy); 0 < top_p ≤ 1; top_k ≥ 0 (0: all); 0 ≤ min_p ≤ 1;
-    0 ≤ seed < 2⁶⁴.
+    0 ≤ seed < 2⁶⁴; penalties are finite, repetition_penalty > 0 (1: none). `logit_bias`: (token,
+    finite bias), a token once. `bad_words`: token sequences whose last token is forbidden where
+    the others have just been generated. Before `min_tokens` are generated no stop token is chosen.
+    `num_logprobs`: −1 none, 0 those of the chosen tokens, k of the k best at each place too.
     """
 
     temperature: float = 1.0
@@ -28,6 +31,13 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+    num_logprobs: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,9 @@ class Request:
     `generated` holds tokens already produced for this request (resuming): they count towards
     `max_tokens` and are not emitted again. `cache_key` separates prefix-cache entries (an adapter,
     a tenant); equal keys share. `max_tokens` ≥ 1 has been resolved against the context. `choice`
-    numbers the answers to one prompt (n > 1): same seed, other draws.
+    numbers the answers to one prompt (n > 1): same seed, other draws; those after the first name
+    the first's id in `follows`, and wait until its prompt is computed, to find it in the prefix
+    cache.
     """
 
     request_id: str
@@ -49,6 +61,15 @@ class Request:
     cache_key: bytes = b""
     priority: int = 0  # lower goes first
     choice: int = 0
+    follows: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one place, of the raw logits: before edits and temperature."""
+
+    logprob: float  # of the chosen token
+    top: tuple[tuple[int, float], ...] = ()  # the best tokens, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +84,4 @@ class TokenEvent:
     message: str = ""
     error_code: str = ""  # with FinishReason.ERROR: the `code` of the error tree
     hashes: tuple[int, ...] = field(default=())  # debug: logits hash per new token
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one a token, where the request asks

@@ -34,6 +34,7 @@ class Activation(StrEnum):
     """Gate activation of an MLP."""
 
     SILU = "silu"
+    GELU_TANH = "gelu_tanh"  # 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))
 
 
 class SlotKind(StrEnum):
@@ -70,7 +71,8 @@ class WeightSource:
 class WeightSlot:
     """One packed tensor of the program: its sources are concatenated along the rows.
 
-    A vector has `cols` 1. Slots of norm weights have "norm" in their names.
+    A vector has `cols` 1. Slots of norm weights have "norm" in their names. `offset` is added to
+    every element of a vector when it is loaded, in float32 (Gemma's norms multiply by 1 + w).
     """
 
     name: str
@@ -79,6 +81,7 @@ class WeightSlot:
     cols: int
     sources: tuple[WeightSource, ...]
     quant: QuantSpec = QuantSpec()
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,11 @@ class NormSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Causal self-attention; q, k and v rows are one matrix in the order q, k, v."""
+    """Causal self-attention; q, k and v rows are one matrix in the order q, k, v.
+
+    `q_norm` and `k_norm` normalize each head before the rotation. `rope` None: the model's.
+    `soft_cap` c > 0: a score s becomes c · tanh(s / c) before the mask.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -118,6 +125,10 @@ class AttentionSpec:
     out: str
     out_bias: str | None = None
     window: int = 0  # 0: full attention
+    q_norm: NormSpec | None = None
+    k_norm: NormSpec | None = None
+    rope: RopeSpec | None = None
+    soft_cap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +157,11 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder model, complete: everything `models/lower` needs to write its program."""
+    """A decoder model, complete: everything `models/lower` needs to write its program.
+
+    `max_position_embeddings` is the longest context, any RoPE scaling included; `logit_soft_cap`
+    c > 0: a logit l becomes c · tanh(l / c).
+    """
 
     family: str
     architecture: str
@@ -160,6 +175,7 @@ class ModelSpec:
     head: str  # the slot of the output matrix; equal to `embedding` when tied
     slots: tuple[WeightSlot, ...] = field(repr=False)
     embedding_scale: float = 1.0
+    logit_soft_cap: float = 0.0
 
     @property
     def tied(self) -> bool:

@@ -24,12 +24,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """What changes logits before a token is chosen; ragged, row r owns start[r] … start[r+1]−1.
+
+    First the biases are added (−∞ forbids a token), then the counted tokens are penalized; see
+    kernels/reference/sampling.py. A row lists a token at most once in each of the two lists. The
+    counts are those of the tokens before the sampled one: a pure function of the sequence, so
+    that an executor keeps nothing between steps.
+    """
+
+    repetition: Float32  # [R]; 1: none
+    frequency: Float32  # [R]; 0: none
+    presence: Float32  # [R]; 0: none
+    count_start: Int32  # [R+1]
+    count_tokens: Int32
+    counts: Int32  # how often the token was generated; 0: it stands in the prompt only
+    bias_start: Int32  # [R+1]
+    bias_tokens: Int32
+    biases: Float32
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingArrays:
     """One entry a logits row, [R].
 
     temperature 0 takes the largest logit (the lowest id among equals); top_k 0, top_p 1 and
     min_p 0 switch the filter off. The draw is Philox4x32-10 with key = seed and counter =
     (position, choice, draw, 0); position is the absolute index of the token that is sampled.
+    num_logprobs: −1 none, 0 that of the token alone, k ≤ num_top of the k best too; None: all 0.
     """
 
     temperature: Float32
@@ -39,6 +61,9 @@ class SamplingArrays:
     seed: UInt64
     position: Int32
     choice: Int32
+    num_logprobs: Int32 | None = None
+    num_top: int = 0  # the largest of num_logprobs: the columns of StepResult.top_tokens
+    edits: LogitEdits | None = None  # None: no row has any
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +91,11 @@ class StepResult:
     """What a step produced; row r belongs to logit_rows[r]."""
 
     tokens: Int32  # [R]
-    logprobs: Float32  # [R]; natural log of the chosen token's probability at temperature 1
+    logprobs: Float32  # [R]; natural log of the chosen token's raw probability; NaN: not wanted
     hashes: UInt64 | None = None  # [R]; hash of the raw logits' bits
     logits: Float32 | None = None  # [R, vocabulary]; raw, before temperature
+    top_tokens: Int32 | None = None  # [R, num_top]; the best by raw logit; −1 beyond a row's own
+    top_logprobs: Float32 | None = None  # [R, num_top]; raw: before edits and temperature
 
 
 @dataclass(frozen=True, slots=True)

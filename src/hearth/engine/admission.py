@@ -6,9 +6,14 @@ same with better words, but a request may come from elsewhere.
 
 from __future__ import annotations
 
+import math
+
 from hearth.core.errors import ContextOverflowError, RequestError
 from hearth.core.request import Request
 from hearth.core.units import format_count
+
+# Most best tokens a place: OpenAI's bound on top_logprobs.
+MAX_LOGPROBS = 20
 
 
 def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -> None:
@@ -33,10 +38,10 @@ def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -
                 f"token ids must be from 0 to {format_count(vocab_size - 1)} (the vocabulary)",
                 param="prompt",
             )
-    _validate_sampling(request)
+    _validate_sampling(request, vocab_size)
 
 
-def _validate_sampling(request: Request) -> None:
+def _validate_sampling(request: Request, vocab_size: int) -> None:
     """Ranges as SamplingParams states them; a NaN fails every comparison."""
     sampling = request.sampling
     in_range = {
@@ -45,9 +50,26 @@ def _validate_sampling(request: Request) -> None:
         "top_k": 0 <= sampling.top_k < 1 << 31,
         "min_p": 0 <= sampling.min_p <= 1,
         "seed": 0 <= sampling.seed < 1 << 64,
+        "frequency_penalty": math.isfinite(sampling.frequency_penalty),
+        "presence_penalty": math.isfinite(sampling.presence_penalty),
+        "repetition_penalty": 0 < sampling.repetition_penalty < math.inf,
+        "min_tokens": 0 <= sampling.min_tokens <= request.max_tokens,
+        "num_logprobs": -1 <= sampling.num_logprobs <= MAX_LOGPROBS,
+        "logit_bias": _is_bias(sampling.logit_bias, vocab_size),
+        "bad_words": all(
+            word and min(word) >= 0 and max(word) < vocab_size for word in sampling.bad_words
+        ),
     }
     for name, is_valid in in_range.items():
         if not is_valid:
             raise RequestError(f"{name} is {getattr(sampling, name)}, out of range", param=name)
     if not 0 <= request.choice < 1 << 31:
         raise RequestError(f"choice is {request.choice}, out of range", param="n")
+
+
+def _is_bias(logit_bias: tuple[tuple[int, float], ...], vocab_size: int) -> bool:
+    """Tokens of the vocabulary, each once, with finite biases."""
+    tokens = {token for token, _ in logit_bias}
+    return len(tokens) == len(logit_bias) and all(
+        0 <= token < vocab_size and math.isfinite(bias) for token, bias in logit_bias
+    )

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from hearth.core.config import EngineConfig
 from hearth.core.errors import EngineError, HearthError, RequestError
 from hearth.core.events import EngineObserver, EngineStats
-from hearth.core.request import Request
-from hearth.core.step import Executor, KvConfig, StepLimits, StepResult
+from hearth.core.request import Request, TokenLogprobs
+from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.engine.decision import StepDecision
 from hearth.engine.kv.blocks import BlockManager
+from hearth.engine.logprobs import row_logprobs
 from hearth.engine.messages import WireEvent
-from hearth.engine.scheduler import Scheduler, StepDecision
+from hearth.engine.scheduler import Scheduler
 from hearth.engine.stats import Counters
 from hearth.engine.step import StepBuilder
 
@@ -166,10 +168,24 @@ class Engine:
         execute_s = self._clock() - started
         self._num_failed_steps = 0
         sampled = self._builder.distribute(decision, result.tokens.tolist())
-        self.scheduler.commit(decision, sampled, self._hashes(decision, result))
+        self.scheduler.commit(
+            decision,
+            sampled,
+            self._hashes(decision, result),
+            self._logprobs(decision, plan, result),
+        )
         num_tokens, num_sequences = len(plan.tokens), len(decision.sequences)
         for observer in self._observers:
             observer.on_step(num_sequences, num_tokens, len(plan.logit_rows), execute_s)
+
+    def _logprobs(
+        self, decision: StepDecision, plan: StepPlan, result: StepResult
+    ) -> list[list[TokenLogprobs | None]] | None:
+        """Log-probabilities of the rows that ask, grouped like the tokens; None: none asks."""
+        wanted = plan.sampling.num_logprobs
+        if wanted is None or not len(wanted) or wanted.max() < 0:
+            return None
+        return self._builder.distribute(decision, row_logprobs(wanted, result))
 
     def _hashes(self, decision: StepDecision, result: StepResult) -> list[list[int]] | None:
         """Debug hashes, grouped like the tokens."""

@@ -18,7 +18,7 @@ import msgspec
 from hearth.core import errors
 from hearth.core.config import EngineConfig, Resolved
 from hearth.core.events import EngineStats
-from hearth.core.request import FinishReason, Request, TokenEvent
+from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from hearth.core.step import ExecutorInfo
 from hearth.models.generation_config import GenerationDefaults
 
@@ -98,6 +98,7 @@ class WireEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     message: str = ""
     error_code: str = ""
     hashes: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     def to_event(self) -> TokenEvent:
         """The same news in the vocabulary of core."""
@@ -110,6 +111,7 @@ class WireEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
             self.message,
             self.error_code,
             self.hashes,
+            self.logprobs,
         )
 
 

@@ -19,51 +19,20 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
 from operator import attrgetter
 
 from hearth.core.config import SchedulerConfig
 from hearth.core.errors import CapacityError, HearthError, OverloadedError, RequestError
 from hearth.core.events import EngineObserver
-from hearth.core.request import FinishReason, Request
+from hearth.core.request import FinishReason, Request, TokenLogprobs
 from hearth.engine.admission import validate_request
+from hearth.engine.decision import StepDecision
 from hearth.engine.integrity import check_sequences
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.messages import WireEvent
 from hearth.engine.sequence import Sequence, SequenceState
 
 _rank = attrgetter("rank")
-
-
-@dataclass(slots=True)
-class StepDecision:
-    """What one step computes: entry i is about `sequences[i]`.
-
-    It computes `num_tokens[i]` tokens from index `starts[i]` on and wants the logits of the last
-    `num_logits[i]` of them. `copies`: (group, from block, to block), done before the step.
-    """
-
-    sequences: list[Sequence] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    num_tokens: list[int] = field(default_factory=list)
-    num_logits: list[int] = field(default_factory=list)
-    copies: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        """Plans the next `num_tokens` tokens of a sequence."""
-        start = sequence.num_computed
-        self.sequences.append(sequence)
-        self.starts.append(start)
-        self.num_tokens.append(num_tokens)
-        self.num_logits.append(1 if start + num_tokens == sequence.num_known else 0)
-
-    def remove(self, sequence: Sequence) -> int:
-        """Takes a sequence out again; returns how many of its tokens were planned."""
-        if sequence not in self.sequences:
-            return 0
-        index = self.sequences.index(sequence)
-        del self.sequences[index], self.starts[index], self.num_logits[index]
-        return self.num_tokens.pop(index)
 
 
 class Scheduler:
@@ -152,11 +121,13 @@ class Scheduler:
         decision: StepDecision,
         sampled: Rows[Rows[int]],
         hashes: Rows[Rows[int]] | None = None,
+        logprobs: Rows[Rows[TokenLogprobs | None]] | None = None,
     ) -> None:
         """Takes a step's results in: `sampled[i]` are the new tokens of `decision.sequences[i]`.
 
         Empty for a chunk that does not reach the last known token; more than one when drafted
-        tokens were accepted. `hashes[i]`: the hashes of their logits, for debugging.
+        tokens were accepted. `hashes[i]`: the hashes of their logits, for debugging; `logprobs[i]`:
+        their log-probabilities, None where the request does not ask.
         """
         for index, sequence in enumerate(decision.sequences):
             num_tokens = decision.num_tokens[index]
@@ -167,7 +138,9 @@ class Scheduler:
             sequence.num_computed += num_tokens
             tokens = sampled[index]
             if tokens:
-                self._accept(sequence, tokens, tuple(hashes[index]) if hashes else ())
+                digests = tuple(hashes[index]) if hashes else ()
+                known = [p for p in logprobs[index] if p is not None] if logprobs else ()
+                self._accept(sequence, tokens, digests, known)
             elif sequence.num_computed >= sequence.settle_at:
                 self._settle_blocks(sequence)
 
@@ -285,8 +258,14 @@ class Scheduler:
             return
         step_tokens = self.config.max_num_batched_tokens
         promised = self._promised_blocks()
-        while self._waiting and budget > 0 and len(self._running) < self.config.max_num_seqs:
-            sequence = self._waiting[0]
+        place = 0
+        while place < len(self._waiting) and budget > 0:
+            if len(self._running) >= self.config.max_num_seqs:
+                break
+            sequence = self._waiting[place]
+            if self._awaits_leader(sequence):
+                place += 1
+                continue
             matched = self._matched_hashes(sequence)
             start = len(matched) * self.blocks.block_size
             # Among others it must fit whole: it would only be preempted half-way.
@@ -297,11 +276,21 @@ class Scheduler:
             if not self.blocks.admit(sequence.table, matched, start + num_tokens):
                 break
             self.blocks.add_outstanding(promised, sequence.table, sequence.num_known, step_tokens)
-            del self._waiting[0]
+            del self._waiting[place]
             insort(self._running, sequence, key=_rank)
             self._note_admission(sequence, start)
             decision.add(sequence, num_tokens)
             budget -= num_tokens
+
+    def _awaits_leader(self, sequence: Sequence) -> bool:
+        """Whether the one it follows, which ranks before it, still computes their prompt."""
+        leader = self._sequences.get(sequence.request.follows)
+        return (
+            leader is not None
+            and leader.rank < sequence.rank
+            and self.blocks.enable_prefix_caching
+            and leader.num_computed < len(sequence.request.prompt)
+        )
 
     def _promised_blocks(self) -> list[int]:
         """Blocks that running sequences still need for their known tokens, per group."""
@@ -332,7 +321,13 @@ class Scheduler:
         for observer in self._observers:
             observer.on_prefix(sequence.num_known, num_hit)
 
-    def _accept(self, sequence: Sequence, sampled: Rows[int], hashes: tuple[int, ...]) -> None:
+    def _accept(
+        self,
+        sequence: Sequence,
+        sampled: Rows[int],
+        hashes: tuple[int, ...],
+        logprobs: Rows[TokenLogprobs],
+    ) -> None:
         """Appends sampled tokens, up to the one that ends the request, and tells of them."""
         reason: FinishReason | None = None
         stop_token: int | None = None
@@ -352,13 +347,21 @@ class Scheduler:
         sequence.num_computed = min(sequence.num_computed, sequence.num_known - num_uncomputed)
         if sequence.num_computed >= sequence.settle_at:
             self._settle_blocks(sequence)
+        event = WireEvent(
+            sequence.request_id,
+            tokens,
+            reason,
+            stop_token,
+            sequence.num_cached,
+            "",
+            "",
+            hashes,
+            tuple(logprobs[: len(tokens)]),
+        )
         if reason is not None:
-            self._finish(sequence, reason, tokens=tokens, stop_token=stop_token, hashes=hashes)
+            self._end(sequence, event)
         else:
-            num_cached = sequence.num_cached
-            self._events.append(
-                WireEvent(sequence.request_id, tokens, None, None, num_cached, "", "", hashes)
-            )
+            self._events.append(event)
 
     def _settle_blocks(self, sequence: Sequence) -> None:
         """Publishes blocks that have become full; frees those behind windows."""
@@ -376,10 +379,16 @@ class Scheduler:
         message: str = "",
         error_code: str = "",
         *,
-        tokens: tuple[int, ...] = (),
         stop_token: int | None = None,
-        hashes: tuple[int, ...] = (),
     ) -> None:
+        """Ends a sequence between two steps, without new tokens."""
+        num_cached, request_id = max(0, sequence.num_cached), sequence.request_id
+        self._end(
+            sequence,
+            WireEvent(request_id, (), reason, stop_token, num_cached, message, error_code),
+        )
+
+    def _end(self, sequence: Sequence, event: WireEvent) -> None:
         """The one terminal event; blocks are freed as soon as no step uses them."""
         queue = self._running if sequence.state is SequenceState.RUNNING else self._waiting
         queue.remove(sequence)
@@ -389,15 +398,10 @@ class Scheduler:
             self._leaving.append(sequence)
         else:
             self.blocks.free(sequence.table)
-        num_cached = max(0, sequence.num_cached)
-        request_id = sequence.request_id
-        self._events.append(
-            WireEvent(
-                request_id, tokens, reason, stop_token, num_cached, message, error_code, hashes
-            )
-        )
+        self._events.append(event)
+        assert event.finish_reason is not None, "an end without a reason"
         for observer in self._observers:
-            observer.on_finish(request_id, reason, sequence.num_generated)
+            observer.on_finish(event.request_id, event.finish_reason, sequence.num_generated)
 
     def _let_go(self, sequence: Sequence) -> None:
         """Frees the blocks of a finished sequence after its last step in flight."""

@@ -14,6 +14,7 @@ from array import array
 from enum import IntEnum
 
 from hearth.core.request import Request
+from hearth.engine.edits import edits_of
 from hearth.engine.kv.blocks import BlockTable
 from hearth.engine.kv.prefix import extend_hashes, root_hash
 
@@ -33,6 +34,7 @@ class Sequence:
     """Counters, tokens and block table of one request."""
 
     __slots__ = (
+        "edits",
         "hashes",
         "max_known",
         "num_cached",
@@ -55,6 +57,7 @@ class Sequence:
         self, request: Request, arrival: int, table: BlockTable, max_model_len: int
     ) -> None:
         self.request = request
+        self.edits = edits_of(request)
         self.request_id = request.request_id
         self.stop_token_ids = request.stop_token_ids
         self.tokens = array("i", request.prompt)

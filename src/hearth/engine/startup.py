@@ -58,6 +58,8 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     backend = choose_backend(config.device)
     threads = _choose_threads(config)
     fitted = fit(_fit_request(config, loaded, threads.count), read_memory())
+    # Frequencies of some RoPE scalings depend on the context that is served; no size does.
+    loaded = loaded.at_length(fitted.limits.max_model_len)
     timer.end("plan")
     shape = EngineShape(fitted.limits, fitted.kv)
     created = create_executor(

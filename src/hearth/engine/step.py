@@ -10,14 +10,19 @@ Row layout: sequence after sequence in the decision's order; the rows of one con
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hearth.core.step import KvConfig, SamplingArrays, StepLimits, StepPlan
+from hearth.core.step import KvConfig, LogitEdits, SamplingArrays, StepLimits, StepPlan
 from hearth.core.units import ceil_div
-from hearth.engine.scheduler import StepDecision
+from hearth.engine.decision import StepDecision
+from hearth.engine.edits import EditArrays
 from hearth.engine.sequence import Sequence
+
+Value = TypeVar("Value")
 
 
 class _Sampling:
@@ -31,7 +36,10 @@ class _Sampling:
         self.seed = np.zeros(max_rows, np.uint64)
         self.position = np.zeros(max_rows, np.int32)
         self.choice = np.zeros(max_rows, np.int32)
+        self.num_logprobs = np.full(max_rows, -1, np.int32)
+        self.num_top = 0
         self._owners: list[Sequence] = []
+        self._edits: EditArrays | None = None  # None: no row has any
 
     def fill(self, owners: list[Sequence], positions: list[int]) -> None:
         """Row r is sampled for `owners[r]`, as the token at absolute index `positions[r]`."""
@@ -47,6 +55,21 @@ class _Sampling:
         self.min_p[:num_rows] = [p.min_p for p in params]
         self.seed[:num_rows] = [p.seed for p in params]
         self.choice[:num_rows] = [owner.request.choice for owner in owners]
+        wanted = [p.num_logprobs for p in params]
+        self.num_logprobs[:num_rows] = wanted
+        self.num_top = max(0, *wanted) if wanted else 0
+        self._edits = None
+        if any(owner.edits is not None for owner in owners):
+            self._edits = EditArrays([(owner.request, owner.edits) for owner in owners])
+
+    def edits(self) -> LogitEdits | None:
+        """What changes the logits of the rows of the last `fill`, for this step."""
+        if self._edits is None:
+            return None
+        for owner, position in zip(self._owners, self.position.tolist(), strict=False):
+            # Rows after a draft will need counts of their own.
+            assert owner.edits is None or position == owner.num_known, "edits count known tokens"
+        return self._edits.build([owner.tokens for owner in self._owners])
 
     def view(self, num_rows: int) -> SamplingArrays:
         """The first `num_rows` entries of each."""
@@ -58,6 +81,8 @@ class _Sampling:
             self.seed[:num_rows],
             self.position[:num_rows],
             self.choice[:num_rows],
+            self.num_logprobs[:num_rows],
+            self.num_top,
         )
 
 
@@ -99,18 +124,22 @@ class StepBuilder:
             self._fill_rows(decision, num_tokens)
         num_logits = self._fill_logits(decision)
         copies = np.array(decision.copies, np.int32).reshape(-1, 3) if decision.copies else None
-        shape = (num_tokens, num_sequences, num_blocks, num_logits)
+        num_top = self._sampling.num_top
+        shape = (num_tokens, num_sequences, num_blocks, num_logits, num_top)
+        edits = self._sampling.edits()
+        if edits is not None:
+            return self._with_edits(shape, self._empty if copies is None else copies, edits)
         if copies is None and shape == self._shape and self._plan is not None:
             return self._plan  # the same views: decoding goes on
         plan = self._view(shape, self._empty if copies is None else copies)
         self._plan, self._shape = (plan, shape) if copies is None else (None, ())
         return plan
 
-    def distribute(self, decision: StepDecision, values: list[int]) -> list[list[int]]:
+    def distribute(self, decision: StepDecision, values: list[Value]) -> list[list[Value]]:
         """Values of the logits rows, grouped by the decision's sequences."""
         if decision.num_logits.count(1) == len(decision.sequences):
             return [[value] for value in values]
-        grouped: list[list[int]] = []
+        grouped: list[list[Value]] = []
         row = 0
         for num_logits in decision.num_logits:
             grouped.append(values[row : row + num_logits])
@@ -200,9 +229,17 @@ class StepBuilder:
         self._sampling.fill(owners, positions)
         return len(rows)
 
+    def _with_edits(
+        self, shape: tuple[int, ...], copies: NDArray[np.int32], edits: LogitEdits
+    ) -> StepPlan:
+        """A plan of its own: its ragged arrays are new in every step."""
+        self._plan, self._shape = None, ()
+        plan = self._view(shape, copies)
+        return replace(plan, sampling=replace(plan.sampling, edits=edits))
+
     def _view(self, shape: tuple[int, ...], copies: NDArray[np.int32]) -> StepPlan:
         """The filled parts of the arrays."""
-        num_tokens, num_sequences, num_blocks, num_logits = shape
+        num_tokens, num_sequences, num_blocks, num_logits, _ = shape
         groups = self._num_groups
         starts = self._block_start[: groups * (num_sequences + 1)]
         return StepPlan(

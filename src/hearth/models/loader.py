@@ -5,7 +5,7 @@ Imports neither torch nor numpy: `load_model_spec` takes milliseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hearth.core.program import StepProgram
@@ -31,19 +31,33 @@ class LoadedSpec:
     config: ConfigJson
     warnings: tuple[str, ...] = ()
 
+    def at_length(self, max_model_len: int) -> LoadedSpec:
+        """The same model for sequences of up to `max_model_len` tokens.
 
-def load_model_spec(path: str | Path, dtype: str = "auto") -> LoadedSpec:
+        Only frequencies of RoPE scaling that depends on the length differ; slots, buffers and KV
+        groups, and so every size, stay the same.
+        """
+        family = family_of(architecture_of(self.config))
+        spec = family.build_spec(self.config, self.dtype, max_model_len)
+        return replace(self, spec=spec, program=lower(spec))
+
+
+def load_model_spec(
+    path: str | Path, dtype: str = "auto", max_model_len: int | None = None
+) -> LoadedSpec:
     """Reads config.json and generation_config.json and lowers the model.
 
-    `dtype`: auto, float32 or bfloat16. Raises ModelNotFoundError, UnknownArchitectureError,
-    ModelError (a value in a file) or ConfigError (`dtype`).
+    `dtype`: auto, float32 or bfloat16. `max_model_len`: the longest sequence that will be served,
+    None for the longest that the model supports (see `LoadedSpec.at_length`). Raises
+    ModelNotFoundError, UnknownArchitectureError, ModelError (a value in a file) or ConfigError
+    (`dtype`).
     """
     directory = Path(path)
     config = read_config(directory)
-    build_spec = family_of(architecture_of(config))
-    refuse_unimplemented(config)
+    family = family_of(architecture_of(config))
+    refuse_unimplemented(config, family.reads)
     choice = resolve_dtype(dtype, checkpoint_dtype(config))
-    spec = build_spec(config, choice.dtype)
+    spec = family.build_spec(config, choice.dtype, max_model_len)
     generation = read_generation_defaults(directory, config, spec.vocab_size)
     return LoadedSpec(
         path=directory,

@@ -16,6 +16,7 @@ from hearth.core.program import (
     BufferSpec,
     Embed,
     Gate,
+    HeadNorm,
     KvGroupSpec,
     KvWrite,
     Linear,
@@ -24,9 +25,10 @@ from hearth.core.program import (
     Rope,
     Sample,
     Select,
+    SoftCap,
     StepProgram,
 )
-from hearth.core.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from hearth.core.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class _Writer:
     """Collects operations and hands out buffers."""
 
     spec: ModelSpec
+    ropes: list[RopeSpec]  # that layers use, in the order of their first layer
     ops: list[Op] = field(default_factory=list)
     buffers: list[BufferSpec] = field(default_factory=list)
 
@@ -52,14 +55,19 @@ class _Writer:
             self.buffers.append(wanted)
         return self.buffers.index(wanted)
 
+    def angles(self, rope: RopeSpec) -> int:
+        """The buffer that holds the angles of a rotation."""
+        number = self.ropes.index(rope)
+        return self.buffer(f"angles{number or ''}", rope.rotary_dim)
+
 
 def lower(spec: ModelSpec) -> StepProgram:
     """Writes the program of a model."""
-    writer = _Writer(spec)
+    ropes = dict.fromkeys(layer.attention.rope or spec.rope for layer in spec.layers)
+    writer = _Writer(spec, list(ropes))
     hidden = writer.buffer("hidden", spec.hidden_size)
-    angles = writer.buffer("angles", spec.rope.rotary_dim)
     writer.ops.append(Embed(spec.embedding, hidden, spec.embedding_scale))
-    writer.ops.append(Angles(spec.rope, angles))
+    writer.ops += [Angles(rope, writer.angles(rope)) for rope in ropes]
     groups = _kv_groups(spec)
     used = [0] * len(groups)
     for layer in spec.layers:
@@ -108,13 +116,13 @@ def _write_attention(
 ) -> None:
     x, out = x_out
     heads, kv_heads, head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
-    rope = writer.spec.rope
+    rope = attention.rope or writer.spec.rope
     qkv = writer.buffer("qkv", (heads + 2 * kv_heads) * head_dim)
     mixed = writer.buffer("attention", heads * head_dim)
-    angles = writer.buffer("angles", rope.rotary_dim)
     writer.ops += [
         Linear(x, attention.qkv, attention.qkv_bias, qkv),
-        Rope(qkv, angles, heads + kv_heads, head_dim, rope),
+        *_head_norms(attention, qkv),
+        Rope(qkv, writer.angles(rope), heads + kv_heads, head_dim, rope),
         KvWrite(qkv, place.group, place.layer, heads, kv_heads, head_dim),
         Attend(
             qkv=qkv,
@@ -126,9 +134,18 @@ def _write_attention(
             head_dim=head_dim,
             scale=attention.scale,
             window=attention.window,
+            soft_cap=attention.soft_cap,
         ),
         Linear(mixed, attention.out, attention.out_bias, out),
     ]
+
+
+def _head_norms(attention: AttentionSpec, qkv: int) -> list[Op]:
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    if q_norm is None or k_norm is None:
+        return []
+    heads = (attention.num_heads, attention.num_kv_heads, attention.head_dim)
+    return [HeadNorm(qkv, q_norm.weight, k_norm.weight, q_norm.eps, *heads)]
 
 
 def _write_mlp(writer: _Writer, mlp: MlpSpec, x_out: tuple[int, int]) -> None:
@@ -165,8 +182,10 @@ def _write_head(writer: _Writer, hidden: int) -> None:
         Select(hidden, selected),
         _norm(spec.final_norm, selected, normed),
         Linear(normed, spec.head, None, logits),
-        Sample(logits),
     ]
+    if spec.logit_soft_cap:
+        writer.ops.append(SoftCap(logits, spec.logit_soft_cap))
+    writer.ops.append(Sample(logits))
 
 
 def _norm(norm: NormSpec, x: int, out: int) -> Norm:

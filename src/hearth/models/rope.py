@@ -1,75 +1,97 @@
 """RoPE parameters of a config.json, in both spellings, to a `RopeSpec`.
 
-transformers 5 writes `rope_parameters {rope_type, rope_theta, partial_rotary_factor}`; before, the
-same stood as `rope_theta`, `partial_rotary_factor` and `rope_scaling {rope_type or type, …}`.
-Scaling kinds other than `default` are refused, never ignored.
+transformers 5 writes `rope_parameters {rope_type, rope_theta, partial_rotary_factor, …}`; before,
+the same stood as `rope_theta`, `partial_rotary_factor` and `rope_scaling {rope_type or type, …}`.
+The arithmetic of the scaling kinds is in `rope_scaling`; an unknown kind is refused, never ignored.
 """
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hearth.core.errors import ModelError
 from hearth.core.spec import RopePairing, RopeSpec
-from hearth.models.config_json import ConfigJson, shown
+from hearth.models.config_json import ConfigJson
+from hearth.models.rope_scaling import RopeBase, RopeContext, longest_context, scale
 
 DEFAULT_THETA = 10000.0
 _LARGEST_THETA = 1e15
 
 
-def read_rope(
-    config: ConfigJson, *, head_dim: int, pairing: RopePairing, partial_default: float
-) -> RopeSpec:
-    """The rotary embedding of a config. Raises ModelError for scaling that is not implemented."""
+@dataclass(frozen=True, slots=True)
+class RopeShape:
+    """What a family knows of its rotation beside the config.
+
+    `partial_default` None: always the whole head; transformers ignores partial_rotary_factor for
+    such a family, other engines apply it, so that it must be absent or 1. `aliases`: other names
+    of scaling kinds.
+    """
+
+    head_dim: int
+    pairing: RopePairing = RopePairing.HALF
+    partial_default: float | None = None
+    theta_default: float = DEFAULT_THETA
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRope:
+    """A rotation, and the longest context (tokens) that its scaling gives the model."""
+
+    spec: RopeSpec
+    longest_context: int
+
+
+def read_rope(config: ConfigJson, shape: RopeShape, context: RopeContext) -> ReadRope:
+    """The rotary embedding of a config with one for all layers. Raises ModelError."""
     # Where both are there, transformers lets rope_scaling win.
     section = config.section("rope_scaling") or config.section("rope_parameters")
-    _refuse_scaling(section)
-    theta_source = section if section is not None and section.has("rope_theta") else config
+    if section is not None:
+        nested = [key for key, value in section.values.items() if isinstance(value, dict)]
+        if nested:
+            raise ModelError(
+                f"{section.source} differs per layer type ({', '.join(nested)}); "
+                "permitted: one for all"
+            )
+    return read_section(config, section, shape, context)
+
+
+def read_section(
+    config: ConfigJson, section: ConfigJson | None, shape: RopeShape, context: RopeContext
+) -> ReadRope:
+    """The rotary embedding of one section; what it lacks stands at the top of the config."""
+    section = section or ConfigJson(config.source, {})
+    theta_source = section if section.has("rope_theta") else config
     theta = theta_source.number(
-        "rope_theta", above=0.0, maximum=_LARGEST_THETA, default=DEFAULT_THETA
+        "rope_theta", above=0.0, maximum=_LARGEST_THETA, default=shape.theta_default
     )
+    rotary_dim = _rotary_dim(config, section, shape)
+    base = RopeBase(section, config, theta, rotary_dim, context)
+    aliases = dict(shape.aliases)
+    scaled = scale(base, aliases)
+    spec = RopeSpec(
+        rotary_dim, shape.pairing, scaled.inv_freq, attention_scaling=scaled.attention_scaling
+    )
+    return ReadRope(spec, longest_context(base, aliases, context.own))
+
+
+def _rotary_dim(config: ConfigJson, section: ConfigJson, shape: RopeShape) -> int:
     key = "partial_rotary_factor"
-    factor_source = section if section is not None and section.has(key) else config
-    factor = factor_source.number(key, above=0.0, maximum=1.0, default=partial_default)
-    rotary_dim = int(head_dim * factor)
+    source = section if section.has(key) else config
+    default = 1.0 if shape.partial_default is None else shape.partial_default
+    factor = source.number(key, above=0.0, maximum=1.0, default=default)
+    rotary_dim = int(shape.head_dim * factor)
     if rotary_dim < 2 or rotary_dim % 2:
         raise ModelError(
-            f"{config.source}: head_dim {head_dim} × partial_rotary_factor {factor:g} gives "
+            f"{config.source}: head_dim {shape.head_dim} × partial_rotary_factor {factor:g} gives "
             f"{rotary_dim} rotary dimensions; permitted: an even number from 2",
             param=key,
         )
-    return RopeSpec(rotary_dim, pairing, inverse_frequencies(theta, rotary_dim))
-
-
-def inverse_frequencies(theta: float, rotary_dim: int) -> tuple[float, ...]:
-    """1 / theta^(2i / rotary_dim), rounded to float32 after each operation as transformers does.
-
-    `[rotary_dim / 2]` values that float32 represents exactly. (torch's vectorized power may
-    differ from these by one unit in the last place.)
-    """
-    return tuple(
-        _float32(1.0 / _float32(theta ** _float32(i / rotary_dim))) for i in range(0, rotary_dim, 2)
-    )
-
-
-def _refuse_scaling(section: ConfigJson | None) -> None:
-    if section is None:
-        return
-    nested = [key for key, value in section.values.items() if isinstance(value, dict)]
-    if nested:
+    if shape.partial_default is None and rotary_dim != shape.head_dim:
         raise ModelError(
-            f"{section.source} differs per layer type ({', '.join(nested)}); permitted: one for all"
-        )
-    key = "rope_type" if section.has("rope_type") else "type"
-    kind = section.text(key, default="default")
-    if kind != "default":
-        raise ModelError(
-            f"{section.source}: {key} is {shown(kind)}; permitted: default",
-            hint="RoPE scaling is not implemented yet; without it the model would answer wrongly",
+            f"{config.source}: partial_rotary_factor gives {rotary_dim} of {shape.head_dim} "
+            "rotary dimensions; permitted for this architecture: 1",
             param=key,
         )
-
-
-def _float32(value: float) -> float:
-    result: float = struct.unpack("<f", struct.pack("<f", value))[0]
-    return result
+    return rotary_dim

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hearth.core.errors import ConfigError, WeightsError
-from hearth.core.spec import WeightSlot
+from hearth.core.spec import DType, WeightSlot
 from hearth.kernels.packing import HostTensor, WeightSink
 from hearth.models.loader import LoadedSpec
 from hearth.models.safetensors_file import Checkpoint, TensorEntry, read_checkpoint
@@ -117,19 +118,32 @@ def _pack_task(
         for piece in plan.pieces:
             mapped = maps[piece.entry.path]
             _prefetch(mapped, piece.begin, piece.num_bytes)
-            sink.put(plan.slot, piece.slot_row, _host_tensor(piece, mapped))
+            sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
             _drop_pages(mapped, piece.begin, piece.num_bytes)
             counter.add(piece.num_bytes)
 
     return task
 
 
-def _host_tensor(piece: Piece, mapped: mmap.mmap) -> HostTensor:
-    """The rows of a piece, in place; a copy where the file does not align its elements."""
+def _host_tensor(slot: WeightSlot, piece: Piece, mapped: mmap.mmap) -> HostTensor:
+    """The rows of a piece, in place; a copy where the file does not align its elements.
+
+    A slot with an offset gets float32 rows with the offset added.
+    """
     data = np.frombuffer(mapped, np.uint8, piece.num_bytes, piece.begin)
     if piece.begin % piece.dtype.num_bytes:
         data = data.copy()
+    if slot.offset:
+        moved = _as_float32(data, piece.dtype) + np.float32(slot.offset)
+        return HostTensor(moved.view(np.uint8), DType.FLOAT32, piece.shape)
     return HostTensor(data, piece.dtype, piece.shape)
+
+
+def _as_float32(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
+    """The elements of raw bytes."""
+    if dtype is DType.BFLOAT16:
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return data.view(np.float32 if dtype is DType.FLOAT32 else np.float16).astype(np.float32)
 
 
 def _map_file(path: Path) -> mmap.mmap:

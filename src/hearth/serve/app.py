@@ -6,21 +6,36 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from hearth import __version__
 from hearth.serve.chat_service import ChatService
+from hearth.serve.completion_service import CompletionService
 from hearth.serve.engine_port import EnginePort
 from hearth.serve.http.chat import chat_router
+from hearth.serve.http.completion_schemas import (
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from hearth.serve.http.completions import completions_router
 from hearth.serve.http.docs import docs_router
 from hearth.serve.http.errors import install_error_handlers
 from hearth.serve.http.health import health_router
 from hearth.serve.http.models import models_router
 from hearth.serve.http.schemas import ChatCompletionRequest
+from hearth.serve.http.tokens import tokens_router
 from hearth.serve.model import ServedModel
 
 OPENAPI_URL = "/openapi.json"
 DEFAULT_MAX_BODY_BYTES = 32 << 20
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
 
 
 def create_app(
@@ -28,7 +43,10 @@ def create_app(
 ) -> FastAPI:
     """The application; it starts nothing and owns neither engine nor model."""
     app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
-    app.include_router(chat_router(ChatService(engine, model), max_body_bytes))
+    chat = ChatService(engine, model)
+    app.include_router(chat_router(chat, max_body_bytes))
+    app.include_router(completions_router(CompletionService(engine, model), max_body_bytes))
+    app.include_router(tokens_router(chat, max_body_bytes))
     app.include_router(models_router(model))
     app.include_router(health_router(engine, model.names[0]))
     app.include_router(docs_router(OPENAPI_URL))
@@ -49,7 +67,7 @@ def _document(app: FastAPI) -> None:
                 description="OpenAI-compatible chat on your own hardware.",
             )
             _, bodies = models_json_schema(
-                [(ChatCompletionRequest, "validation")],
+                [(schema, "validation") for schema in _BODIES],
                 ref_template="#/components/schemas/{model}",
             )
             document["components"]["schemas"].update(bodies["$defs"])

@@ -6,10 +6,12 @@ A seed is drawn here where none is given, so that an answer can be continued aft
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from hearth.core.config import Choice
 from hearth.core.request import SamplingParams
+from hearth.engine.text.tokenizer import Tokenizer
 from hearth.models.generation_config import GenerationDefaults
 
 MAX_SEED = 2**64 - 1
@@ -26,6 +28,12 @@ class SamplingChoices:
     top_k: int | None = None  # −1 and 0: all
     min_p: float | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int | None = None
+    num_logprobs: int = -1  # −1: none; k: of the k best tokens too
 
 
 def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> SamplingParams:
@@ -41,7 +49,29 @@ def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> Sa
         top_k=max(0, int(pick("top_k", asked.top_k))),
         min_p=pick("min_p", asked.min_p),
         seed=random.getrandbits(64) if asked.seed is None else asked.seed,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+        presence_penalty=asked.presence_penalty or 0.0,
+        repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
+        logit_bias=tuple(asked.logit_bias.items()),
+        min_tokens=asked.min_tokens or 0,
+        num_logprobs=asked.num_logprobs,
     )
+
+
+def bad_word_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    """The token sequences that spell the words: as they stand, and after a space (vLLM's rule).
+
+    The second form is taken where it has as many tokens as the first and begins with another one.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        plain = tuple(tokenizer.encode(word.lstrip()))
+        spaced = tuple(tokenizer.encode(" " + word.lstrip()))
+        if plain:
+            found[plain] = None
+        if spaced and plain and spaced[0] != plain[0] and len(spaced) == len(plain):
+            found[spaced] = None
+    return tuple(found)
 
 
 def sampling_choice(defaults: GenerationDefaults) -> Choice:

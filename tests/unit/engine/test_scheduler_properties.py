@@ -10,7 +10,7 @@ from tests.support.toy_executor import solo_tokens, toy_program
 
 from hearth.core.blocks import max_blocks_held
 from hearth.core.request import FinishReason, Request, SamplingParams
-from hearth.engine.scheduler import StepDecision
+from hearth.engine.decision import StepDecision
 
 # Prompts are cut from a few long texts, so that prefixes are shared, aligned to blocks or not.
 TEXTS = [[(i * i + 13 * t) % 97 for i in range(40)] for t in range(2)]

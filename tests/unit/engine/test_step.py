@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hearth.core.request import Request, SamplingParams
 from hearth.core.step import KvConfig, StepLimits
+from hearth.engine.decision import StepDecision
 from hearth.engine.kv.blocks import BlockTable
-from hearth.engine.scheduler import StepDecision
 from hearth.engine.sequence import Sequence
 from hearth.engine.step import StepBuilder
 

@@ -98,6 +98,7 @@ class Heads:
     num_kv_heads: int
     head_dim: int
     window: int = 0
+    soft_cap: float = 0.0
 
 
 def attention_program(vocab: int, heads: Heads) -> StepProgram:
@@ -109,7 +110,7 @@ def attention_program(vocab: int, heads: Heads) -> StepProgram:
     ops: tuple[Op, ...] = (
         Embed("table", 0),
         KvWrite(0, 0, 0, *shape),
-        Attend(0, 1, 0, 0, *shape, scale=scale, window=heads.window),
+        Attend(0, 1, 0, 0, *shape, scale=scale, window=heads.window, soft_cap=heads.soft_cap),
     )
     groups = (KvGroupSpec(1, heads.num_kv_heads, heads.head_dim, heads.window),)
     return StepProgram(buffers, ops, (slot("table", SlotKind.TABLE, vocab, width),), groups, vocab)
@@ -128,6 +129,8 @@ def causal_attention(qkv: NDArray[np.float32], heads: Heads) -> NDArray[np.float
     out = np.empty((num, heads.num_heads, dim))
     for h in range(heads.num_heads):
         scores = q[:, h] @ k[:, h // group].T * dim**-0.5
+        if heads.soft_cap:
+            scores = np.tanh(scores / heads.soft_cap) * heads.soft_cap
         scores[hidden] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[:, h // group]

@@ -105,6 +105,7 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_rows_go_with_it(isa: str) -
         Heads(6, 3, 5, window=33),
         Heads(2, 1, 128, window=100),
         Heads(4, 2, 24, window=1),
+        Heads(4, 2, 24, window=70, soft_cap=0.8),
     ],
     ids=str,
 )

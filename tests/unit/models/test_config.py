@@ -18,8 +18,9 @@ from hearth.core.errors import (
 )
 from hearth.core.spec import DType, RopePairing
 from hearth.models.dtype import resolve_dtype
+from hearth.models.families import FAMILIES
 from hearth.models.loader import load_model_spec
-from hearth.models.rope import inverse_frequencies
+from hearth.models.rope_scaling import inverse_frequencies
 
 
 def refused(directory: Path, base: dict[str, Any], **changes: Any) -> str:
@@ -72,7 +73,7 @@ def test_a_broken_config_is_refused(tmp_path: Path, content: bytes, message: str
 def test_a_config_without_architecture_lists_what_is_supported(tmp_path: Path, listed: Any) -> None:
     with pytest.raises(UnknownArchitectureError) as caught:
         load_model_spec(write_config(tmp_path, LLAMA, architectures=listed))
-    assert "supported: Glm4ForCausalLM, LlamaForCausalLM" in str(caught.value)
+    assert f"supported: {', '.join(sorted(FAMILIES))}" in str(caught.value)
 
 
 def test_an_unknown_architecture_lists_what_is_supported(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_an_unknown_architecture_lists_what_is_supported(tmp_path: Path) -> None
         load_model_spec(write_config(tmp_path, LLAMA, architectures=["BertModel"]))
     assert caught.value.message == (
         'config.json: architecture "BertModel" is not supported; '
-        "supported: Glm4ForCausalLM, LlamaForCausalLM"
+        f"supported: {', '.join(sorted(FAMILIES))}"
     )
 
 
@@ -158,7 +159,7 @@ def test_an_unknown_architecture_lists_what_is_supported(tmp_path: Path) -> None
             {"partial_rotary_factor": 0.5},
             (
                 "config.json: partial_rotary_factor gives 2 of 4 rotary dimensions; permitted for "
-                "Llama: 1"
+                "this architecture: 1"
             ),
         ),
     ],
@@ -182,16 +183,28 @@ def test_a_wrong_value_is_refused_with_what_is_permitted(
         ({"layer_types": ["sliding_attention"]}, "config.json: layer_types is"),
         ({"layer_types": 3}, "config.json: layer_types is 3"),
         (
-            {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
-            'config.json: rope_scaling: rope_type is "llama3"; permitted: default',
+            {"rope_scaling": {"rope_type": "proportional", "factor": 8}},
+            'config.json: rope_scaling: rope_type is "proportional"; permitted: default, linear',
         ),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2}},
-            'config.json: rope_scaling: type is "linear"; permitted: default',
+            {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1]}},
+            'config.json: rope_scaling: type is "mrope"; permitted: default, linear, dynamic, yarn',
         ),
         (
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2}},
-            'config.json: rope_parameters: rope_type is "yarn"; permitted: default',
+            {"rope_parameters": {"rope_type": "linear"}},
+            "config.json: rope_parameters: factor is missing",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8, "high_freq_factor": 4}},
+            "config.json: rope_scaling: low_freq_factor is missing",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}},
+            "config.json: rope_scaling: short_factor is [1]; permitted: a list of 2 numbers above",
+        ),
+        (
+            {"use_bidirectional_attention": True},
+            "config.json: use_bidirectional_attention is true; permitted: false, null",
         ),
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},

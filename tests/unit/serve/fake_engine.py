@@ -11,7 +11,7 @@ from tests.unit.text import builders, templates
 
 from hearth.core.errors import EngineDeadError
 from hearth.core.events import EngineStats
-from hearth.core.request import FinishReason, Request, TokenEvent
+from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from hearth.engine.text.chat_template import ChatTemplate
 from hearth.engine.text.tokenizer import Tokenizer, TokenizerConfig
 from hearth.models.generation_config import GenerationDefaults
@@ -108,12 +108,25 @@ class FakeEngine:
                 return
             await asyncio.sleep(0)
             group: Sequence[int] = tokens[start : start + self.group]
-            yield TokenEvent(request_id, tuple(group), num_cached_tokens=self.num_cached)
+            yield TokenEvent(
+                request_id,
+                tuple(group),
+                num_cached_tokens=self.num_cached,
+                logprobs=self._logprobs(request, group),
+            )
         self.running.discard(request_id)
         if is_cut:
             yield TokenEvent(request_id, finish_reason=FinishReason.LENGTH)
         else:
             yield TokenEvent(request_id, finish_reason=FinishReason.STOP, stop_token=EOS)
+
+    def _logprobs(self, request: Request, tokens: Sequence[int]) -> tuple[TokenLogprobs, ...]:
+        """−0.5 for the token, then −1, −2, … for ids from 1 on."""
+        count = request.sampling.num_logprobs
+        if count < 0:
+            return ()
+        top = tuple((i, -float(i)) for i in range(1, count + 1))
+        return tuple(TokenLogprobs(-0.5, top) for _ in tokens)
 
     def _failure(self, request_id: str) -> TokenEvent:
         self.running.discard(request_id)

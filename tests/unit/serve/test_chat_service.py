@@ -14,8 +14,9 @@ from hearth.core.errors import (
     OverloadedError,
     RequestError,
 )
-from hearth.serve.chat_service import ChatCall, ChatDelta, ChatService, RunningChat
+from hearth.serve.chat_service import ChatCall, ChatService
 from hearth.serve.model import ServedModel
+from hearth.serve.running_answer import Delta, RunningAnswer
 from hearth.serve.sampling import SamplingChoices
 
 HI: tuple[dict[str, Any], ...] = ({"role": "user", "content": "Hi"},)
@@ -26,7 +27,7 @@ def service(engine: FakeEngine, model: ServedModel) -> ChatService:
     return ChatService(engine, model)
 
 
-async def run(service: ChatService, **fields: Any) -> tuple[str, RunningChat, list[ChatDelta]]:
+async def run(service: ChatService, **fields: Any) -> tuple[str, RunningAnswer, list[Delta]]:
     chat = service.submit(await service.prepare(ChatCall(messages=HI, **fields)))
     deltas = [delta async for delta in chat.deltas()]
     return "".join(delta.text for delta in deltas), chat, deltas

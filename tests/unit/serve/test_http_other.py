@@ -75,6 +75,10 @@ async def test_the_openapi_document_is_complete(client: httpx.AsyncClient) -> No
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         "/v1/chat/completions",
+        "/v1/completions",
+        "/tokenize",
+        "/detokenize",
+        "/version",
         "/v1/models",
         "/v1/models/{name}",
         "/health",

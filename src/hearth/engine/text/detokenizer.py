@@ -26,7 +26,7 @@ from typing import Any, Protocol
 REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Marks the piece of a byte-fallback token; no UTF-8 text contains the byte 0xFF.
-_BYTE_MARK = b"\xff"
+BYTE_MARK = b"\xff"
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 PieceOf = Callable[[int], bytes | None]
@@ -64,7 +64,7 @@ class DecodeRules:
         if self.byte_level:
             return _byte_level_piece(token)
         if self.byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
-            return _BYTE_MARK + bytes([int(match[1], 16)])
+            return BYTE_MARK + bytes([int(match[1], 16)])
         for old, new in self.replacements:
             token = token.replace(old, new)
         return token.encode("utf-8", "replace")
@@ -109,7 +109,7 @@ class PieceDetokenizer:
         if piece is None:
             return ""
         is_first, self._is_first = self._is_first, False
-        if piece.startswith(_BYTE_MARK):
+        if piece.startswith(BYTE_MARK):
             return self._decoder.decode(piece[1:])
         text = piece.decode()
         if self._rules.metaspace:

@@ -8,6 +8,7 @@ a rendered chat prompt already holds them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import tokenizers
 
 from hearth.core.errors import TokenizerError
 from hearth.engine.text.detokenizer import (
+    BYTE_MARK,
     ByteDetokenizer,
     Detokenizer,
     PieceDetokenizer,
@@ -109,16 +111,21 @@ class Tokenizer:
                 hint="tokenizer.json and config.json belong to different models or versions",
             )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; special tokens written in it count as such, none are added."""
-        # encode_batch_fast releases the interpreter lock, encode does not (tokenizers 0.23).
-        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; special tokens written in it count as such.
 
-    async def encode_async(self, text: str) -> list[int]:
+        `add_special_tokens` adds those that the tokenizer's own files put around a text.
+        """
+        # encode_batch_fast releases the interpreter lock, encode does not (tokenizers 0.23).
+        batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(batch[0].ids)
+
+    async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Like `encode`; long texts are encoded off the event loop."""
         if len(text) <= THREAD_THRESHOLD_CHARS:
-            return self.encode(text)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode, text)
+            return self.encode(text, add_special_tokens=add_special_tokens)
+        work = functools.partial(self.encode, text, add_special_tokens=add_special_tokens)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def least_tokens(self, text: str) -> int:
         """`text` gives at least so many tokens; takes no time. 0 where no bound is known."""
@@ -133,6 +140,14 @@ class Tokenizer:
         """The `tokenizers` library's own decoding, special tokens left out."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=True))
 
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """The library's own decoding with special tokens as their texts."""
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's entry of an id, as the tokenizer's files write it."""
+        return self._backend.id_to_token(token_id)
+
     def detokenizer(self) -> Detokenizer:
         """A fresh incremental decoder for one answer; special tokens give no text."""
         if self._rules is None:
@@ -140,6 +155,21 @@ class Tokenizer:
         if self._rules.byte_level:
             return ByteDetokenizer(self._piece)
         return PieceDetokenizer(self._rules, self._piece)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for by itself, a special one for its own text.
+
+        May be a part of a character; empty for an id that the tokenizer does not know.
+        """
+        text = self._backend.id_to_token(token_id)
+        if text is None:
+            return b""
+        if self._rules is None or token_id in self._special_ids:
+            return text.encode("utf-8", "replace")
+        piece = self._rules.piece_of(text)
+        if self._rules.metaspace:
+            return piece.replace(self._rules.metaspace.encode(), b" ")
+        return piece[1:] if piece.startswith(BYTE_MARK) else piece
 
     def _piece(self, token_id: int) -> bytes | None:
         """Encoded piece of a token (see DecodeRules.piece_of); None: it gives no text."""

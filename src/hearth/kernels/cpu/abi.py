@@ -9,12 +9,13 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from hearth.core.program import BufferRows
-from hearth.core.spec import DType, RopePairing, SlotKind
+from hearth.core.spec import Activation, DType, RopePairing, SlotKind
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
+ACTIVATION_CODES = {Activation.SILU: 0, Activation.GELU_TANH: 1}
 PAIRING_CODES = {RopePairing.HALF: 0, RopePairing.INTERLEAVED: 1}
 WANT_HASHES = 1
 WANT_LOGITS = 2
@@ -31,7 +32,9 @@ WANT_LOGITS = 2
     OP_ADD,
     OP_SELECT,
     OP_SAMPLE,
-) = range(1, 12)
+    OP_HEAD_NORM,
+    OP_SOFT_CAP,
+) = range(1, 14)
 
 
 class CStructure(ctypes.Structure):
@@ -61,8 +64,10 @@ class COp(CStructure):
         ("pairing", c_int32),
         ("freq_offset", c_int32),
         ("sections", c_int32 * 3),
+        ("activation", c_int32),
         ("eps", c_float),
         ("scale", c_float),
+        ("soft_cap", c_float),
     )
 
 
@@ -133,6 +138,7 @@ class CPlan(CStructure):
         ("num_copies", c_int32),
         ("num_blocks", c_int32),
         ("flags", c_int32),
+        ("num_top", c_int32),
         ("tokens", c_void_p),
         ("positions", c_void_p),
         ("row_start", c_void_p),
@@ -150,6 +156,16 @@ class CPlan(CStructure):
         ("seed", c_void_p),
         ("position", c_void_p),
         ("choice", c_void_p),
+        ("num_logprobs", c_void_p),
+        ("repetition", c_void_p),
+        ("frequency", c_void_p),
+        ("presence", c_void_p),
+        ("count_start", c_void_p),
+        ("count_tokens", c_void_p),
+        ("counts", c_void_p),
+        ("bias_start", c_void_p),
+        ("bias_tokens", c_void_p),
+        ("biases", c_void_p),
     )
 
 
@@ -161,6 +177,8 @@ class CResult(CStructure):
         ("logprobs", c_void_p),
         ("hashes", c_void_p),
         ("logits", c_void_p),
+        ("top_tokens", c_void_p),
+        ("top_logprobs", c_void_p),
     )
 
 

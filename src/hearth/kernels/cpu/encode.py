@@ -12,6 +12,7 @@ from hearth.core.program import (
     Attend,
     Embed,
     Gate,
+    HeadNorm,
     KvWrite,
     Linear,
     Norm,
@@ -19,6 +20,7 @@ from hearth.core.program import (
     Rope,
     Sample,
     Select,
+    SoftCap,
     StepProgram,
 )
 from hearth.core.spec import RopeSpec, SlotKind
@@ -71,14 +73,17 @@ class _OpEncoder:
                     rotary_dim=op.rope.rotary_dim,
                     pairing=abi.PAIRING_CODES[op.rope.pairing],
                 )
-            case KvWrite() | Attend():
-                return self._attention(op)
+            case HeadNorm() | KvWrite() | Attend():
+                return self._head_norm(op) if isinstance(op, HeadNorm) else self._attention(op)
             case Gate():
-                return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out)
+                activation = abi.ACTIVATION_CODES[op.activation]
+                return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out, activation=activation)
             case Add():
                 return abi.COp(kind=abi.OP_ADD, x=op.x, y=op.y)
             case Select():
                 return abi.COp(kind=abi.OP_SELECT, x=op.x, out=op.out)
+            case SoftCap():
+                return abi.COp(kind=abi.OP_SOFT_CAP, x=op.x, soft_cap=op.cap)
             case Sample():
                 return abi.COp(kind=abi.OP_SAMPLE, x=op.logits)
 
@@ -87,6 +92,18 @@ class _OpEncoder:
             return self.weight_index[name]
         except KeyError:
             raise KernelError(f"the program names no weight slot {name!r}") from None
+
+    def _head_norm(self, op: HeadNorm) -> abi.COp:
+        return abi.COp(
+            kind=abi.OP_HEAD_NORM,
+            x=op.x,
+            weight=self._weight(op.q_weight),
+            bias=self._weight(op.k_weight),
+            heads=op.num_heads,
+            kv_heads=op.num_kv_heads,
+            head_dim=op.head_dim,
+            eps=op.eps,
+        )
 
     def _angles(self, op: Angles) -> abi.COp:
         sections = op.rope.sections or (len(op.rope.inv_freq), 0, 0)
@@ -121,6 +138,7 @@ class _OpEncoder:
             head_dim=op.head_dim,
             window=op.window if isinstance(op, Attend) else 0,
             scale=op.scale if isinstance(op, Attend) else 0.0,
+            soft_cap=op.soft_cap if isinstance(op, Attend) else 0.0,
         )
 
 

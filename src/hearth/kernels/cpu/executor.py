@@ -8,6 +8,7 @@ set alone, never on the batch, the budget, the cache or the number of threads.
 from __future__ import annotations
 
 import ctypes
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from hearth.core.errors import KernelError
 from hearth.core.program import StepProgram
 from hearth.core.spec import DType
-from hearth.core.step import ExecutorInfo, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.core.step import (
+    ExecutorInfo,
+    KvConfig,
+    LogitEdits,
+    StepLimits,
+    StepPlan,
+    StepResult,
+)
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
 from hearth.kernels.cpu.library import best_isa, check, load_library
@@ -29,6 +37,13 @@ def _pointer(
     if array.dtype != dtype or not array.flags.c_contiguous:
         raise KernelError(f"a plan array is {array.dtype}, not contiguous {dtype.__name__}")
     return int(array.ctypes.data)
+
+
+class _BestArrays(TypedDict):
+    """Fields of StepResult."""
+
+    top_tokens: NDArray[np.int32] | None
+    top_logprobs: NDArray[np.float32] | None
 
 
 class CpuExecutor:
@@ -92,6 +107,7 @@ class CpuExecutor:
             logits=np.empty((num_rows, self._program.vocab_size), np.float32)
             if plan.want_logits
             else None,
+            **self._best_arrays(num_rows, plan.sampling.num_top),
         )
         if plan is not self._last_plan:  # the same arrays again, with other numbers in them
             self._last_plan = None
@@ -134,6 +150,29 @@ class CpuExecutor:
         for name in ("top_k", "position", "choice"):
             setattr(c, name, _pointer(getattr(sampling, name), np.int32))
         c.seed = _pointer(sampling.seed, np.uint64)
+        c.num_top = sampling.num_top
+        wanted = sampling.num_logprobs
+        c.num_logprobs = None if wanted is None else _pointer(wanted, np.int32)
+        self._fill_edits(sampling.edits)
+
+    def _fill_edits(self, edits: LogitEdits | None) -> None:
+        for name in ("repetition", "frequency", "presence", "biases"):
+            pointer = None if edits is None else _pointer(getattr(edits, name), np.float32)
+            setattr(self._plan, name, pointer)
+        for name in ("count_start", "count_tokens", "counts", "bias_start", "bias_tokens"):
+            pointer = None if edits is None else _pointer(getattr(edits, name), np.int32)
+            setattr(self._plan, name, pointer)
+
+    @staticmethod
+    def _best_arrays(num_rows: int, num_top: int) -> _BestArrays:
+        """Places for the best tokens, where any row wants them."""
+        if num_top == 0:
+            return {"top_tokens": None, "top_logprobs": None}
+        shape = (num_rows, num_top)
+        return {
+            "top_tokens": np.full(shape, -1, np.int32),
+            "top_logprobs": np.zeros(shape, np.float32),
+        }
 
     def _fill_result(self, result: StepResult) -> None:
         c = self._result
@@ -141,6 +180,9 @@ class CpuExecutor:
         c.logprobs = result.logprobs.ctypes.data
         c.hashes = None if result.hashes is None else result.hashes.ctypes.data
         c.logits = None if result.logits is None else result.logits.ctypes.data
+        best, values = result.top_tokens, result.top_logprobs
+        c.top_tokens = None if best is None else best.ctypes.data
+        c.top_logprobs = None if values is None else values.ctypes.data
 
     def read_buffer(self, index: int, num_rows: int) -> NDArray[np.float32]:
         """Rows of a program buffer as the last step left them, [num_rows, width]; for tests."""

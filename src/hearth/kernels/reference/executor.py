@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
 from hearth.core.program import StepProgram
-from hearth.core.step import ExecutorInfo, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.core.step import (
+    ExecutorInfo,
+    KvConfig,
+    LogitEdits,
+    StepLimits,
+    StepPlan,
+    StepResult,
+)
 from hearth.kernels.reference.forward import forward
 from hearth.kernels.reference.kv import GroupTables, PagedKv, SequenceRows, StepTensors
 from hearth.kernels.reference.sampling import sample_rows
@@ -69,6 +76,8 @@ class ReferenceExecutor:
             logprobs=sampled.logprobs,
             hashes=hash_rows(logits) if plan.want_hashes else None,
             logits=logits if plan.want_logits else None,
+            top_tokens=sampled.top_tokens,
+            top_logprobs=sampled.top_logprobs,
         )
 
     def close(self) -> None:
@@ -141,8 +150,17 @@ def _check_plan(plan: StepPlan, program: StepProgram, kv: KvConfig, limits: Step
         raise KernelError("encoder rows are not implemented by the reference executor")
     if plan.row_start[0] != 0 or plan.row_start[-1] != num_tokens:
         raise KernelError(f"row_start covers up to {plan.row_start[-1]} of {num_tokens} tokens")
+    if plan.sampling.edits is not None:
+        _check_edits(plan.sampling.edits, program.vocab_size)
     for group in range(len(program.kv_groups)):
         _check_group(plan, group, kv)
+
+
+def _check_edits(edits: LogitEdits, vocab_size: int) -> None:
+    """Every token that a row counts or biases is in the vocabulary."""
+    for name, tokens in (("count_tokens", edits.count_tokens), ("bias_tokens", edits.bias_tokens)):
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+            raise KernelError(f"{name}: a token lies outside 0 to {vocab_size - 1}")
 
 
 def _check_group(plan: StepPlan, group: int, kv: KvConfig) -> None:

@@ -18,6 +18,7 @@ from hearth.core.program import (
     Attend,
     Embed,
     Gate,
+    HeadNorm,
     KvWrite,
     Linear,
     Norm,
@@ -25,9 +26,10 @@ from hearth.core.program import (
     Rope,
     Sample,
     Select,
+    SoftCap,
     StepProgram,
 )
-from hearth.core.spec import RopePairing, RopeSpec
+from hearth.core.spec import Activation, RopePairing, RopeSpec
 from hearth.kernels.reference.kv import KvPlace, KvStore, StepTensors
 
 
@@ -65,13 +67,22 @@ class _Pass:
         self.buffers[op.out] = _angles(op.rope, self.step.positions)
 
     def norm(self, op: Norm) -> None:
-        x = self.buffers[op.x]
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + op.eps)
-        self.buffers[op.out] = x * scale * self.weights[op.weight]
+        self.buffers[op.out] = _rms_norm(self.buffers[op.x], self.weights[op.weight], op.eps)
 
     def linear(self, op: Linear) -> None:
         bias = self.weights[op.bias] if op.bias is not None else None
         self.buffers[op.out] = functional.linear(self.buffers[op.x], self.weights[op.weight], bias)
+
+    def head_norm(self, op: HeadNorm) -> None:
+        x = self.buffers[op.x]
+        heads = x.reshape(x.shape[0], -1, op.head_dim)
+        first_value = op.num_heads + op.num_kv_heads
+        parts = (
+            _rms_norm(heads[:, : op.num_heads], self.weights[op.q_weight], op.eps),
+            _rms_norm(heads[:, op.num_heads : first_value], self.weights[op.k_weight], op.eps),
+            heads[:, first_value:],
+        )
+        self.buffers[op.x] = torch.cat(parts, dim=1).flatten(-2)
 
     def rope(self, op: Rope) -> None:
         x = self.buffers[op.x]
@@ -95,13 +106,16 @@ class _Pass:
 
     def gate(self, op: Gate) -> None:
         gate, up = self.buffers[op.x].chunk(2, dim=-1)
-        self.buffers[op.out] = functional.silu(gate) * up
+        self.buffers[op.out] = _ACTIVATIONS[op.activation](gate) * up
 
     def add(self, op: Add) -> None:
         self.buffers[op.x] = self.buffers[op.x] + self.buffers[op.y]
 
     def select(self, op: Select) -> None:
         self.buffers[op.out] = self.buffers[op.x][self.step.logit_rows]
+
+    def soft_cap(self, op: SoftCap) -> None:
+        self.buffers[op.x] = _soft_cap(self.buffers[op.x], op.cap)
 
 
 # The table is keyed by the operation's own type, which the value type cannot express.
@@ -110,13 +124,28 @@ _HANDLERS: dict[type[Op], Callable[[_Pass, Any], None]] = {
     Angles: _Pass.angles,
     Norm: _Pass.norm,
     Linear: _Pass.linear,
+    HeadNorm: _Pass.head_norm,
     Rope: _Pass.rope,
     KvWrite: _Pass.kv_write,
     Attend: _Pass.attend,
     Gate: _Pass.gate,
     Add: _Pass.add,
     Select: _Pass.select,
+    SoftCap: _Pass.soft_cap,
 }
+
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    Activation.SILU: functional.silu,
+    Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
+}
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def _soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    return torch.tanh(x / cap) * cap
 
 
 def _angles(rope: RopeSpec, positions: torch.Tensor) -> torch.Tensor:
@@ -153,6 +182,8 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     values = stored.values.repeat_interleave(repeats, dim=1)
     own = queries[rows.first_row : rows.last_row]
     scores = torch.einsum("nhd,lhd->hnl", own, keys) * op.scale
+    if op.soft_cap:
+        scores = _soft_cap(scores, op.soft_cap)
     row = rows.context + torch.arange(own.shape[0])[:, None]
     key = stored.first_index + torch.arange(keys.shape[0])[None, :]
     hidden = key > row

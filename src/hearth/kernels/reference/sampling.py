@@ -2,25 +2,32 @@
 
 For one row of raw logits:
 
+0. edits: biases are added (−∞ forbids a token); then every counted token is penalized: its logit
+   is divided by the repetition penalty where it is positive and multiplied where it is not
+   (Keskar et al., CTRL, 2019, as in transformers), and where it was generated, frequency penalty ·
+   times generated, then the presence penalty, are subtracted (OpenAI's definition). All float32;
+   the order is vLLM's. Where no logit is finite, the lowest id among the largest is taken;
 1. temperature 0: the largest logit, the lowest id among equals. Otherwise
-   weight_i = exp((logit_i − max) / temperature), float32;
+   weight_i = exp((logit_i − max) / temperature), float32, and 0 where the exponent is below −87;
 2. ranking: by logit descending, id ascending;
 3. top_k: the first k of the ranking (0: all);
 4. top_p: of those, the shortest prefix whose weights sum to ≥ top_p · (sum of those), at least one
    (1: all);
 5. min_p: of those, the tokens with weight ≥ min_p · largest weight (0: all);
-6. u = (first Philox word >> 8) · 2⁻²⁴, target = u · (sum of the kept weights); the kept tokens are
+6. u = (first Philox word >> 8 + ½) · 2⁻²⁴, target = u · (sum of the kept weights); the kept are
    walked in ranking order when a filter is on, in id order otherwise, and the first whose running
    sum exceeds the target is taken (the last one if rounding leaves none).
 
 The draw is Philox4x32-10 (Salmon et al., SC 2011) with key = (seed low, seed high 32 bits) and
 counter = (position, choice, draw, 0): a pure function, so that a resumed stream goes on where it
-stopped. logprob = logit − logsumexp(logits): temperature 1, no filter. Sums are float64 here.
+stopped. logprob = logit − logsumexp(logits): of the raw logits, before edits, temperature and
+filters, and so are the best tokens that a row asks for (vLLM's `raw_logprobs`, and what OpenAI's
+interface gives). Sums are float64 here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +35,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hearth.core.step import SamplingArrays
+    from hearth.core.step import LogitEdits, SamplingArrays
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint32(0x9E3779B9), np.uint32(0xBB67AE85))
@@ -39,10 +46,12 @@ _SHIFT = np.uint64(32)
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """One token a logits row and its log-probability, [R]."""
+    """One token a logits row and its log-probability, [R]; the best tokens, [R, num_top]."""
 
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
+    top_tokens: NDArray[np.int32] | None = None  # [R, num_top]
+    top_logprobs: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +102,35 @@ def sample_rows(logits: NDArray[np.float32], sampling: SamplingArrays) -> Sample
     tokens = np.zeros(num_rows, np.int32)
     logprobs = np.zeros(num_rows, np.float32)
     for r in range(num_rows):
-        tokens[r] = sample_row(logits[r], _row(sampling, r))
-        logprobs[r] = logprob(logits[r], int(tokens[r]))
-    return SampledRows(tokens, logprobs)
+        edited = logits[r] if sampling.edits is None else edited_row(logits[r], sampling.edits, r)
+        tokens[r] = sample_row(edited, _row(sampling, r))
+        wanted = 0 if sampling.num_logprobs is None else int(sampling.num_logprobs[r])
+        logprobs[r] = logprob(logits[r], int(tokens[r])) if wanted >= 0 else np.nan
+    if sampling.num_top == 0 or sampling.num_logprobs is None:
+        return SampledRows(tokens, logprobs)
+    return _with_best(SampledRows(tokens, logprobs), logits, sampling)
+
+
+def edited_row(logits: NDArray[np.float32], edits: LogitEdits, row: int) -> NDArray[np.float32]:
+    """A copy of the logits of `row`, [vocabulary], with its biases and penalties."""
+    edited = logits.copy()
+    biased = slice(*edits.bias_start[row : row + 2].tolist())
+    edited[edits.bias_tokens[biased]] += edits.biases[biased]
+    counted = slice(*edits.count_start[row : row + 2].tolist())
+    tokens, counts = edits.count_tokens[counted], edits.counts[counted]
+    values = edited[tokens]
+    penalty = edits.repetition[row]
+    values = np.where(values > 0, values / penalty, values * penalty)
+    generated = counts > 0
+    values[generated] -= edits.frequency[row] * counts[generated].astype(np.float32)
+    values[generated] -= edits.presence[row]
+    edited[tokens] = values
+    return edited
 
 
 def sample_row(logits: NDArray[np.float32], how: RowSampling) -> int:
     """The token id that one row of logits [vocabulary] gives."""
-    if how.temperature == 0.0:
+    if how.temperature == 0.0 or not np.isfinite(logits.max()):
         return int(np.argmax(logits))
     weights = token_weights(logits, how.temperature)
     kept = kept_tokens(logits, how) if how.has_filter else np.arange(logits.shape[0])
@@ -112,7 +142,8 @@ def sample_row(logits: NDArray[np.float32], how: RowSampling) -> int:
 
 def token_weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """exp((logit − max) / temperature) in float32, [vocabulary]; the largest is 1."""
-    result: NDArray[np.float32] = np.exp((logits - logits.max()) / np.float32(temperature))
+    exponents = (logits - logits.max()) / np.float32(temperature)
+    result: NDArray[np.float32] = np.where(exponents < -87, np.float32(0), np.exp(exponents))
     return result
 
 
@@ -132,10 +163,30 @@ def kept_tokens(logits: NDArray[np.float32], how: RowSampling) -> NDArray[np.int
     return kept
 
 
+def best_tokens(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """The first `count` of the ranking, or all."""
+    ranking: NDArray[np.int32] = np.argsort(-logits, kind="stable")[:count].astype(np.int32)
+    return ranking
+
+
 def logprob(logits: NDArray[np.float32], token: int) -> float:
     """Natural logarithm of a token's probability at temperature 1."""
     shifted = (logits - logits.max()).astype(np.float64)
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
+
+
+def _with_best(
+    rows: SampledRows, logits: NDArray[np.float32], sampling: SamplingArrays
+) -> SampledRows:
+    """Adds the best tokens of the rows that want them."""
+    assert sampling.num_logprobs is not None
+    shape = (logits.shape[0], sampling.num_top)
+    tokens, logprobs = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    for r, wanted in enumerate(sampling.num_logprobs.tolist()):
+        best = best_tokens(logits[r], max(0, wanted))
+        tokens[r, : len(best)] = best
+        logprobs[r, : len(best)] = [logprob(logits[r], token) for token in best.tolist()]
+    return replace(rows, top_tokens=tokens, top_logprobs=logprobs)
 
 
 def _row(sampling: SamplingArrays, r: int) -> RowSampling:

@@ -1,12 +1,14 @@
 """Family files: which architecture is mapped by which module. Modules load when first asked for.
 
-A family module has one public function `build_spec(config, dtype) -> ModelSpec`, pure data.
+A family module has `build_spec(config, dtype, served) -> ModelSpec`, pure data, and `READS`: the
+keys of `models/features` that it reads itself.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from hearth.core.errors import UnknownArchitectureError
 from hearth.models.config_json import shown
@@ -16,15 +18,33 @@ if TYPE_CHECKING:
     from hearth.models.config_json import ConfigJson
 
 FAMILIES: dict[str, str] = {
+    "Gemma2ForCausalLM": "hearth.models.families.gemma",
+    "Gemma3ForCausalLM": "hearth.models.families.gemma",
     "LlamaForCausalLM": "hearth.models.families.llama",
+    "MistralForCausalLM": "hearth.models.families.mistral",
+    "Phi3ForCausalLM": "hearth.models.families.phi3",
+    "Qwen2ForCausalLM": "hearth.models.families.qwen",
+    "Qwen3ForCausalLM": "hearth.models.families.qwen",
     "Glm4ForCausalLM": "hearth.models.families.glm4",
 }
 
 
 class BuildSpec(Protocol):
-    """Maps a config to a spec whose linear and table slots are kept in `dtype`."""
+    """Maps a config to a spec whose linear and table slots are kept in `dtype`.
 
-    def __call__(self, config: ConfigJson, dtype: DType) -> ModelSpec: ...
+    `served`: the longest sequence in tokens that will be served, which some kinds of RoPE scaling
+    depend on; None: the longest that the model supports.
+    """
+
+    def __call__(self, config: ConfigJson, dtype: DType, served: int | None) -> ModelSpec: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a family module offers."""
+
+    build_spec: BuildSpec
+    reads: frozenset[str]
 
 
 def architecture_of(config: ConfigJson) -> str:
@@ -46,7 +66,7 @@ def architecture_of(config: ConfigJson) -> str:
     return listed[0]
 
 
-def family_of(architecture: str) -> BuildSpec:
-    """The mapping function of a known architecture."""
+def family_of(architecture: str) -> Family:
+    """The family of a known architecture."""
     module = importlib.import_module(FAMILIES[architecture])
-    return cast(BuildSpec, module.build_spec)
+    return Family(module.build_spec, module.READS)

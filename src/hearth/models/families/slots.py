@@ -29,19 +29,26 @@ class SlotTable:
         """A table that is only gathered from."""
         return self._append(name, SlotKind.TABLE, cols, (source,))
 
-    def vector(self, name: str, *sources: Rows) -> str:
-        """Norm weights or a bias; always float32."""
-        return self._append(name, SlotKind.VECTOR, 1, sources)
+    def vector(self, name: str, *sources: Rows, offset: float = 0.0) -> str:
+        """Norm weights or a bias; always float32; `offset` is added to every element."""
+        return self._append(name, SlotKind.VECTOR, 1, sources, offset)
 
     def bias(self, matrix: str, *sources: Rows) -> str:
         """The bias of the slot `matrix`."""
         return self.vector(f"{matrix}.bias", *sources)
 
-    def _append(self, name: str, kind: SlotKind, cols: int, sources: tuple[Rows, ...]) -> str:
+    def _append(
+        self,
+        name: str,
+        kind: SlotKind,
+        cols: int,
+        sources: tuple[Rows, ...],
+        offset: float = 0.0,
+    ) -> str:
         dtype = DType.FLOAT32 if kind is SlotKind.VECTOR else self.dtype
         rows = sum(count for _, count in sources)
         listed = tuple(WeightSource(tensor, count) for tensor, count in sources)
-        self.slots.append(WeightSlot(name, kind, rows, cols, listed, QuantSpec(dtype)))
+        self.slots.append(WeightSlot(name, kind, rows, cols, listed, QuantSpec(dtype), offset))
         return name
 
 

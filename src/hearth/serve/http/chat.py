@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from hearth.core.errors import HearthError
-from hearth.serve.chat_service import ChatJob, ChatService, RunningChat, Usage
+from hearth.core.request import TokenLogprobs
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.serve.chat_service import ChatService
+from hearth.serve.http.answers import Answer, body_documentation, usage_body
 from hearth.serve.http.body import read_body
 from hearth.serve.http.chat_fields import call_of, notices_of
 from hearth.serve.http.errors import error_detail
+from hearth.serve.http.logprobs import logprobs_body
 from hearth.serve.http.schemas import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionRequest,
+    ChoiceLogprobs,
     ErrorBody,
     NoticeBody,
-    PromptTokensDetails,
-    UsageBody,
 )
 from hearth.serve.http.sse import (
     CLIENT_CLOSED_REQUEST,
@@ -34,49 +37,47 @@ from hearth.serve.http.sse import (
     receive_of,
     until_gone,
 )
-from hearth.serve.notices import Notice, log_notices
+from hearth.serve.notices import log_notices
+from hearth.serve.running_answer import Delta, RunningAnswer
 
-# The body is read by `read_body`, so that its errors are ours; the documentation is told here.
-BODY_DOCUMENTATION = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": f"#/components/schemas/{ChatCompletionRequest.__name__}"},
-                "example": {"messages": [{"role": "user", "content": "What is hearth?"}]},
-            }
-        },
-    }
-}
+EXAMPLE = {"messages": [{"role": "user", "content": "What is hearth?"}]}
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What every part of one answer repeats."""
+@dataclass(slots=True)
+class _Gathered:
+    """What has come of a choice."""
 
-    job: ChatJob
-    created: int
-    notices: Sequence[Notice]
-    shows_usage: bool
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    finish_reason: str | None = None
 
-    def chunk(self, choices: list[dict[str, Any]], **fields: object) -> bytes:
-        """One event of a streamed answer."""
-        usage: dict[str, object] = {"usage": None} if self.shows_usage else {}
-        return event_bytes(
-            {
-                "id": self.job.request.request_id,
-                "object": "chat.completion.chunk",
-                "created": self.created,
-                "model": self.job.model_name,
-                "choices": choices,
-                **usage,
-                **fields,
-            }
+    def add(self, delta: Delta) -> None:
+        """Takes the next delta in."""
+        self.pieces.append(delta.text)
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ChatAnswer(Answer):
+    """Of a chat: with log-probabilities where the request asks."""
+
+    tokenizer: Tokenizer
+    wants_logprobs: bool
+
+    def logprobs(self, places: Sequence[tuple[int, TokenLogprobs]]) -> dict[str, Any]:
+        """What a choice or a chunk tells of these tokens."""
+        return logprobs_body(self.tokenizer, places)
+
+    def whole_choice(self, index: int, gathered: _Gathered) -> ChatChoice:
+        """A choice of an answer that is not streamed."""
+        logprobs = self.logprobs(gathered.logprobs) if self.wants_logprobs else None
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content="".join(gathered.pieces)),
+            logprobs=ChoiceLogprobs.model_validate(logprobs) if logprobs else None,
+            finish_reason="length" if gathered.finish_reason == "length" else "stop",
         )
-
-    def warnings(self) -> list[dict[str, str]]:
-        """The notices as the response shows them."""
-        return [notice.body() for notice in self.notices]
 
 
 def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
@@ -88,7 +89,7 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         summary="Answer a conversation",
         response_model=ChatCompletion,
         responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}, 503: {"model": ErrorBody}},
-        openapi_extra=BODY_DOCUMENTATION,
+        openapi_extra=body_documentation(ChatCompletionRequest, EXAMPLE),
     )
     async def create(request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest, max_body_bytes)
@@ -96,7 +97,16 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         job = await service.prepare(call_of(body))
         log_notices(job.request.request_id, notices)
         shows_usage = bool(body.stream_options and body.stream_options.include_usage)
-        answer = _Answer(job, int(time.time()), notices, shows_usage)
+        answer = _ChatAnswer(
+            request_id=job.request.request_id,
+            kind="chat.completion.chunk",
+            created=int(time.time()),
+            model=job.model_name,
+            notices=notices,
+            shows_usage=shows_usage,
+            tokenizer=service.model.text.tokenizer,
+            wants_logprobs=job.request.sampling.num_logprobs >= 0,
+        )
         chat = service.submit(job)
         if body.stream:
             return EventStream(_stream(answer, chat), chat.close)
@@ -110,61 +120,53 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
     return router
 
 
-async def _complete(answer: _Answer, chat: RunningChat) -> Response:
+async def _complete(answer: _ChatAnswer, chat: RunningAnswer) -> Response:
     """The whole answer at once."""
-    pieces: list[str] = []
-    reason: str | None = None
+    choices = [_Gathered() for _ in range(chat.job.n)]
     async for delta in chat.deltas():
-        pieces.append(delta.text)
-        reason = delta.finish_reason or reason
+        choices[delta.index].add(delta)
     completion = ChatCompletion(
-        id=answer.job.request.request_id,
+        id=answer.request_id,
         created=answer.created,
-        model=answer.job.model_name,
-        choices=[
-            ChatChoice(
-                message=AssistantMessage(content="".join(pieces)),
-                finish_reason="length" if reason == "length" else "stop",
-            )
-        ],
-        usage=_usage_body(chat.usage),
+        model=answer.model,
+        choices=[answer.whole_choice(index, choice) for index, choice in enumerate(choices)],
+        usage=usage_body(chat.usage),
         warnings=[NoticeBody(**notice) for notice in answer.warnings()] or None,
     )
     exclude = None if completion.warnings else {"warnings"}
     return JSONResponse(completion.model_dump(exclude=exclude))
 
 
-async def _stream(answer: _Answer, chat: RunningChat) -> AsyncGenerator[bytes, None]:
-    """Role, text, finish reason, usage where asked, [DONE]; an error takes the rest's place.
+async def _stream(answer: _ChatAnswer, chat: RunningAnswer) -> AsyncGenerator[bytes, None]:
+    """Role, text, finish reason of every choice, usage where asked, [DONE]; an error ends it.
 
     The role comes with the first text, so that the first chunk marks the first token's time.
     """
     first: dict[str, object] = {"warnings": answer.warnings()} if answer.notices else {}
-    has_begun = False
+    begun: set[int] = set()
     try:
         async for delta in chat.deltas():
-            if not has_begun:
-                has_begun = True
-                yield answer.chunk([_choice({"role": "assistant", "content": ""})], **first)
-            if delta.text:
-                yield answer.chunk([_choice({"content": delta.text})])
+            index = delta.index
+            if index not in begun:
+                begun.add(index)
+                yield answer.chunk([_choice(index, {"role": "assistant", "content": ""})], **first)
+                first = {}
+            if delta.text or delta.logprobs:
+                logprobs = answer.logprobs(delta.logprobs) if delta.logprobs else None
+                yield answer.chunk([_choice(index, {"content": delta.text}, logprobs)])
             if delta.finish_reason is not None:
-                yield answer.chunk([_choice({}, delta.finish_reason)])
+                yield answer.chunk([_choice(index, {}, None, delta.finish_reason)])
         if answer.shows_usage:
-            yield answer.chunk([], usage=_usage_body(chat.usage).model_dump())
+            yield answer.chunk([], usage=usage_body(chat.usage).model_dump())
     except HearthError as error:
         yield event_bytes(ErrorBody(error=error_detail(error)).model_dump())
     yield DONE
 
 
-def _choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _usage_body(usage: Usage) -> UsageBody:
-    return UsageBody(
-        prompt_tokens=usage.num_prompt_tokens,
-        completion_tokens=usage.num_completion_tokens,
-        total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.num_cached_tokens),
-    )
+def _choice(
+    index: int,
+    delta: dict[str, str],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -7,27 +7,23 @@ shape (refused), those that come later (a notice), and those that nobody knows (
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json
 
 from hearth.core.errors import RequestError
 from hearth.serve.chat_service import ChatCall
-from hearth.serve.http.schemas import ChatCompletionRequest, ChatMessage, ContentPart
+from hearth.serve.http.schemas import AnswerFields, ChatCompletionRequest, ChatMessage, ContentPart
 from hearth.serve.notices import IGNORED_FIELD, OVERRIDDEN_FIELD, UNKNOWN_FIELD, Notice
 from hearth.serve.sampling import SamplingChoices
 
 # Fields that are not applied yet, with the values that ask for nothing.
 _LATER: Mapping[str, tuple[object, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "prompt_logprobs": (None,),
-    "logit_bias": (None, {}),
     "tools": (None, []),
     "tool_choice": (None, "none"),
     "parallel_tool_calls": (None, True, False),  # says nothing without tools
@@ -39,12 +35,9 @@ _LATER: Mapping[str, tuple[object, ...]] = {
     "guided_regex": (None,),
     "guided_choice": (None,),
     "guided_grammar": (None,),
-    "min_tokens": (None, 0),
-    "include_stop_str_in_output": (None, False),
     "skip_special_tokens": (None, True),
     "spaces_between_special_tokens": (None, True, False),
     "truncate_prompt_tokens": (None,),
-    "bad_words": (None, []),
     "add_generation_prompt": (None, True),
     "continue_final_message": (None, False),
     "echo": (None, False),
@@ -58,6 +51,9 @@ _LATER: Mapping[str, tuple[object, ...]] = {
 # Names come from the client: so many are named one by one, in so many characters.
 MAX_UNKNOWN_FIELDS = 20
 MAX_NAME_CHARS = 64
+MAX_ID_DIGITS = 10
+
+_APPLIED_TO_CHATS = frozenset({"logprobs", "top_logprobs"})
 
 # Fields about accounting elsewhere; an answer is the same with and without them.
 _WITHOUT_EFFECT = frozenset(
@@ -77,42 +73,69 @@ _MEDIA_PARTS = {
 
 def call_of(body: ChatCompletionRequest) -> ChatCall:
     """The call that the body asks for. Raises RequestError for what cannot be answered."""
-    _refuse_other_shapes(body)
-    stop = body.stop
+    _refuse_other_chats(body)
     max_tokens = body.max_completion_tokens
     return ChatCall(
-        messages=tuple(_message_of(index, m) for index, m in enumerate(body.messages)),
+        messages=messages_of(body.messages),
         model=body.model,
-        sampling=SamplingChoices(
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            min_p=body.min_p,
-            seed=body.seed,
-        ),
+        sampling=sampling_of(body, num_logprobs=(body.top_logprobs or 0) if body.logprobs else -1),
         max_tokens=body.max_tokens if max_tokens is None else max_tokens,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        n=body.n or 1,
+        stop=stops_of(body),
+        include_stop=bool(body.include_stop_str_in_output),
+        bad_words=tuple(body.bad_words or ()),
         stop_token_ids=frozenset(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
+        priority=body.priority or 0,
         template_variables=body.chat_template_kwargs or {},
     )
 
 
+def messages_of(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
+    """The messages as the chat template gets them. Raises RequestError."""
+    return tuple(_message_of(index, message) for index, message in enumerate(messages))
+
+
+def sampling_of(body: AnswerFields, num_logprobs: int = -1) -> SamplingChoices:
+    """What the body says about sampling."""
+    return SamplingChoices(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=body.seed,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=_biases_of(body.logit_bias or {}),
+        min_tokens=body.min_tokens,
+        num_logprobs=num_logprobs,
+    )
+
+
+def _biases_of(biases: Mapping[str, float]) -> dict[int, float]:
+    """Token id → bias. Raises RequestError for a key that is no token id."""
+    found: dict[int, float] = {}
+    for key, bias in biases.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= MAX_ID_DIGITS):
+            raise RequestError(
+                f"logit_bias: {_shown_name(key)} is not a token id (permitted: an object of token "
+                "ids and numbers from -100 to 100)",
+                param="logit_bias",
+            )
+        found[int(key)] = bias
+    return found
+
+
+def stops_of(body: AnswerFields) -> tuple[str, ...]:
+    """The stop strings, one or several."""
+    stop = body.stop
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
 def notices_of(body: ChatCompletionRequest) -> list[Notice]:
-    """What the body asks for and does not get, in the order of its fields."""
-    notices: list[Notice] = []
-    unknown: list[str] = []
-    extra = body.model_extra or {}
-    for name in [*type(body).model_fields, *extra]:
-        value = extra.get(name) if name in extra else getattr(body, name)
-        if name in _LATER:
-            if value not in _LATER[name]:
-                notices.append(_ignored(name, value))
-        elif name in extra and name not in _WITHOUT_EFFECT and not _is_shape(name):
-            unknown.append(name)
-    options = body.stream_options.model_extra if body.stream_options else None
-    unknown.extend(f"stream_options.{name}" for name in options or ())
-    notices.extend(_unknown(unknown))
+    """What the body asks for and does not get."""
+    notices = field_notices(body, _APPLIED_TO_CHATS)
     limits = (body.max_tokens, body.max_completion_tokens)
     if None not in limits and limits[0] != limits[1]:
         notices.append(
@@ -123,6 +146,25 @@ def notices_of(body: ChatCompletionRequest) -> list[Notice]:
             )
         )
     return notices
+
+
+def field_notices(body: AnswerFields, applied: Collection[str] = ()) -> list[Notice]:
+    """Fields that are not applied, in the body's order; `applied` are those that this one knows."""
+    notices: list[Notice] = []
+    unknown: list[str] = []
+    extra = body.model_extra or {}
+    for name in [*type(body).model_fields, *extra]:
+        if name in applied:
+            continue
+        value = extra.get(name) if name in extra else getattr(body, name)
+        if name in _LATER:
+            if value not in _LATER[name]:
+                notices.append(_ignored(name, value))
+        elif name in extra and name not in _WITHOUT_EFFECT and not _is_shape(name):
+            unknown.append(name)
+    options = body.stream_options.model_extra if body.stream_options else None
+    unknown.extend(f"stream_options.{name}" for name in options or ())
+    return [*notices, *_unknown(unknown)]
 
 
 def _ignored(name: str, value: object) -> Notice:
@@ -152,16 +194,34 @@ def _is_shape(name: str) -> bool:
     return name in ("modalities", "audio", "best_of", "use_beam_search")
 
 
-def _refuse_other_shapes(body: ChatCompletionRequest) -> None:
+def refuse_other_shapes(body: AnswerFields) -> None:
     """Raises RequestError for fields whose answer would have another shape."""
     extra = body.model_extra or {}
-    choice = body.tool_choice
-    if (body.n or 1) > 1 or (extra.get("best_of") or 1) != 1 or extra.get("use_beam_search"):
-        name = "n" if (body.n or 1) > 1 else "best_of" if extra.get("best_of") else "beam search"
+    if (extra.get("best_of") or 1) not in (1, body.n or 1) or extra.get("use_beam_search"):
+        name = "use_beam_search" if extra.get("use_beam_search") else "best_of"
         raise RequestError(
-            f"{name}: several answers to one request are not supported yet (permitted: n = 1)",
-            hint="send the request several times, with another seed each",
-            param="n",
+            f"{name}: choosing among more answers than are sent is not supported",
+            hint="leave it out; n gives several answers",
+            param=name,
+        )
+    if body.stream_options is not None and not body.stream:
+        raise RequestError(
+            "stream_options is permitted only with stream: true",
+            hint="set stream to true, or leave stream_options out",
+            param="stream_options",
+        )
+
+
+def _refuse_other_chats(body: ChatCompletionRequest) -> None:
+    """Raises RequestError for chats that need more than text."""
+    refuse_other_shapes(body)
+    extra = body.model_extra or {}
+    choice = body.tool_choice
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError(
+            "top_logprobs is permitted only with logprobs: true",
+            hint="set logprobs to true, or leave top_logprobs out",
+            param="top_logprobs",
         )
     if extra.get("audio") or extra.get("modalities") not in (None, [], ["text"]):
         raise RequestError(
@@ -173,12 +233,6 @@ def _refuse_other_shapes(body: ChatCompletionRequest) -> None:
             f"tool_choice {json.dumps(choice)} demands a tool call, which is not supported yet "
             '(permitted: "none", "auto")',
             param="tool_choice",
-        )
-    if body.stream_options is not None and not body.stream:
-        raise RequestError(
-            "stream_options is permitted only with stream: true",
-            hint="set stream to true, or leave stream_options out",
-            param="stream_options",
         )
 
 

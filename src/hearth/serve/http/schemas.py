@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from hearth.engine.admission import MAX_LOGPROBS
 from hearth.serve.sampling import MAX_SEED
 
 MAX_STOP_STRINGS = 16
@@ -21,17 +22,19 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_MESSAGES = 10_000
 MAX_PARTS = 1000
 MAX_BIASES = 1024
+MAX_BAD_WORDS = 128
+MAX_CHOICES = 128
 # A tag of a union is part of an error's path; this prefix lets `errors` take it out again.
 TAG_PREFIX = "~"
 
 
-class _Open(BaseModel):
+class Open(BaseModel):
     """Strict types; unknown fields are kept, to be named in a warning."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class ContentPart(_Open):
+class ContentPart(Open):
     """One part of a content list."""
 
     type: str = Field(description='"text"')
@@ -62,7 +65,7 @@ Content = Annotated[
 _Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
-class ChatMessage(_Open):
+class ChatMessage(Open):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
@@ -74,7 +77,7 @@ class ChatMessage(_Open):
     tool_call_id: str | None = Field(default=None, description="a string")
 
 
-class StreamOptions(_Open):
+class StreamOptions(Open):
     """Options of a streamed answer."""
 
     include_usage: bool | None = Field(default=None, description="true or false")
@@ -102,29 +105,26 @@ Stop = Annotated[
 ]
 
 
-def _few_biases(value: object) -> object:
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+
+def few_biases(value: object) -> object:
     """A mapping cannot be left at its first wrong entry, so a large one is not looked at."""
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         raise ValueError(f"Input should have at most {MAX_BIASES} entries, not {len(value)}")
     return value
 
 
-class ChatCompletionRequest(_Open):
-    """Body of POST /v1/chat/completions."""
+LogitBias = Annotated[dict[str, _Bias], BeforeValidator(few_biases)]
 
-    messages: list[ChatMessage] = Field(
-        min_length=1,
-        max_length=MAX_MESSAGES,
-        fail_fast=True,
-        description=f"a list of one or more messages, {MAX_MESSAGES} at most",
-    )
+
+class AnswerFields(Open):
+    """The fields that chats and completions have in common."""
+
     model: str | None = Field(default=None, description="the name of a served model")
     stream: bool | None = Field(default=None, description="true or false")
     stream_options: StreamOptions | None = Field(default=None, description="an object")
     max_tokens: int | None = Field(default=None, ge=1, description="an integer, 1 or more")
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, description="an integer, 1 or more"
-    )
     temperature: float | None = Field(
         default=None, ge=0, le=2, allow_inf_nan=False, description="a number from 0 to 2"
     )
@@ -152,23 +152,54 @@ class ChatCompletionRequest(_Open):
         description=f"a list of up to {MAX_STOP_TOKEN_IDS} token ids, 0 or more each",
     )
     ignore_eos: bool | None = Field(default=None, description="true or false")
+    priority: int | None = Field(
+        default=None, ge=-(2**31), lt=2**31, description="an integer; lower goes first"
+    )
+    n: int | None = Field(
+        default=None, ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}"
+    )
+    frequency_penalty: float | None = Field(
+        default=None, ge=-2, le=2, allow_inf_nan=False, description="a number from -2 to 2"
+    )
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, allow_inf_nan=False, description="a number from -2 to 2"
+    )
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=100, allow_inf_nan=False, description="a number above 0, up to 100"
+    )
+    logit_bias: LogitBias | None = Field(
+        default=None,
+        description=f"an object of up to {MAX_BIASES} token ids and numbers from -100 to 100",
+    )
+    min_tokens: int | None = Field(default=None, ge=0, description="an integer, 0 or more")
+    bad_words: list[_StopString] | None = Field(
+        default=None,
+        max_length=MAX_BAD_WORDS,
+        fail_fast=True,
+        description=f"a list of up to {MAX_BAD_WORDS} strings, each of 1 to {MAX_STOP_CHARS} "
+        "characters",
+    )
+    include_stop_str_in_output: bool | None = Field(default=None, description="true or false")
+
+
+class ChatCompletionRequest(AnswerFields):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        fail_fast=True,
+        description=f"a list of one or more messages, {MAX_MESSAGES} at most",
+    )
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, description="an integer, 1 or more"
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="an object with variables of the chat template"
     )
-    n: int | None = Field(default=None, ge=1, description="1")
-    frequency_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="a number from -2 to 2 (not applied yet)"
-    )
-    presence_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="a number from -2 to 2 (not applied yet)"
-    )
-    logprobs: bool | None = Field(default=None, description="true or false (not applied yet)")
+    logprobs: bool | None = Field(default=None, description="true or false")
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="an integer from 0 to 20 (not applied yet)"
-    )
-    logit_bias: Annotated[dict[str, float], BeforeValidator(_few_biases)] | None = Field(
-        default=None,
-        description=f"an object of up to {MAX_BIASES} token ids and numbers (not applied yet)",
+        default=None, ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}"
     )
     tools: _Objects | None = Field(default=None, description="a list of objects (not applied yet)")
     tool_choice: Any = Field(default=None, description='"none" or "auto" (not applied yet)')
@@ -264,12 +295,33 @@ class AssistantMessage(BaseModel):
     content: str
 
 
+class TopLogprob(BaseModel):
+    """A token that might have stood at a place, and its natural log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """The token that stands there, and the most likely ones, best first."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens, before penalties, biases and temperature."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(BaseModel):
     """One answer and why it ended."""
 
     index: int = 0
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: Literal["stop", "length"]
 
 

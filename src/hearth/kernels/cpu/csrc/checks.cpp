@@ -89,6 +89,13 @@ void Model::check_op(const hearth_op& op) const {
       if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, w.rows);
       break;
     }
+    case HEARTH_OP_HEAD_NORM:
+      require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 &&
+                  buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,
+              "head norm does not fit");
+      weight(op.weight, HEARTH_VECTOR, op.head_dim);
+      weight(op.bias, HEARTH_VECTOR, op.head_dim);
+      break;
     case HEARTH_OP_ROPE:
       require(op.heads * op.head_dim <= buffer(op.x).width && op.rotary_dim <= op.head_dim &&
                   buffer(op.y).width == op.rotary_dim,
@@ -104,12 +111,14 @@ void Model::check_op(const hearth_op& op) const {
                   buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,
               "attention does not fit its KV group");
       if (op.kind == HEARTH_OP_ATTEND)
-        require(buffer(op.out).width == op.heads * op.head_dim,
+        require(buffer(op.out).width == op.heads * op.head_dim && op.soft_cap >= 0.0f,
                 "attention has another width than its output");
       break;
     }
     case HEARTH_OP_GATE:
       require(buffer(op.x).width == 2 * buffer(op.out).width, "gate needs twice its width");
+      require(op.activation == HEARTH_ACT_SILU || op.activation == HEARTH_ACT_GELU_TANH,
+              "gate has an unknown activation");
       break;
     case HEARTH_OP_ADD:
       require(buffer(op.x).stride == buffer(op.y).stride, "add of different widths");
@@ -118,6 +127,10 @@ void Model::check_op(const hearth_op& op) const {
       require(buffer(op.x).stride == buffer(op.out).stride &&
                   buffer(op.out).rows_kind == HEARTH_ROWS_LOGITS,
               "select does not fit");
+      break;
+    case HEARTH_OP_SOFT_CAP:
+      buffer(op.x);
+      require(op.soft_cap > 0.0f, "a soft cap must be positive");
       break;
     case HEARTH_OP_SAMPLE:
       require(
@@ -178,6 +191,25 @@ void Model::check_blocks(const hearth_plan& p) const {
     check_range("copies", p.copies + 3 * i, 1, 0, static_cast<int64_t>(groups_.size()));
     check_range("copies", p.copies + 3 * i + 1, 2, 0, groups_[p.copies[3 * i]].shape.blocks);
   }
+}
+
+// What a row lists of `tokens`: no more than the vocabulary has, and only what it has.
+void Model::check_sampling(const hearth_plan& p, const hearth_result& result) const {
+  if (p.num_top < 0 ||
+      (p.num_top > 0 && !(p.num_logprobs && result.top_tokens && result.top_logprobs)))
+    fail(HEARTH_E_PLAN, "num_top without num_logprobs or a place for the best tokens");
+  if (p.num_logprobs)
+    check_range("num_logprobs", p.num_logprobs, p.num_logit_rows, -1, p.num_top + 1);
+  if (!p.repetition) return;
+  auto check_ragged = [&](const char* name, const int32_t* start, const int32_t* tokens) {
+    check_offsets(name, start, p.num_logit_rows, 0, INT32_MAX);
+    for (int r = 0; r < p.num_logit_rows; r++)
+      if (start[r + 1] - start[r] > limits_.vocab_size)
+        fail(HEARTH_E_PLAN, at(name, r + 1, start[r + 1]) + ": more than the vocabulary");
+    check_range(name, tokens, start[p.num_logit_rows], 0, limits_.vocab_size);
+  };
+  check_ragged("count_tokens", p.count_start, p.count_tokens);
+  check_ragged("bias_tokens", p.bias_start, p.bias_tokens);
 }
 
 }  // namespace hearth

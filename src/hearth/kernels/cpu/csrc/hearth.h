@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 1
+#define HEARTH_ABI_VERSION 2
 
 enum {
   HEARTH_OK = 0,
@@ -30,6 +30,7 @@ enum { HEARTH_F32 = 0, HEARTH_BF16 = 1, HEARTH_F16 = 2 };
 enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
 enum { HEARTH_ROWS_TOKENS = 0, HEARTH_ROWS_LOGITS = 1 };
 enum { HEARTH_PAIR_HALF = 0, HEARTH_PAIR_INTERLEAVED = 1 };
+enum { HEARTH_ACT_SILU = 0, HEARTH_ACT_GELU_TANH = 1 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
 
 enum {
@@ -44,18 +45,22 @@ enum {
   HEARTH_OP_ADD,
   HEARTH_OP_SELECT,
   HEARTH_OP_SAMPLE,
+  HEARTH_OP_HEAD_NORM,
+  HEARTH_OP_SOFT_CAP,
 };
 
 // One operation. x, y, out number buffers; weight and bias number weights, −1: none.
 typedef struct hearth_op {
   int32_t kind;
   int32_t x, y, out;
-  int32_t weight, bias;
+  int32_t weight, bias;  // HEAD_NORM: weight of the query heads, of the key heads
   int32_t group, layer;
   int32_t heads, kv_heads, head_dim, window;
   int32_t rotary_dim, pairing, freq_offset;  // freq_offset: into hearth_model_desc.inv_freq
   int32_t sections[3];                       // frequencies that follow positions row 0, 1, 2
+  int32_t activation;                        // HEARTH_ACT_*
   float eps, scale;
+  float soft_cap;  // ATTEND: 0 is none
 } hearth_op;
 
 typedef struct hearth_buffer {
@@ -92,6 +97,7 @@ typedef struct hearth_model_desc {
 // The arrays of core/step.py; shapes there. T tokens, S sequences, R logits rows, G groups.
 typedef struct hearth_plan {
   int32_t num_tokens, num_sequences, num_logit_rows, num_copies, num_blocks, flags;
+  int32_t num_top;  // K; most best tokens that a row wants
   const int32_t* tokens;
   const int32_t* positions;
   const int32_t* row_start;
@@ -109,14 +115,28 @@ typedef struct hearth_plan {
   const uint64_t* seed;
   const int32_t* position;
   const int32_t* choice;
+  const int32_t* num_logprobs;  // [R]; −1 none, 0 the token's own, k ≤ K of the k best too; or null
+  // LogitEdits; all null where no row has any. Offsets of row r: start[r] … start[r+1]−1.
+  const float* repetition;  // [R]
+  const float* frequency;
+  const float* presence;
+  const int32_t* count_start;  // [R+1]
+  const int32_t* count_tokens;
+  const int32_t* counts;
+  const int32_t* bias_start;  // [R+1]
+  const int32_t* bias_tokens;
+  const float* biases;
 } hearth_plan;
 
-// Written by hearth_run; hashes and logits only when the plan's flags ask for them.
+// Written by hearth_run; hashes and logits only when the plan's flags ask for them, the best tokens
+// when num_top > 0: row r has num_logprobs[r] of them.
 typedef struct hearth_result {
-  int32_t* tokens;   // [R]
-  float* logprobs;   // [R]
-  uint64_t* hashes;  // [R] or null
-  float* logits;     // [R, vocab_size] or null
+  int32_t* tokens;      // [R]
+  float* logprobs;      // [R]; NaN where num_logprobs is −1
+  uint64_t* hashes;     // [R] or null
+  float* logits;        // [R, vocab_size] or null
+  int32_t* top_tokens;  // [R, K] or null
+  float* top_logprobs;  // [R, K] or null
 } hearth_result;
 
 typedef struct hearth_model hearth_model;

@@ -4,7 +4,7 @@
 #include "kernels_impl.h"
 
 namespace hearth {
-const Kernels kKernelsAvx512 = {"avx512", linear, norm,    gate,   attend,
-                                kv_write, add,    maximum, exp_sum};
+const Kernels kKernelsAvx512 = {"avx512", linear, norm,     head_norm, gate,   attend,
+                                kv_write, add,    soft_cap, maximum,   exp_sum};
 }  // namespace hearth
 #endif

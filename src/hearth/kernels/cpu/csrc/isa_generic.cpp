@@ -3,6 +3,6 @@
 #include "kernels_impl.h"
 
 namespace hearth {
-const Kernels kKernelsGeneric = {"generic", linear, norm,    gate,   attend,
-                                 kv_write,  add,    maximum, exp_sum};
+const Kernels kKernelsGeneric = {"generic", linear, norm,     head_norm, gate,   attend,
+                                 kv_write,  add,    soft_cap, maximum,   exp_sum};
 }  // namespace hearth

@@ -36,6 +36,13 @@ struct NormArgs {
   int rows;
 };
 
+struct HeadNormArgs {
+  float* x;             // [heads, head_dim] of one row, normalized in place
+  const float* weight;  // [head_dim], readable to a multiple of 64
+  int heads, head_dim;
+  float eps;
+};
+
 struct GateArgs {
   const float* x;
   int64_t ldx;
@@ -43,6 +50,7 @@ struct GateArgs {
   int64_t ldo;
   int64_t width;
   int rows;
+  bool gelu;  // the tanh form of GELU; otherwise SiLU
 };
 
 struct AttendArgs {
@@ -52,6 +60,7 @@ struct AttendArgs {
   int64_t position;  // absolute index of the row; it sees keys first_key … position
   int64_t first_key;
   float scale;
+  float soft_cap;  // 0: none
   bool bf16;
   const int32_t* blocks;  // ids; blocks[0] holds the keys from first_block · block_size on
   int64_t first_block;
@@ -83,10 +92,13 @@ struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
   void (*norm)(const NormArgs&);
+  void (*head_norm)(const HeadNormArgs&);
   void (*gate)(const GateArgs&);
   void (*attend)(const AttendArgs&);
   void (*kv_write)(const KvWriteArgs&);
   void (*add)(float* x, const float* y, int64_t count);
+  // x = cap · tanh(x / cap); count is a multiple of 16.
+  void (*soft_cap)(float* x, float cap, int64_t count);
   // Largest value; count > 0.
   float (*maximum)(const float* x, int64_t count);
   // sum over i of exp((x[i] − maximum) · inv_temperature); `out` takes the terms when not null.

@@ -82,6 +82,7 @@ void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int lo
       }
       unroll<kVecsPerGroup>([&](auto v) HEARTH_LAMBDA {
         Vec scaled = vmul(acc[v.value], vset(a.scale));
+        if (a.soft_cap > 0.0f) scaled = capped(scaled, a.soft_cap);
         scaled =
             vkeep(scaled, vset(kMinusInfinity), begin - v.value * kLanes, end - v.value * kLanes);
         vstore(s.scores + h * kTile + g * kKeyGroup + v.value * kLanes, scaled);

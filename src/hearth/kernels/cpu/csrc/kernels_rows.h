@@ -1,4 +1,4 @@
-// Row operations: norm, gate, add, and the reductions over the vocabulary.
+// Row operations: norms, gate, add, soft cap, and the reductions over the vocabulary.
 // Included by kernels_impl.h only.
 #pragma once
 
@@ -22,6 +22,48 @@ void norm(const NormArgs& a) {
   }
 }
 
+// The first `lanes` of p, the others 0; a head's last elements have neighbours that are not its
+// own.
+HEARTH_INLINE Vec load_lanes(const float* p, int64_t lanes) {
+  if (lanes >= kLanes) return vload(p);
+  float part[kLanes] = {};
+  memcpy(part, p, sizeof(float) * static_cast<size_t>(lanes));
+  return vload(part);
+}
+HEARTH_INLINE void store_lanes(float* p, Vec v, int64_t lanes) {
+  if (lanes >= kLanes) return vstore(p, v);
+  float part[kLanes];
+  vstore(part, v);
+  memcpy(p, part, sizeof(float) * static_cast<size_t>(lanes));
+}
+
+void head_norm(const HeadNormArgs& a) {
+  for (int head = 0; head < a.heads; head++) {
+    float* x = a.x + static_cast<int64_t>(head) * a.head_dim;
+    Vec sum = vzero();
+    for (int64_t k = 0; k < a.head_dim; k += kLanes) {
+      Vec v = load_lanes(x + k, a.head_dim - k);
+      sum = vfma(v, v, sum);
+    }
+    float mean = lane_sum(sum) / static_cast<float>(a.head_dim);
+    Vec inverse = vset(1.0f / __builtin_sqrtf(mean + a.eps));
+    for (int64_t k = 0; k < a.head_dim; k += kLanes) {
+      Vec scaled = vmul(load_lanes(x + k, a.head_dim - k), inverse);
+      store_lanes(x + k, vmul(vload(a.weight + k), scaled), a.head_dim - k);
+    }
+  }
+}
+
+// x · sigmoid(z): SiLU with z = x, the tanh form of GELU with z = √(8/π) (x + 0.044715 x³).
+HEARTH_INLINE Vec activate(Vec x, bool gelu) {
+  Vec z = x;
+  if (gelu) {
+    Vec cubic = vfma(vmul(vmul(x, x), x), vset(0.044715f), x);
+    z = vmul(cubic, vset(1.5957691216057308f));
+  }
+  return vdiv(x, vadd(vset(1.0f), vexp(vsub(vzero(), z))));
+}
+
 void gate(const GateArgs& a) {
   for (int row = 0; row < a.rows; row++) {
     const float* x = a.x + row * a.ldx;
@@ -29,15 +71,18 @@ void gate(const GateArgs& a) {
     for (int64_t k = 0; k < a.width; k += kLanes) {
       Vec g = vload(x + k),
           up = vload(x + a.width + k);  // reads past the row's end stay in its pad
-      Vec silu = vdiv(g, vadd(vset(1.0f), vexp(vsub(vzero(), g))));
       int lanes = static_cast<int>(a.width - k);
-      vstore(out + k, vkeep(vmul(silu, up), vzero(), 0, lanes));
+      vstore(out + k, vkeep(vmul(activate(g, a.gelu), up), vzero(), 0, lanes));
     }
   }
 }
 
 void add(float* x, const float* y, int64_t count) {
   for (int64_t k = 0; k < count; k += kLanes) vstore(x + k, vadd(vload(x + k), vload(y + k)));
+}
+
+void soft_cap(float* x, float cap, int64_t count) {
+  for (int64_t k = 0; k < count; k += kLanes) vstore(x + k, capped(vload(x + k), cap));
 }
 
 float maximum(const float* x, int64_t count) {

@@ -122,11 +122,7 @@ void Model::create_scratch() {
   auto threads = static_cast<size_t>(limits_.num_threads);
   attend_scratch_ = std::make_unique<Arena>(static_cast<size_t>(attend_scratch_floats_) * threads *
                                             sizeof(float));
-  sample_scratch_.resize(threads);
-  for (auto& scratch : sample_scratch_) {
-    scratch.weights.resize(static_cast<size_t>(round_up(limits_.vocab_size, kRowPad)));
-    scratch.candidates.resize(static_cast<size_t>(limits_.vocab_size));
-  }
+  for (size_t i = 0; i < threads; i++) sample_scratch_.emplace_back(limits_.vocab_size);
   row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
   previous_tokens_.resize(static_cast<size_t>(limits_.max_logit_rows));
 }
@@ -166,6 +162,7 @@ void Model::run(int first, int last, const hearth_plan& plan, const hearth_resul
   if (first < 0 || first > last || last > static_cast<int>(ops_.size()))
     fail(HEARTH_E_ARGUMENT, "no such range of operations");
   check_plan(plan);
+  check_sampling(plan, result);
   if (first == 0) copy_blocks(plan);
   prepare(first, last, plan, result);
   team_->run({run_tile, this, stage_tiles_.data(), static_cast<int>(stages_.size())});

@@ -63,6 +63,7 @@ class Model {
   void check_op(const hearth_op& op) const;
   void check_plan(const hearth_plan& plan) const;
   void check_blocks(const hearth_plan& plan) const;
+  void check_sampling(const hearth_plan& plan, const hearth_result& result) const;
   void copy_blocks(const hearth_plan& plan);
   void prepare(int first, int last, const hearth_plan& plan, const hearth_result& result);
   void keep_results(const hearth_plan& plan, const hearth_result& result);
@@ -79,12 +80,14 @@ class Model {
   void angles(const hearth_op& op, int row);
   void norm(const hearth_op& op, int tile);
   void linear(const hearth_op& op, int tile);
+  void head_norm(const hearth_op& op, int row);
   void rope(const hearth_op& op, int row);
   void kv_write(const hearth_op& op, int row);
   void attend(const hearth_op& op, int tile, int thread);
   void gate(const hearth_op& op, int tile);
   void add(const hearth_op& op, int tile);
   void select(const hearth_op& op, int row);
+  void soft_cap(const hearth_op& op, int tile);
   void sample(const hearth_op& op, int row, int thread);
 
   std::vector<hearth_op> ops_;

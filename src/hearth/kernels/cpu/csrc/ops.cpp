@@ -37,7 +37,9 @@ int Model::rows_of(const Buffer& buffer) const {
 }
 
 int Model::row_tiles(const hearth_op& op, int rows_a_tile) const {
-  int buffer = op.kind == HEARTH_OP_ADD || op.kind == HEARTH_OP_ROPE ? op.x : op.out;
+  bool in_place = op.kind == HEARTH_OP_ADD || op.kind == HEARTH_OP_ROPE ||
+                  op.kind == HEARTH_OP_HEAD_NORM || op.kind == HEARTH_OP_SOFT_CAP;
+  int buffer = in_place ? op.x : op.out;
   return (rows_of(buffers_[buffer]) + rows_a_tile - 1) / rows_a_tile;
 }
 
@@ -55,6 +57,7 @@ int Model::tiles_of(const hearth_op& op) const {
     case HEARTH_OP_NORM:
     case HEARTH_OP_GATE:
     case HEARTH_OP_ADD:
+    case HEARTH_OP_SOFT_CAP:
       return row_tiles(op, kSimpleTileRows);
     default:
       return row_tiles(op, 1);
@@ -77,6 +80,8 @@ void Model::run_op(const hearth_op& op, int tile, int thread) {
       return norm(op, tile);
     case HEARTH_OP_LINEAR:
       return linear(op, tile);
+    case HEARTH_OP_HEAD_NORM:
+      return head_norm(op, tile);
     case HEARTH_OP_ROPE:
       return rope(op, tile);
     case HEARTH_OP_KV_WRITE:
@@ -89,6 +94,8 @@ void Model::run_op(const hearth_op& op, int tile, int thread) {
       return add(op, tile);
     case HEARTH_OP_SELECT:
       return select(op, tile);
+    case HEARTH_OP_SOFT_CAP:
+      return soft_cap(op, tile);
     case HEARTH_OP_SAMPLE:
       return sample(op, tile, thread);
   }
@@ -156,6 +163,14 @@ void Model::linear(const hearth_op& op, int tile) {
   kernels_.linear(args);
 }
 
+void Model::head_norm(const hearth_op& op, int index) {
+  float* q = row(op.x, index);
+  auto weight = [&](int32_t i) { return static_cast<const float*>(weights_[i].data); };
+  kernels_.head_norm({q, weight(op.weight), op.heads, op.head_dim, op.eps});
+  kernels_.head_norm(
+      {q + op.heads * op.head_dim, weight(op.bias), op.kv_heads, op.head_dim, op.eps});
+}
+
 void Model::rope(const hearth_op& op, int index) {
   const float* cosine = row(op.y, index);
   int half = op.rotary_dim / 2;
@@ -196,6 +211,7 @@ void Model::attend(const hearth_op& op, int tile, int thread) {
       static_cast<int64_t>(plan_->context[sequence]) + index - plan_->row_start[sequence];
   args.first_key = op.window > 0 ? std::max<int64_t>(0, args.position + 1 - op.window) : 0;
   args.scale = op.scale;
+  args.soft_cap = op.soft_cap;
   args.bf16 = limits_.kv_dtype == HEARTH_BF16;
   args.blocks = plan_->blocks + plan_->block_start[of_group];
   args.first_block = plan_->first_block[op.group * plan_->num_sequences + sequence];
@@ -212,7 +228,8 @@ void Model::attend(const hearth_op& op, int tile, int thread) {
 void Model::gate(const hearth_op& op, int tile) {
   const Buffer &x = buffers_[op.x], &out = buffers_[op.out];
   int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(out) - first);
-  kernels_.gate({row(op.x, first), x.stride, row(op.out, first), out.stride, out.width, rows});
+  kernels_.gate({row(op.x, first), x.stride, row(op.out, first), out.stride, out.width, rows,
+                 op.activation == HEARTH_ACT_GELU_TANH});
 }
 
 void Model::add(const hearth_op& op, int tile) {
@@ -226,12 +243,34 @@ void Model::select(const hearth_op& op, int index) {
               static_cast<size_t>(buffers_[op.x].stride) * sizeof(float));
 }
 
+void Model::soft_cap(const hearth_op& op, int tile) {
+  const Buffer& x = buffers_[op.x];
+  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(x) - first);
+  kernels_.soft_cap(row(op.x, first), op.soft_cap, rows * x.stride);
+}
+
+// The edits of a row; false where it has none.
+static bool row_edits(const hearth_plan& p, int index, RowEdits& out) {
+  int32_t count = p.count_start[index], bias = p.bias_start[index];
+  out = {p.repetition[index],    p.frequency[index], p.presence[index],
+         p.count_tokens + count, p.counts + count,   p.count_start[index + 1] - count,
+         p.bias_tokens + bias,   p.biases + bias,    p.bias_start[index + 1] - bias};
+  return out.num_counts > 0 || out.num_biases > 0;
+}
+
 void Model::sample(const hearth_op& op, int index, int thread) {
-  const float* logits = row(op.x, index);
-  SamplingRow params{plan_->temperature[index], plan_->top_p[index], plan_->min_p[index],
-                     plan_->top_k[index],       plan_->seed[index],  plan_->position[index],
-                     plan_->choice[index]};
-  Sampled sampled = sample_row(kernels_, logits, limits_.vocab_size, params,
+  const hearth_plan& p = *plan_;
+  float* logits = row(op.x, index);
+  RowEdits edits{};
+  bool has_edits = p.repetition && row_edits(p, index, edits);
+  SamplingRow params{
+      p.temperature[index], p.top_p[index],    p.min_p[index],  p.top_k[index],
+      p.seed[index],        p.position[index], p.choice[index], has_edits ? &edits : nullptr};
+  int64_t best = static_cast<int64_t>(index) * p.num_top;
+  LogprobsWanted wanted{p.num_logprobs ? p.num_logprobs[index] : 0,
+                        result_->top_tokens ? result_->top_tokens + best : nullptr,
+                        result_->top_logprobs ? result_->top_logprobs + best : nullptr};
+  Sampled sampled = sample_row(kernels_, logits, limits_.vocab_size, params, wanted,
                                sample_scratch_[static_cast<size_t>(thread)]);
   result_->tokens[index] = sampled.token;
   result_->logprobs[index] = sampled.logprob;

@@ -1,0 +1,74 @@
+"""AsyncClient: many requests at a time, for load generation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from hearth.client.sse import EventSplitter
+from hearth.client.wire import Target, refusal, transport_error
+from hearth.core.errors import RemoteError
+
+
+class AsyncClient:
+    """Belongs to one event loop; as many connections as there are requests."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._http = httpx.AsyncClient(
+            base_url=target.root,
+            headers=target.headers,
+            timeout=httpx.Timeout(target.timeout_s),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def get(self, path: str) -> Any:
+        """The JSON body of a GET. Raises RemoteError."""
+        return await self._whole("GET", path, None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON body of a POST's answer. Raises RemoteError."""
+        return await self._whole("POST", path, body)
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[list[bytes], None]:
+        """Event payloads as they arrive: one list for each piece of bytes that completed any.
+
+        Raises RemoteError.
+        """
+        splitter = EventSplitter()
+        try:
+            async with self._http.stream("POST", path, json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise refusal(response.status_code, await response.aread())
+                async for chunk in response.aiter_raw():
+                    if payloads := splitter.feed(chunk):
+                        yield payloads
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_error(self.target, error) from error
+
+    async def _whole(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        try:
+            response = await self._http.request(method, path, json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_error(self.target, error) from error
+        if not response.is_success:
+            raise refusal(response.status_code, response.content)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise RemoteError(f"{self.target.root}{path} answers something but JSON") from error

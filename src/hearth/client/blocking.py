@@ -1,0 +1,73 @@
+"""BlockingClient: one request at a time, for a person at a terminal.
+
+A KeyboardInterrupt in the middle of an answer leaves the context of its stream, which closes the
+connection; the server then stops working on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from hearth.client.sse import DONE, EventSplitter
+from hearth.client.wire import Piece, Target, parse_event, refusal, transport_error
+from hearth.core.errors import RemoteError
+
+
+class BlockingClient:
+    """A connection to one server."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._http = httpx.Client(
+            base_url=target.root,
+            headers=target.headers,
+            timeout=httpx.Timeout(target.timeout_s, connect=5.0),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def model_names(self, timeout_s: float | None = None) -> list[str]:
+        """The served names. Raises RemoteError."""
+        wait = self.target.timeout_s if timeout_s is None else timeout_s
+        try:
+            response = self._http.get("/v1/models", timeout=wait)
+            if not response.is_success:
+                raise refusal(response.status_code, response.content)
+            return [str(card["id"]) for card in response.json()["data"]]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_error(self.target, error) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise RemoteError(f"{self.target.root} does not list its models") from error
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
+        """The answer's pieces as they come; close the generator to end the answer early.
+
+        Raises RemoteError, also where the answer was cut off.
+        """
+        splitter = EventSplitter()
+        try:
+            with self._http.stream("POST", path, json={**body, "stream": True}) as response:
+                if not response.is_success:
+                    raise refusal(response.status_code, response.read())
+                for chunk in response.iter_raw():
+                    for payload in splitter.feed(chunk):
+                        if payload == DONE:
+                            return
+                        yield parse_event(payload)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_error(self.target, error) from error
+        raise RemoteError("the answer was cut off: its stream ended too early")

@@ -1,0 +1,64 @@
+"""What the endpoints that generate answers share: events, usage, and their documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from hearth.serve.http.schemas import PromptTokensDetails, UsageBody
+from hearth.serve.http.sse import event_bytes
+from hearth.serve.notices import Notice
+from hearth.serve.running_answer import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What every part of one answer repeats; `kind` is the `object` of its events."""
+
+    request_id: str
+    kind: str
+    created: int
+    model: str
+    notices: Sequence[Notice]
+    shows_usage: bool
+
+    def chunk(self, choices: list[dict[str, Any]], **fields: object) -> bytes:
+        """One event of a streamed answer."""
+        usage: dict[str, object] = {"usage": None} if self.shows_usage else {}
+        return event_bytes(
+            {
+                "id": self.request_id,
+                "object": self.kind,
+                "created": self.created,
+                "model": self.model,
+                "choices": choices,
+                **usage,
+                **fields,
+            }
+        )
+
+    def warnings(self) -> list[dict[str, str]]:
+        """The notices as the response shows them."""
+        return [notice.body() for notice in self.notices]
+
+
+def usage_body(usage: Usage) -> UsageBody:
+    """Usage in OpenAI's form."""
+    return UsageBody(
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_completion_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.num_cached_tokens),
+    )
+
+
+def body_documentation(schema: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """Documents a body that `read_body` reads, so that its errors are ours."""
+    content = {
+        "schema": {"$ref": f"#/components/schemas/{schema.__name__}"},
+        "example": dict(example),
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}

@@ -1,0 +1,138 @@
+"""The way of every generated answer: from tokens to a submitted request.
+
+Checks everything that needs the model: context, vocabulary, names. Knows nothing of HTTP, nor of
+where a prompt comes from: `chat_service` and `completion_service` make the prompts. What comes back
+is `running_answer`'s.
+
+    prompt ─ check against the context ─▶ Job ─ submit ─▶ RunningAnswer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hearth.core.errors import ContextOverflowError, RequestError
+from hearth.core.request import Request, SamplingParams
+from hearth.core.units import format_count
+from hearth.serve.engine_port import EnginePort
+from hearth.serve.model import ServedModel
+from hearth.serve.running_answer import Job, RunningAnswer
+from hearth.serve.sampling import SamplingChoices, bad_word_tokens, resolve_sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What every request for an answer may say, checked for types and ranges."""
+
+    model: str | None = None
+    sampling: SamplingChoices = field(default_factory=SamplingChoices)
+    max_tokens: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    bad_words: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    priority: int = 0  # lower goes first
+
+
+class Pipeline:
+    """Checks and submits requests to one engine; the services for prompts build on it.
+
+    `prompt_param` is the field that holds the prompt, for messages.
+    """
+
+    prompt_param = "prompt"
+
+    def __init__(self, engine: EnginePort, model: ServedModel) -> None:
+        self.engine = engine
+        self.model = model
+
+    def submit(self, job: Job) -> RunningAnswer:
+        """Starts the job; the caller must close what it gets.
+
+        Raises OverloadedError or EngineDeadError.
+        """
+        return RunningAnswer(self.engine, self.model, job)
+
+    def job(self, call: Call, prompt: Sequence[int], request_id: str) -> Job:
+        """A job for tokens. Raises RequestError and its kinds."""
+        model_name = self.model.resolve_name(call.model)
+        self.check_token_ids("stop_token_ids", call.stop_token_ids)
+        self.check_token_ids("logit_bias", call.sampling.logit_bias)
+        stops = call.stop_token_ids | (frozenset() if call.ignore_eos else self._eos)
+        request = Request(
+            request_id=request_id,
+            prompt=tuple(prompt),
+            max_tokens=self._max_tokens(len(prompt), call.max_tokens),
+            sampling=self._sampling(call),
+            stop_token_ids=stops,
+            priority=call.priority,
+        )
+        self._check_min_tokens(request)
+        return Job(request, model_name, call.stop, call.include_stop, call.n)
+
+    @property
+    def _eos(self) -> frozenset[int]:
+        return self.model.stop_token_ids
+
+    def check_length(self, text: str) -> None:
+        """Refuses what cannot fit, however it is encoded. Raises ContextOverflowError."""
+        least = self.model.text.tokenizer.least_tokens(text)
+        limit = self.model.max_model_len
+        if least >= limit:
+            raise ContextOverflowError(
+                f"the prompt has {format_count(len(text))} characters, which are "
+                f"{format_count(least)} tokens or more, but the context (max_model_len) is "
+                f"{format_count(limit)} tokens",
+                hint=f"shorten the {self.prompt_param}",
+                param=self.prompt_param,
+            )
+
+    def check_token_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        """Raises RequestError for an id that the model does not have."""
+        size = self.model.vocab_size
+        outside = next((i for i in token_ids if not 0 <= i < size), None)
+        if outside is not None:
+            raise RequestError(
+                f"{param}: {outside} is outside the vocabulary (permitted: 0 to {size - 1})",
+                param=param,
+            )
+
+    def _max_tokens(self, num_prompt: int, asked: int | None) -> int:
+        """The answer's bound, resolved against the context. Raises ContextOverflowError."""
+        limit = self.model.max_model_len
+        room = limit - num_prompt
+        if room < 1 or (asked is not None and asked > room):
+            wanted = "" if asked is None else f" + max_tokens {format_count(asked)}"
+            hint = (
+                f"shorten the {self.prompt_param} by {format_count(1 - room)} tokens or more"
+                if room < 1
+                else f"set max_tokens to {format_count(room)} or less, or shorten the "
+                f"{self.prompt_param}"
+            )
+            raise ContextOverflowError(
+                f"the prompt has {format_count(num_prompt)} tokens{wanted}, but the context "
+                f"(max_model_len) is {format_count(limit)} tokens",
+                hint=hint,
+                param=self.prompt_param if room < 1 else "max_tokens",
+            )
+        return room if asked is None else asked
+
+    def _sampling(self, call: Call) -> SamplingParams:
+        params = resolve_sampling(call.sampling, self.model.defaults)
+        if not call.bad_words:
+            return params
+        words = bad_word_tokens(self.model.text.tokenizer, call.bad_words)
+        return replace(params, bad_words=words)
+
+    def _check_min_tokens(self, request: Request) -> None:
+        min_tokens = request.sampling.min_tokens
+        if min_tokens > request.max_tokens:
+            raise RequestError(
+                f"min_tokens is {format_count(min_tokens)}, permitted are 0 to "
+                f"{format_count(request.max_tokens)}, the most tokens that this answer can have",
+                hint=f"lower min_tokens, raise max_tokens or shorten the {self.prompt_param}",
+                param="min_tokens",
+            )

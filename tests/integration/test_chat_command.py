@@ -1,0 +1,147 @@
+"""`hearth chat` and `hearth complete` as they are used: in pipes, and at a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from tests.integration.server import Server, environment, free_port
+
+
+def hearth(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hearth.cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env=environment(),
+    )
+
+
+class Terminal:
+    """A pseudo-terminal with a program on it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.screen = ""
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execve(
+                sys.executable, [sys.executable, "-m", "hearth.cli", *arguments], environment()
+            )
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def wait_for(self, text: str, after: int = 0, timeout: float = 30) -> None:
+        deadline = time.monotonic() + timeout
+        while text not in self.screen[after:]:
+            assert time.monotonic() < deadline, f"{text!r} is not on the screen: {self.screen!r}"
+            if select.select([self._fd], [], [], 0.1)[0]:
+                try:
+                    self.screen += os.read(self._fd, 65536).decode("utf-8", "replace")
+                except OSError:  # the program has ended
+                    assert text in self.screen[after:], self.screen
+                    return
+
+    def end(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+@contextmanager
+def terminal(*arguments: str) -> Iterator[Terminal]:
+    found = Terminal(*arguments)
+    try:
+        yield found
+    except BaseException:
+        os.kill(found.pid, signal.SIGKILL)
+        raise
+
+
+def test_a_pipe_gets_the_answer_alone(server: Server) -> None:
+    done = hearth("chat", "--base-url", server.url, "--temperature", "0", stdin="What is hearth?\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == server.ask("What is hearth?") + "\n"
+
+
+def test_completions_come_from_the_prompt_or_stdin(server: Server) -> None:
+    arguments = ["--base-url", server.url, "--temperature", "0", "--max-tokens", "6"]
+    by_argument = hearth("complete", "hearth is", *arguments, "--echo")
+    by_stdin = hearth("complete", *arguments, "--echo", stdin="hearth is")
+    assert by_argument.stdout == by_stdin.stdout
+    assert by_argument.stdout.startswith("hearth is")
+    assert hearth("complete", *arguments).returncode == 2
+
+
+def test_a_server_that_is_not_there_is_one_message() -> None:
+    done = hearth("chat", "--base-url", f"http://127.0.0.1:{free_port()}", stdin="Hi")
+    assert done.returncode == 7
+    assert "cannot be reached" in done.stderr
+    assert "what to do:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_is_served_for_the_chat_and_ended_with_it() -> None:
+    from hearth.cli.settings import BUILT_IN_DIR
+
+    before = {process.pid for process in psutil.process_iter()}
+    done = hearth("chat", str(BUILT_IN_DIR), "--temperature", "0", stdin="What is hearth?")
+    assert done.returncode == 0, done.stderr
+    assert "hearth" in done.stdout
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.pid not in before and str(BUILT_IN_DIR) in (process.info["cmdline"] or [])
+    ]
+    assert left == []
+
+
+def test_a_model_that_cannot_be_served_is_explained() -> None:
+    done = hearth("chat", "/no/such/model", stdin="Hi")
+    assert done.returncode == 7
+    assert "there is no directory /no/such/model" in done.stderr
+
+
+@pytest.mark.timeout(120)
+def test_a_conversation_at_a_terminal_and_ctrl_c(server: Server) -> None:
+    with terminal("chat", "--base-url", server.url) as screen:
+        screen.wait_for("> ")
+        screen.type("/set temperature 0\r")
+        screen.wait_for("temperature is 0")
+        screen.type("What is \\\r")
+        screen.wait_for("\r\n. ")
+        seen = len(screen.screen)
+        screen.type("hearth?\r")
+        screen.wait_for("hearth?\r\n", seen)
+        screen.wait_for("\r\n> ", seen)  # the answer has ended
+        screen.type("/set ignore_eos true\r")
+        screen.wait_for("ignore_eos is true")
+        screen.type("/set max_tokens 3500\r")
+        screen.wait_for("max_tokens is 3500")
+        seen = len(screen.screen)
+        screen.type("Count to ten thousand\r")
+        while server.health()["running"] == 0:
+            time.sleep(0.02)
+        screen.type("\x03")  # Ctrl-C: the answer stops, the program does not
+        screen.wait_for("(stopped)", seen)
+        server.wait_idle()
+        seen = len(screen.screen)
+        screen.type("/help\r")
+        screen.wait_for("/clear", seen)
+        screen.type("\x03")
+        screen.wait_for("Ctrl-D ends")
+        screen.type("/quit\r")
+        assert screen.end() == 0
+    assert "Traceback" not in screen.screen
