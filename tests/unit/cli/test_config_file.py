@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,15 @@ def test_the_variables_of_other_commands_are_known_when_serving() -> None:
     assert unknown_variables(environment, known_variables()) == []
 
 
-def test_shell_completion_is_there() -> None:
-    done = hearth("--show-completion", "bash", SHELL="/bin/bash")
+def test_shell_completion_knows_the_commands() -> None:
+    """Asked as the installed script asks; which shell runs the tests makes no difference."""
+    asked = {"_HEARTH_COMPLETE": "complete_bash", "COMP_WORDS": "hearth se", "COMP_CWORD": "1"}
+    assert hearth(**asked).stdout.split() == ["serve"]
+
+
+def test_a_shell_can_print_its_completion_script() -> None:
+    # The command looks at the process that started it, so it is a bash that stays alive.
+    line = f"{sys.executable} -m hearth.cli --show-completion; true"
+    shell = ["bash", "-c", line]
+    done = subprocess.run(shell, check=True, capture_output=True, text=True, timeout=60)
     assert "_HEARTH_COMPLETE" in done.stdout
