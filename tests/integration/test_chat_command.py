@@ -30,12 +30,13 @@ def hearth(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]
 
 
 class Terminal:
-    """A pseudo-terminal with a program on it."""
+    """A pseudo-terminal with a program on it, started as scripts do it: SIGINT ignored."""
 
     def __init__(self, *arguments: str) -> None:
         self.screen = ""
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             os.execve(
                 sys.executable, [sys.executable, "-m", "hearth.cli", *arguments], environment()
             )

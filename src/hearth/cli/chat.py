@@ -6,6 +6,7 @@ Without a terminal the whole of stdin is one message and stdout gets the answer 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,9 @@ def chat(  # noqa: PLR0917 -- the parameters are the flags
         settings = to.given(temperature=temperature, max_tokens=max_tokens)
         conversation = Conversation(name, system, settings)
         if sys.stdin.isatty():
+            # A shell that starts a program in the background has it ignore SIGINT, and so do the
+            # programs started from it: Ctrl-C must stop an answer all the same.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             _talk(client, conversation)
         else:
             conversation.say(sys.stdin.read().rstrip("\n"))
