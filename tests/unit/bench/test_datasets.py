@@ -17,7 +17,8 @@ from hearth.bench.settings import (
     parse_percentiles,
 )
 from hearth.core.errors import ConfigError
-from hearth.engine.text.tokenizer import Tokenizer, TokenizerConfig
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.engine.text.tokenizer_config import TokenizerConfig
 
 
 class ToyCodec:

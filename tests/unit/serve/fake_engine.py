@@ -13,7 +13,8 @@ from hearth.core.errors import EngineDeadError
 from hearth.core.events import EngineStats
 from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from hearth.engine.text.chat_template import ChatTemplate
-from hearth.engine.text.tokenizer import Tokenizer, TokenizerConfig
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.engine.text.tokenizer_config import TokenizerConfig
 from hearth.models.generation_config import GenerationDefaults
 from hearth.serve.app import create_app
 from hearth.serve.model import ServedModel, TextFiles

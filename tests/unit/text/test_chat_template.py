@@ -11,7 +11,8 @@ from tests.unit.text import builders, templates
 
 from hearth.core.errors import RequestError, TokenizerError
 from hearth.engine.text.chat_template import ChatTemplate, load_chat_template
-from hearth.engine.text.tokenizer import Tokenizer, TokenizerConfig
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.engine.text.tokenizer_config import TokenizerConfig
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATS: dict[str, list[dict[str, Any]]] = {

@@ -13,7 +13,8 @@ from hearth.engine.text.detokenizer import (
     PieceDetokenizer,
     WindowDetokenizer,
 )
-from hearth.engine.text.tokenizer import Tokenizer, TokenizerConfig
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.engine.text.tokenizer_config import TokenizerConfig
 
 TEXTS = [
     "hello world",

@@ -9,11 +9,12 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.text import builders
+from tests.unit.text import builders, vocabularies
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
 from hearth.core.errors import TokenizerError
-from hearth.engine.text.tokenizer import THREAD_THRESHOLD_CHARS, Tokenizer, TokenizerConfig
+from hearth.engine.text.tokenizer import THREAD_THRESHOLD_CHARS, Tokenizer
+from hearth.engine.text.tokenizer_config import TokenizerConfig
 
 
 @pytest.fixture
@@ -60,8 +61,31 @@ def test_truncation_of_the_training_run_is_not_applied(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
         Tokenizer.load(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(TokenizerError, match="save_pretrained"):
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"x", "neither a SentencePiece model nor"),
+        (b"\n" * 5000, "neither a SentencePiece model nor"),
+        (vocabularies.llama_like()[:2000], "neither a SentencePiece model nor"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html>", "neither a SentencePiece model nor"),
+    ],
+)
+def test_a_damaged_vocabulary_is_a_clear_error(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_huge_vocabulary_is_not_even_read(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(TokenizerError, match="at most"):
         Tokenizer.load(tmp_path)
 
 

@@ -30,7 +30,7 @@ import jinja2.runtime
 import jinja2.sandbox
 
 from hearth.core.errors import RequestError, TokenizerError
-from hearth.engine.text.tokenizer import TokenizerConfig
+from hearth.engine.text.tokenizer_config import TokenizerConfig
 
 ContentFormat = Literal["string", "either", "parts"]
 Message = dict[str, Any]

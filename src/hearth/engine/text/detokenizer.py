@@ -219,6 +219,8 @@ def _byte_level_table() -> dict[str, int]:
 
 
 _BYTE_OF_CHAR = _byte_level_table()
+# Byte → the character that byte-level vocabularies write for it; fits str.translate.
+CHAR_OF_BYTE = {byte: char for char, byte in _BYTE_OF_CHAR.items()}
 
 
 def _byte_level_piece(token: str) -> bytes:

@@ -1,8 +1,9 @@
 """The tokenizer of a model directory: text to token ids, and the pieces that ids stand for.
 
 Wraps the `tokenizers` library and reads tokenizer.json, tokenizer_config.json and
-special_tokens_map.json. It never imports transformers and never adds special tokens on its own:
-a rendered chat prompt already holds them.
+special_tokens_map.json; where there is no tokenizer.json, another vocabulary file
+(text.vocabulary_file). It never imports transformers and never adds special tokens on its own: a
+rendered chat prompt already holds them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 
@@ -28,39 +28,41 @@ from hearth.engine.text.detokenizer import (
     rules_of_decoder,
 )
 from hearth.engine.text.length import longest_token_chars
+from hearth.engine.text.tokenizer_config import TokenizerConfig, config_of, read_settings
 
 # Above this many characters a prompt is encoded in a thread: about 2 ms of work.
 THREAD_THRESHOLD_CHARS = 8192
 # A long prompt takes some 100 bytes a character while it is encoded: so many at a time.
 MAX_THREADS = 2
 
-_SPECIAL_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 
+class TextEncoder(Protocol):
+    """Cuts text in place of the `tokenizers` library."""
 
-@dataclass(frozen=True, slots=True)
-class TokenizerConfig:
-    """What tokenizer_config.json and special_tokens_map.json say; names map to token texts."""
+    longest_chars: int | None  # no token stands for more characters of a text; None: unknown
 
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
-    chat_template: object = None  # a string, or a list of {"name", "template"}; checked by its user
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids; safe to call from several threads."""
+        ...
 
 
 class Tokenizer:
-    """Encodes and decodes; safe to use from several threads once loaded."""
+    """Encodes and decodes; safe to use from several threads once loaded.
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+    With an `encoder`, `backend` only decodes and knows the vocabulary.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: TokenizerConfig,
+        encoder: TextEncoder | None = None,
+    ) -> None:
         # A checkpoint may carry training-time truncation or padding: a silently cut prompt.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._encoder = encoder
         self.config = config
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -69,7 +71,9 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.num_tokens = len(vocabulary)
         self._largest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
-        self._longest_chars = longest_token_chars(backend, vocabulary)
+        self._longest_chars = (
+            longest_token_chars(backend, vocabulary) if encoder is None else encoder.longest_chars
+        )
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="hearth-encode")
 
     @classmethod
@@ -77,11 +81,11 @@ class Tokenizer:
         """Reads the files of a model directory.
 
         Raises:
-            TokenizerError: tokenizer.json is missing, or a file cannot be read.
+            TokenizerError: there is no vocabulary, or a file cannot be read.
         """
         path = model_dir / "tokenizer.json"
         if not path.is_file():
-            raise _missing(model_dir)
+            return cls._load_vocabulary(model_dir)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for every fault of a file
@@ -89,7 +93,16 @@ class Tokenizer:
                 f"{path} cannot be read as a tokenizer: {error}",
                 hint="download the file again; a few hundred bytes are a Git LFS pointer",
             ) from error
-        return cls(backend, load_config(model_dir))
+        return cls(backend, config_of(read_settings(model_dir)))
+
+    @classmethod
+    def _load_vocabulary(cls, model_dir: Path) -> Tokenizer:
+        from hearth.engine.text import vocabulary_file  # the rare case pays for its imports
+
+        settings = read_settings(model_dir)
+        vocabulary = vocabulary_file.load(model_dir, settings)
+        config = config_of({**vocabulary.special_tokens, **settings})
+        return cls(vocabulary.backend, config, vocabulary.encoder)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -116,6 +129,8 @@ class Tokenizer:
 
         `add_special_tokens` adds those that the tokenizer's own files put around a text.
         """
+        if self._encoder is not None:
+            return self._encoder.encode(text, add_special_tokens=add_special_tokens)
         # encode_batch_fast releases the interpreter lock, encode does not (tokenizers 0.23).
         batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(batch[0].ids)
@@ -184,56 +199,9 @@ class Tokenizer:
         return piece
 
 
-def load_config(model_dir: Path) -> TokenizerConfig:
-    """Reads tokenizer_config.json and special_tokens_map.json; both may be absent.
-
-    Raises:
-        TokenizerError: a file is not a JSON object.
-    """
-    merged: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        merged.update(_read_object(model_dir / name))
-    special = {n: t for n in _SPECIAL_NAMES if (t := _token_text(merged.get(n))) is not None}
-    return TokenizerConfig(special_tokens=special, chat_template=merged.get("chat_template"))
-
-
-def _token_text(value: object) -> str | None:
-    """A special token is given as its text or as an object with `content`."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise TokenizerError(
-            f"{path} is not valid JSON: {error}", hint="download the file again"
-        ) from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds a {type(value).__name__}, not a JSON object")
-    return value
-
-
 def _decoder_state(backend: tokenizers.Tokenizer) -> dict[str, Any] | None:
     """The decoder's own description; serializing the whole tokenizer would take a second."""
     if backend.decoder is None:
         return None
     state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
     return state
-
-
-def _missing(model_dir: Path) -> TokenizerError:
-    if (model_dir / "tokenizer.model").is_file():
-        return TokenizerError(
-            f"{model_dir} has a SentencePiece tokenizer.model but no tokenizer.json",
-            hint="convert it once: transformers.AutoTokenizer.from_pretrained(dir)"
-            ".save_pretrained(dir)",
-        )
-    return TokenizerError(
-        f"{model_dir} has no tokenizer.json",
-        hint="download the model's tokenizer files into the directory",
-    )
