@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -244,6 +247,10 @@ def test_added_tokens_have_the_ids_and_names_that_the_files_give(tmp_path: Path)
         ({"added_tokens_decoder": [1]}, "not an object"),
         ({"added_tokens_decoder": {"5": {"content": "a"}, "05": {"content": "b"}}}, "two added"),
         ({"tokenizer_class": "XLMRobertaTokenizerFast"}, "numbers its tokens otherwise"),
+        (
+            {"tokenizer_class": "T5Tokenizer", "additional_special_tokens": ["<extra_id_0>"]},
+            "numbers its tokens otherwise",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_a_clear_error(config: dict[str, Any], message: str) -> None:
@@ -255,6 +262,29 @@ def test_spaces_behind_words_are_refused() -> None:
     model = sentencepiece_model(model_type="bpe", treat_whitespace_as_suffix=True)
     with pytest.raises(TokenizerError, match="treat_whitespace_as_suffix"):
         load(model)
+
+
+async def test_a_long_prompt_does_not_stop_the_event_loop() -> None:
+    text = "hello 你好 " * 20_000
+    task = asyncio.create_task(ours(0).encode_async(text))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert await task == ours(0).encode(text)
+    assert turns > 1
+
+
+def test_nothing_is_loaded_where_there_is_a_tokenizer_json() -> None:
+    code = (
+        "import sys; from hearth.cli.settings import BUILT_IN_DIR;"
+        "from hearth.engine.text.tokenizer import Tokenizer; Tokenizer.load(BUILT_IN_DIR);"
+        "print({'sentencepiece', 'tiktoken', 'hearth.engine.text.vocabulary_file'} & {*sys.modules})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
 
 
 def test_half_of_a_surrogate_pair_is_the_same_error_as_everywhere() -> None:

@@ -126,11 +126,7 @@ def load(
         TokenizerError: the content is no SentencePiece model, or one that cannot be served exactly.
     """
     kind = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
-    if kind in _RENUMBERING_CLASSES:
-        raise TokenizerError(
-            f"{path}: {kind} numbers its tokens otherwise than the SentencePiece model does",
-            hint=CONVERT_HINT,
-        )
+    _refuse_other_numbers(kind, settings, path)
     model = _processor(data, path)
     normalizer = _normalizer_of(data, path)
     special = _special_tokens(model, settings)
@@ -149,6 +145,17 @@ def load(
         longest_chars=_longest_chars(model, normalizer, vocabulary, tokens),
     )
     return SentencePieceModel(backend, encoder, special)
+
+
+def _refuse_other_numbers(kind: str, settings: Mapping[str, Any], path: Path) -> None:
+    # T5's sentinels go from the highest id down; added_tokens_decoder, where it is, says so.
+    sentinels = str(settings.get("additional_special_tokens")).count("<extra_id_")
+    counts_down = kind == "T5Tokenizer" and sentinels and "added_tokens_decoder" not in settings
+    if kind in _RENUMBERING_CLASSES or counts_down:
+        raise TokenizerError(
+            f"{path}: {kind} numbers its tokens otherwise than the SentencePiece model does",
+            hint=CONVERT_HINT,
+        )
 
 
 def _processor(data: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
