@@ -78,8 +78,8 @@ def find_model(model: str | None) -> Path:
     if not (path / "config.json").is_file():
         raise ModelNotFoundError(
             f"{model} holds no config.json",
-            hint="name the directory of a Hugging Face model: config.json, tokenizer.json and "
-            "*.safetensors",
+            hint="name the directory of a Hugging Face model: config.json, *.safetensors "
+            "and tokenizer.json or tokenizer.model",
         )
     return path
 

@@ -53,7 +53,7 @@ def trained(kind: str) -> tuple[Tokenizer, tiktoken.Encoding]:
 
 
 @pytest.mark.parametrize("kind", [GLM, QWEN])
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(text=texts | st.text())
 def test_a_text_gives_the_tokens_of_tiktoken(kind: str, text: str) -> None:
     tokenizer, encoding = trained(kind)
@@ -65,7 +65,7 @@ def test_a_text_gives_the_tokens_of_tiktoken(kind: str, text: str) -> None:
     assert tokenizer.least_tokens(text) <= len(ids)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_order_of_ranks_merges_alike(data: st.DataObject) -> None:
     """Not only vocabularies that a trainer made: tokens that nothing can reach, late parts."""
@@ -75,7 +75,7 @@ def test_any_order_of_ranks_merges_alike(data: st.DataObject) -> None:
         st.permutations([bytes([b]) for b in range(256)] + [*map(str.encode, tokens)])
     )
     ranks = {token: rank for rank, token in enumerate(order)}
-    text = data.draw(st.text("abc", max_size=40))
+    text = data.draw(st.sampled_from(tokens) | st.text("abc", max_size=40))
     encoding = tiktoken.Encoding(
         "test", pat_str=PATTERNS[GLM], mergeable_ranks=ranks, special_tokens={}
     )

@@ -1,10 +1,11 @@
 """A SentencePiece model (tokenizer.model, spiece.model) as a tokenizer: Unigram or BPE.
 
 The `sentencepiece` library itself cuts the text. Turning the model into one of `tokenizers` is
-not exact: its Unigram adds scores in another precision, its normalizer reads the character map by
-graphemes, and its BPE cannot express pieces of equal score, which vocabularies extended by hand
-have by the ten thousand. What is left for `tokenizers` is what it does exactly: ids, texts of
-ids, and decoding, through a word-level model that never cuts anything.
+not exact: its normalizer applies the character map otherwise (it loses the second mark of a
+letter with two, and does not join halfwidth kana with theirs), and its BPE cannot express pieces
+of equal score, which vocabularies extended by hand have by the ten thousand. What is left for
+`tokenizers` is what it does exactly: ids, texts of ids, and decoding, through a word-level model
+that never cuts anything.
 
 Around the library's own work, as transformers has it:
 
@@ -17,6 +18,7 @@ Around the library's own work, as transformers has it:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from tokenizers import AddedToken, decoders, models
 from hearth.core.errors import TokenizerError
 from hearth.engine.text import added_tokens
 from hearth.engine.text.tokenizer_config import config_of
+
+logger = logging.getLogger("hearth.engine")
 
 SPACE_MARK = "▁"
 CONVERT_HINT = (
@@ -53,8 +57,23 @@ _RENUMBERING_CLASSES = frozenset(
         "XLMRobertaTokenizer",
     }
 )
+# Theirs are the model file's; with any other class the user is told that this is an assumption.
+_DIRECT_CLASSES = frozenset(
+    {
+        "",  # Llama's, in a directory without tokenizer_config.json
+        "BaichuanTokenizer",
+        "CodeLlamaTokenizer",
+        "GemmaTokenizer",
+        "InternLM2Tokenizer",
+        "InternLMTokenizer",
+        "LlamaTokenizer",
+        "PreTrainedTokenizer",
+        "T5Tokenizer",
+        "YiTokenizer",
+    }
+)
 _ALL_SPACES = 2**31  # more than an answer has
-_EOS_BY_DEFAULT = frozenset({"T5Tokenizer", "UMT5Tokenizer"})
+_EOS_BY_DEFAULT = frozenset({"T5Tokenizer"})
 
 # Field numbers of sentencepiece_model.proto (google/sentencepiece).
 _TRAINER_SPEC, _NORMALIZER_SPEC, _DENORMALIZER_SPEC = 2, 3, 5
@@ -155,6 +174,14 @@ def _refuse_other_numbers(kind: str, settings: Mapping[str, Any], path: Path) ->
         raise TokenizerError(
             f"{path}: {kind} numbers its tokens otherwise than the SentencePiece model does",
             hint=CONVERT_HINT,
+        )
+    if kind not in _DIRECT_CLASSES:
+        logger.warning(
+            "tokenizer_class_unknown class=%s file=%s: token ids are taken from the model file, and "
+            "special tokens are added as Llama's tokenizer adds them; if answers make no sense, %s",
+            kind,
+            path,
+            CONVERT_HINT,
         )
 
 

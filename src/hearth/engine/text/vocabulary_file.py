@@ -20,7 +20,7 @@ from hearth.engine.text.tokenizer import TextEncoder
 from hearth.engine.text.tokenizer_config import read_object
 
 # The name does not say what is inside: tokenizer.model may be either kind.
-_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+_NAMES = ("tokenizer.model", "spiece.model", "tiktoken.model")
 # The largest vocabularies in use (262,000 pieces) take 5 MB.
 MAX_FILE_BYTES = 128 * 2**20
 
@@ -58,7 +58,7 @@ def _find(model_dir: Path) -> Path:
         if path.is_file():
             return path
     raise TokenizerError(
-        f"{model_dir} has no tokenizer.json, no SentencePiece model ({', '.join(_NAMES[:3])}) and "
+        f"{model_dir} has no tokenizer.json, no SentencePiece model ({', '.join(_NAMES[:2])}) and "
         "no tiktoken vocabulary",
         hint="download the model's tokenizer files into the directory",
     )
