@@ -258,6 +258,17 @@ def test_what_cannot_be_right_is_a_clear_error(config: dict[str, Any], message: 
         load(llama_like(), **config)
 
 
+def test_a_model_cut_off_between_two_pieces_is_refused() -> None:
+    """What is left is a valid model of fewer pieces."""
+    model, end = sentencepiece_model(model_type="bpe"), 0
+    for _ in range(100):
+        assert model[end] == 0x0A  # a piece, shorter than 128 bytes
+        end += 2 + model[end + 1]
+    assert sentencepiece.SentencePieceProcessor(model_proto=model[:end]).get_piece_size() == 100
+    with pytest.raises(TokenizerError, match="cut short"):
+        load(model[:end])
+
+
 def test_an_unknown_class_is_read_like_llamas_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -177,7 +177,7 @@ def _refuse_other_numbers(kind: str, settings: Mapping[str, Any], path: Path) ->
         )
     if kind not in _DIRECT_CLASSES:
         logger.warning(
-            "tokenizer_class_unknown class=%s file=%s: token ids are taken from the model file, and "
+            "tokenizer_class_unknown class=%s file=%s: token ids are taken from the model file and "
             "special tokens are added as Llama's tokenizer adds them; if answers make no sense, %s",
             kind,
             path,
@@ -303,13 +303,17 @@ def _normalizer_of(data: bytes, path: Path) -> _Normalizer:
     """Reads the settings that the library does not tell.
 
     Raises:
-        TokenizerError: the model needs a decoding that cannot be streamed exactly.
+        TokenizerError: the file is cut short, or needs a decoding that cannot be streamed exactly.
     """
     specs: dict[int, dict[int, int | memoryview]] = {}
     for number, value in _fields(memoryview(data)):
         if number in (_TRAINER_SPEC, _NORMALIZER_SPEC, _DENORMALIZER_SPEC):
             assert isinstance(value, memoryview)
             specs.setdefault(number, {}).update(_fields(value))
+    if _NORMALIZER_SPEC not in specs:  # it stands behind the pieces; the rest parses without it
+        raise TokenizerError(
+            f"{path} is cut short: it has no normalizer_spec", hint="download the file again"
+        )
     denormalizer = specs.get(_DENORMALIZER_SPEC, {})
     if specs.get(_TRAINER_SPEC, {}).get(_TREAT_WHITESPACE_AS_SUFFIX) or denormalizer.get(_CHARSMAP):
         raise TokenizerError(

@@ -188,7 +188,7 @@ def _backend(
 
 
 def _add_prefix(backend: tokenizers.Tokenizer, prefix: Sequence[str]) -> None:
-    known = [(text, token_id) for text in prefix if (token_id := backend.token_to_id(text))]
+    known = [(t, i) for t in prefix if (i := backend.token_to_id(t)) is not None]
     if known:
         backend.post_processor = processors.TemplateProcessing(
             single=[*(text for text, _ in known), "$A"], special_tokens=known
