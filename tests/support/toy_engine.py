@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,7 +37,9 @@ class ToySizes:
     vocab_size: int = 97
 
 
-def toy_engine(sizes: ToySizes) -> tuple[Engine, ToyExecutor]:
+def toy_engine(
+    sizes: ToySizes, clock: Callable[[], float] = time.monotonic
+) -> tuple[Engine, ToyExecutor]:
     """An engine and its executor."""
     config = EngineConfig(
         ModelConfig("toy"),
@@ -49,7 +52,7 @@ def toy_engine(sizes: ToySizes) -> tuple[Engine, ToyExecutor]:
     limits = StepLimits(sizes.budget, rows, rows, sizes.max_model_len)
     kv = KvConfig(sizes.block_size, sizes.num_blocks, "float32")
     executor = ToyExecutor(toy_program(sizes.vocab_size, sizes.windows), limits, kv)
-    return Engine(config, executor, EngineShape(limits, kv)), executor
+    return Engine(config, executor, EngineShape(limits, kv), clock=clock), executor
 
 
 @dataclass
@@ -118,8 +121,6 @@ def start(config: EngineConfig, report: Callable[[str, int, int], None]) -> Star
 
 def _failing_executor(config: EngineConfig, limits: StepLimits, kv: KvConfig) -> ToyExecutor:
     """A toy executor; the model's path may ask for trouble."""
-    import time
-
     from hearth.core.errors import CapacityError, KernelError
 
     if config.model.path == "too-large":

@@ -16,6 +16,7 @@ HearthError
 │   ├── ContextOverflowError   prompt + answer exceed the context
 │   └── ModelNotServedError    the request names a model that is not served            (HTTP 404)
 ├── OverloadedError        the queue is full                                           (HTTP 429)
+├── DeadlineExceededError  the request's time was over before it was complete          (HTTP 504)
 └── RemoteError            a server that hearth asked as a client did not answer       (exit 7)
 
 Every class has a stable `code` (for logs, metrics and API bodies); every message states the
@@ -138,10 +139,26 @@ class ModelNotServedError(RequestError):
 
 
 class OverloadedError(HearthError):
-    """The queue is full; the client should retry later."""
+    """The queue is full; the client should retry later.
+
+    `retry_after_s`: when trying again is expected to succeed; None where nothing is known.
+    """
 
     code = "overloaded"
     http_status = 429
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceededError(HearthError):
+    """The request's time was over before it was complete."""
+
+    code = "deadline_exceeded"
+    http_status = 504
 
 
 class RemoteError(HearthError):

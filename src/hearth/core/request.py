@@ -49,7 +49,8 @@ class Request:
     a tenant); equal keys share. `max_tokens` ≥ 1 has been resolved against the context. `choice`
     numbers the answers to one prompt (n > 1): same seed, other draws; those after the first name
     the first's id in `follows`, and wait until its prompt is computed, to find it in the prefix
-    cache.
+    cache. `deadline`: the `time.monotonic` (one clock for all processes of a machine) at which it
+    ends, complete or not; 0: never.
     """
 
     request_id: str
@@ -62,6 +63,7 @@ class Request:
     priority: int = 0  # lower goes first
     choice: int = 0
     follows: str = ""
+    deadline: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class Engine:
         shape: EngineShape,
         *,
         observers: Iterable[EngineObserver] = (),
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
         self._clock = clock
@@ -70,6 +70,7 @@ class Engine:
             max_model_len=shape.limits.max_model_len,
             vocab_size=program.vocab_size,
             observers=self._observers,
+            clock=clock,
         )
         self._builder = StepBuilder(shape.limits, shape.kv, want_hashes=config.debug_hashes)
 

@@ -1,12 +1,13 @@
 """Scheduler: which tokens of which sequences the next step computes. Integers only, no arrays.
 
 One rule, no phases: a step hands out a budget of tokens so that computed catches up with known.
-Running sequences come first, those that lack a single token (decoding) before longer chunks; what
-is left of the budget admits waiting ones by (priority, arrival). When blocks run out, the running
-sequence that ranks last gives its blocks up and is computed anew later; a sequence only ever takes
-blocks from one that ranks behind it, so the first of all always proceeds, and everybody in turn
-(that a single sequence of full length fits is checked at the start). One is admitted only when all
-running ones had their share of the budget: so they never outnumber it, and none of them starves.
+How it is shared, and what that promises, stands in `budget`; who may be admitted beside those that
+run, in `candidates`. When blocks run out, the running sequence that ranks last (by priority, then
+arrival) gives its blocks up and is computed anew later; a sequence only ever takes blocks from one
+that ranks behind it, so the first of all always proceeds, and everybody in turn (that a single
+sequence of full length fits is checked at the start). Running ones never outnumber the budget, so
+that each that decodes gets its token in every step. A request past its deadline ends before the
+next step is planned.
 
 `plan` and `commit` come in pairs, tied by the `StepDecision`. A sequence of an uncommitted decision
 is not planned again, and keeps its blocks even when it is cancelled: the step still writes to them.
@@ -16,20 +17,31 @@ the number of logits rows a sequence, several decisions may be in flight (overla
 
 from __future__ import annotations
 
+import time
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from operator import attrgetter
 
 from hearth.core.config import SchedulerConfig
-from hearth.core.errors import CapacityError, HearthError, OverloadedError, RequestError
+from hearth.core.errors import (
+    CapacityError,
+    DeadlineExceededError,
+    HearthError,
+    OverloadedError,
+    RequestError,
+)
 from hearth.core.events import EngineObserver
 from hearth.core.request import FinishReason, Request, TokenLogprobs
 from hearth.engine.admission import validate_request
+from hearth.engine.budget import share_by_priority
+from hearth.engine.candidates import find_candidates
+from hearth.engine.deadlines import Deadlines
 from hearth.engine.decision import StepDecision
 from hearth.engine.integrity import check_sequences
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.messages import WireEvent
+from hearth.engine.reuse import matched_hashes, settle_blocks
 from hearth.engine.sequence import Sequence, SequenceState
 
 _rank = attrgetter("rank")
@@ -46,6 +58,7 @@ class Scheduler:
         max_model_len: int,
         vocab_size: int,
         observers: Iterable[EngineObserver] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.blocks = blocks
@@ -58,6 +71,7 @@ class Scheduler:
         self._leaving: list[Sequence] = []  # finished, but a step in flight uses their blocks
         self._events: list[WireEvent] = []
         self._num_arrivals = 0
+        self._deadlines = Deadlines(clock)
 
     @property
     def num_running(self) -> int:
@@ -95,6 +109,7 @@ class Scheduler:
         insort(self._waiting, sequence, key=_rank)
         for observer in self._observers:
             observer.on_submit(request.request_id, len(request.prompt))
+        self._deadlines.watch(sequence)
         self._finish_resumed(sequence)
 
     def cancel(self, request_id: str) -> None:
@@ -105,10 +120,16 @@ class Scheduler:
 
     def plan(self) -> StepDecision | None:
         """Decides the next step; None when there is nothing to compute."""
+        for sequence in self._deadlines.expired():
+            message = "the request's time was over before it was complete"
+            self._finish(sequence, FinishReason.ERROR, message, DeadlineExceededError.code)
         decision = StepDecision()
-        budget, is_short = self._plan_running(decision)
-        if self._waiting and not is_short:
-            self._plan_waiting(decision, budget)
+        decoding, prefills = self._split_running()
+        has_room = True
+        for sequence in decoding:
+            has_room &= self._plan_running(decision, sequence, 1)
+        if prefills or self._waiting:
+            self._plan_prefills(decision, prefills, has_room=has_room)
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
         if decision.sequences:
@@ -142,7 +163,7 @@ class Scheduler:
                 known = [p for p in logprobs[index] if p is not None] if logprobs else ()
                 self._accept(sequence, tokens, digests, known)
             elif sequence.num_computed >= sequence.settle_at:
-                self._settle_blocks(sequence)
+                settle_blocks(sequence, self.blocks)
 
     def fail(self, decision: StepDecision, error: HearthError) -> None:
         """The step of `decision` failed: its sequences end with an ERROR event."""
@@ -184,29 +205,68 @@ class Scheduler:
         elif sequence.num_known >= sequence.max_known:
             self._finish(sequence, FinishReason.LENGTH)
 
-    def _plan_running(self, decision: StepDecision) -> tuple[int, bool]:
-        """Plans running sequences; returns the budget left and whether blocks ran short."""
-        budget = self.config.max_num_batched_tokens
-        block_size = self.blocks.block_size
-        is_short = False
-        for sequence in self._running_in_order():
-            if budget == 0:
-                break
-            if sequence.state is not SequenceState.RUNNING or sequence.num_in_flight:
-                continue  # preempted a moment ago, or its step is not committed yet
-            num_tokens = min(sequence.num_known - sequence.num_computed, budget)
-            end = sequence.num_computed + num_tokens
-            if end > sequence.table.end_block * block_size and not self.blocks.allocate(
-                sequence.table, end
-            ):
-                is_short = True
-                has_grown = self._preempt_for(sequence, end, decision)
-                budget = self.config.max_num_batched_tokens - sum(decision.num_tokens)
-                if not has_grown:
-                    continue
+    def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Decoding sequences (they lack one token), and those with longer chunks; by rank."""
+        decoding: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self._running:
+            missing = sequence.num_known - sequence.num_computed
+            (decoding if missing == 1 else prefills).append(sequence)
+        return decoding, prefills
+
+    def _plan_running(self, decision: StepDecision, sequence: Sequence, num_tokens: int) -> bool:
+        """Plans tokens of a running sequence; False when blocks ran short."""
+        if sequence.state is not SequenceState.RUNNING or sequence.num_in_flight:
+            return True  # preempted a moment ago, or its step is not committed yet
+        end = sequence.num_computed + num_tokens
+        table = sequence.table
+        has_room = end <= table.end_block * self.blocks.block_size or self.blocks.allocate(
+            table, end
+        )
+        if has_room or self._preempt_for(sequence, end, decision):
             decision.add(sequence, num_tokens)
-            budget -= num_tokens
-        return budget, is_short
+        return has_room
+
+    def _plan_prefills(
+        self, decision: StepDecision, prefills: list[Sequence], *, has_room: bool
+    ) -> None:
+        """Shares what decoding left among running prefills and those that can be admitted."""
+        step_tokens = self.config.max_num_batched_tokens
+        budget = step_tokens - sum(decision.num_tokens)
+        arriving: dict[Sequence, int] = {}
+        if self._waiting and has_room and budget:
+            # Not more than the budget: then decoding sequences never outnumber it.
+            num_places = min(self.config.max_num_seqs, step_tokens) - len(self._running)
+            arriving = find_candidates(
+                self._waiting,
+                self._sequences,
+                self._running,
+                self.blocks,
+                num_places=num_places,
+                step_tokens=step_tokens,
+            )
+        prefills = [s for s in prefills if s.state is SequenceState.RUNNING]  # not just preempted
+        missing = {sequence: sequence.num_known - sequence.num_computed for sequence in prefills}
+        shares = share_by_priority(missing | arriving, budget)
+        for sequence in prefills:
+            if sequence in shares:
+                has_room &= self._plan_running(decision, sequence, shares[sequence])
+        for sequence in arriving:
+            if sequence in shares:
+                has_room = has_room and self._admit(decision, sequence, shares[sequence])
+
+    def _admit(self, decision: StepDecision, sequence: Sequence, num_tokens: int) -> bool:
+        """From the queue to the running ones, with its first chunk; False when it does not fit."""
+        # Matched anew: blocks that were found before may have been evicted for others just now.
+        matched = matched_hashes(sequence, self.blocks)
+        start = len(matched) * self.blocks.block_size
+        if not self.blocks.admit(sequence.table, matched, start + num_tokens):
+            return False
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_rank)
+        self._note_admission(sequence, start)
+        decision.add(sequence, num_tokens)
+        return True
 
     def _break_stall(self) -> None:
         """Nothing could be planned: the cache is too small for the first one, which ends so.
@@ -216,15 +276,6 @@ class Scheduler:
         if self._running and not any(sequence.num_in_flight for sequence in self._running):
             message = "the KV cache has too few blocks for this request alone"
             self._finish(self._running[0], FinishReason.ERROR, message, CapacityError.code)
-
-    def _running_in_order(self) -> list[Sequence]:
-        """Decoding sequences, then chunks."""
-        decoding: list[Sequence] = []
-        chunks: list[Sequence] = []
-        for sequence in self._running:
-            missing = sequence.num_known - sequence.num_computed
-            (decoding if missing == 1 else chunks).append(sequence)
-        return decoding + chunks if chunks else decoding
 
     def _preempt_for(self, sequence: Sequence, end: int, decision: StepDecision) -> bool:
         """Preempts from the last rank up until `sequence` has grown to `end` tokens.
@@ -252,65 +303,6 @@ class Scheduler:
         victim.state = SequenceState.WAITING
         insort(self._waiting, victim, key=_rank)
 
-    def _plan_waiting(self, decision: StepDecision, budget: int) -> None:
-        """Admits waiting sequences in order, until one does not fit."""
-        if budget == 0 or len(self._running) >= self.config.max_num_seqs:
-            return
-        step_tokens = self.config.max_num_batched_tokens
-        promised = self._promised_blocks()
-        place = 0
-        while place < len(self._waiting) and budget > 0:
-            if len(self._running) >= self.config.max_num_seqs:
-                break
-            sequence = self._waiting[place]
-            if self._awaits_leader(sequence):
-                place += 1
-                continue
-            matched = self._matched_hashes(sequence)
-            start = len(matched) * self.blocks.block_size
-            # Among others it must fit whole: it would only be preempted half-way.
-            whole = min(sequence.num_known + 1, sequence.max_known)
-            if self._running and not self.blocks.can_hold(matched, whole, step_tokens, promised):
-                break
-            num_tokens = min(sequence.num_known - start, budget)
-            if not self.blocks.admit(sequence.table, matched, start + num_tokens):
-                break
-            self.blocks.add_outstanding(promised, sequence.table, sequence.num_known, step_tokens)
-            del self._waiting[place]
-            insort(self._running, sequence, key=_rank)
-            self._note_admission(sequence, start)
-            decision.add(sequence, num_tokens)
-            budget -= num_tokens
-
-    def _awaits_leader(self, sequence: Sequence) -> bool:
-        """Whether the one it follows, which ranks before it, still computes their prompt."""
-        leader = self._sequences.get(sequence.request.follows)
-        return (
-            leader is not None
-            and leader.rank < sequence.rank
-            and self.blocks.enable_prefix_caching
-            and leader.num_computed < len(sequence.request.prompt)
-        )
-
-    def _promised_blocks(self) -> list[int]:
-        """Blocks that running sequences still need for their known tokens, per group."""
-        promised = [0] * self.blocks.num_groups
-        step_tokens = self.config.max_num_batched_tokens
-        for sequence in self._running:
-            self.blocks.add_outstanding(promised, sequence.table, sequence.num_known, step_tokens)
-        return promised
-
-    def _matched_hashes(self, sequence: Sequence) -> list[bytes]:
-        """Hashes of the leading blocks that the cache holds.
-
-        Never all known tokens: the last one must be computed to have logits to sample from.
-        """
-        if not self.blocks.enable_prefix_caching:
-            return []
-        block_size = self.blocks.block_size
-        digests = sequence.block_hashes((sequence.num_known - 1) // block_size, block_size)
-        return digests[: self.blocks.match(digests)]
-
     def _note_admission(self, sequence: Sequence, num_hit: int) -> None:
         """The sequence runs from now on, `num_hit` of its tokens being computed already."""
         sequence.state = SequenceState.RUNNING
@@ -329,24 +321,11 @@ class Scheduler:
         logprobs: Rows[TokenLogprobs],
     ) -> None:
         """Appends sampled tokens, up to the one that ends the request, and tells of them."""
-        reason: FinishReason | None = None
-        stop_token: int | None = None
         num_before = sequence.num_known
-        for token in sampled:
-            if token in sequence.stop_token_ids:
-                reason, stop_token = FinishReason.STOP, token
-                break
-            sequence.tokens.append(token)
-            sequence.num_known += 1
-            if sequence.num_known >= sequence.max_known:
-                reason = FinishReason.LENGTH
-                break
+        reason, stop_token = sequence.append(sampled)
         tokens = tuple(sampled[: sequence.num_known - num_before])
-        # The last one was sampled, not computed; nor do rejected drafts count as computed.
-        num_uncomputed = 1 if stop_token is None else 0
-        sequence.num_computed = min(sequence.num_computed, sequence.num_known - num_uncomputed)
         if sequence.num_computed >= sequence.settle_at:
-            self._settle_blocks(sequence)
+            settle_blocks(sequence, self.blocks)
         event = WireEvent(
             sequence.request_id,
             tokens,
@@ -362,15 +341,6 @@ class Scheduler:
             self._end(sequence, event)
         else:
             self._events.append(event)
-
-    def _settle_blocks(self, sequence: Sequence) -> None:
-        """Publishes blocks that have become full; frees those behind windows."""
-        block_size = self.blocks.block_size
-        num_full = sequence.num_computed // block_size
-        if self.blocks.enable_prefix_caching:
-            self.blocks.publish(sequence.table, sequence.block_hashes(num_full, block_size))
-        self.blocks.free_behind_windows(sequence.table, sequence.num_computed)
-        sequence.settle_at = (num_full + 1) * block_size
 
     def _finish(
         self,
@@ -394,6 +364,7 @@ class Scheduler:
         queue.remove(sequence)
         sequence.state = SequenceState.FINISHED
         del self._sequences[sequence.request_id]
+        self._deadlines.forget(sequence)
         if sequence.num_in_flight:
             self._leaving.append(sequence)
         else:

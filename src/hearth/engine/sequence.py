@@ -11,9 +11,10 @@ A sequence whose computed tokens have caught up with the known ones has its next
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence as Rows
 from enum import IntEnum
 
-from hearth.core.request import Request
+from hearth.core.request import FinishReason, Request
 from hearth.engine.edits import edits_of
 from hearth.engine.kv.blocks import BlockTable
 from hearth.engine.kv.prefix import extend_hashes, root_hash
@@ -79,6 +80,27 @@ class Sequence:
     def num_generated(self) -> int:
         """Tokens after the prompt, those of an earlier life included."""
         return self.num_known - len(self.request.prompt)
+
+    def append(self, sampled: Rows[int]) -> tuple[FinishReason | None, int | None]:
+        """Takes sampled tokens in, up to the one that ends the request.
+
+        Returns why it ends, if it does, and the stop token that ended it, which is not kept.
+        """
+        reason: FinishReason | None = None
+        stop_token: int | None = None
+        for token in sampled:
+            if token in self.stop_token_ids:
+                reason, stop_token = FinishReason.STOP, token
+                break
+            self.tokens.append(token)
+            self.num_known += 1
+            if self.num_known >= self.max_known:
+                reason = FinishReason.LENGTH
+                break
+        # The last one was sampled, not computed; nor do rejected drafts count as computed.
+        num_uncomputed = 1 if stop_token is None else 0
+        self.num_computed = min(self.num_computed, self.num_known - num_uncomputed)
+        return reason, stop_token
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Hashes of the first `num_blocks` blocks, which must be full of known tokens."""

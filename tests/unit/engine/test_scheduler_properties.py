@@ -1,4 +1,7 @@
-"""Random lives of requests over tiny block pools, with an integrity check after every step."""
+"""Random lives of requests over tiny block pools, with an integrity check after every step.
+
+The clock is simulated: some requests have deadlines, which come before, in and after their steps.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ MAX_MODEL_LEN = 48
 
 
 class EngineLife(RuleBasedStateMachine):
-    """submit, cancel, step in any order; every answer equals its solo run, nothing leaks."""
+    """submit, cancel, expire, step in any order; answers equal solo runs, nothing leaks."""
 
     @initialize(
         budget=st.sampled_from([1, 2, 5, 8, 16, 64]),
@@ -43,7 +46,8 @@ class EngineLife(RuleBasedStateMachine):
         sizes = ToySizes(
             BLOCK_SIZE, num_blocks, windows, MAX_MODEL_LEN, max_num_seqs, budget, 8, prefix_caching
         )
-        self.engine, self.executor = toy_engine(sizes)
+        self.now = 1.0
+        self.engine, self.executor = toy_engine(sizes, lambda: self.now)
         self.driver = Driver(self.engine)
         self.program = toy_program(windows=windows)
         self.requests: dict[str, Request] = {}
@@ -58,6 +62,7 @@ class EngineLife(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         num_generated=st.integers(0, 3),
         stop_at=st.none() | st.integers(0, 11),
+        time_left=st.sampled_from([None, None, None, 0.0, 1.0, 3.0, 12.0]),
     )
     def submit(
         self,
@@ -69,6 +74,7 @@ class EngineLife(RuleBasedStateMachine):
         priority: int,
         num_generated: int,
         stop_at: int | None,
+        time_left: float | None,
     ) -> None:
         prompt = tuple(text[:length] + tail)
         sampling = SamplingParams(temperature=0 if seed is None else 1, seed=seed or 0)
@@ -77,7 +83,16 @@ class EngineLife(RuleBasedStateMachine):
         until = next((i for i, token in enumerate(answer) if token in stop_ids), len(answer))
         name = f"r{len(self.requests)}"
         generated = tuple(answer[: min(num_generated, until, max_tokens - 1)])
-        request = Request(name, prompt, max_tokens, sampling, stop_ids, generated, b"", priority)
+        request = Request(
+            name,
+            prompt,
+            max_tokens,
+            sampling,
+            stop_ids,
+            generated,
+            priority=priority,
+            deadline=0.0 if time_left is None else self.now + time_left,
+        )
         self.requests[name] = request
         self.stops[name] = answer[len(generated) : until]
         self.driver.submit(request)
@@ -87,7 +102,7 @@ class EngineLife(RuleBasedStateMachine):
     def submit_a_burst_of_long_answers(self, text: list[int], count: int, length: int) -> None:
         """Admitted together, they outgrow a small pool and must be preempted."""
         for number in range(count):
-            self.submit(text, length, [number], 35, None, 0, 0, None)
+            self.submit(text, length, [number], 35, None, 0, 0, None, None)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -96,10 +111,15 @@ class EngineLife(RuleBasedStateMachine):
         self.engine.cancel(name)
         self.engine.scheduler.check()
 
-    @rule(count=st.integers(1, 15))
-    def step(self, count: int) -> None:
+    @rule(count=st.integers(1, 15), step_s=st.sampled_from([0.0, 0.5, 1.0]))
+    def step(self, count: int, step_s: float) -> None:
         for _ in range(count):
+            self.now += step_s
             self.driver.step()
+            for name, outcome in self.driver.outcomes.items():
+                if outcome.reason is None:
+                    deadline = self.requests[name].deadline
+                    assert not deadline or deadline > self.now, "it runs beyond its deadline"
 
     @precondition(lambda self: self.engine.has_work)
     @rule(data=st.data())
@@ -130,11 +150,14 @@ class EngineLife(RuleBasedStateMachine):
             assert outcome.reason is not None, "a request without an end"
             if outcome.reason is FinishReason.ERROR:
                 assert outcome.last is not None
-                assert outcome.last.error_code == "overloaded"
-                continue
+                if outcome.last.error_code == "overloaded":
+                    continue
+                deadline = self.requests[name].deadline
+                assert outcome.last.error_code == "deadline_exceeded"
+                assert 0 < deadline <= self.now, "it was ended before its time"
             answer = self.stops[name]
             assert outcome.tokens == answer[: len(outcome.tokens)]
-            if outcome.reason is not FinishReason.CANCELLED:
+            if outcome.reason in {FinishReason.STOP, FinishReason.LENGTH}:
                 room = MAX_MODEL_LEN - len(self.requests[name].prompt)
                 room -= len(self.requests[name].generated)
                 assert len(outcome.tokens) == min(len(answer), room)

@@ -160,20 +160,26 @@ class BlockManager:
             )
         )
 
-    def can_hold(
-        self, hashes: Sequence[bytes], num_tokens: int, step_tokens: int, reserved: Sequence[int]
+    def reserve(
+        self, reserved: list[int], hashes: Sequence[bytes], num_tokens: int, step_tokens: int
     ) -> bool:
-        """Whether a sequence of `num_tokens` tokens could be run to its end beside the others.
+        """Sets aside what a sequence would take, beside the others, to hold `num_tokens` tokens.
 
         `hashes` are matched; a windowed group never holds more than its window and the
-        `step_tokens` of one step; `reserved[g]` blocks are left for others.
+        `step_tokens` of one step. `reserved[g]` blocks are spoken for already, and grow by what
+        this one takes; False, and nothing changed, when that is more than there is.
         """
         num_new_tokens = num_tokens - len(hashes) * self.block_size
-        return all(
+        wanted = [
             max_blocks_held(num_new_tokens, group.window, step_tokens, self.block_size)
-            <= self._num_available(group, hashes) - num_reserved
-            for group, num_reserved in zip(self._groups, reserved, strict=True)
-        )
+            for group in self._groups
+        ]
+        for index, group in enumerate(self._groups):
+            if wanted[index] > self._num_available(group, hashes) - reserved[index]:
+                return False
+        for index, group in enumerate(self._groups):
+            reserved[index] += wanted[index] + self._num_idle(group, hashes)
+        return True
 
     def add_outstanding(
         self, totals: list[int], table: BlockTable, num_tokens: int, step_tokens: int
@@ -188,9 +194,12 @@ class BlockManager:
 
     def _num_available(self, group: _Group, hashes: Sequence[bytes]) -> int:
         """Blocks that can be taken from a group after the matched ones are shared."""
+        return len(group.free) + len(group.cached) - self._num_idle(group, hashes)
+
+    def _num_idle(self, group: _Group, hashes: Sequence[bytes]) -> int:
+        """Matched blocks that nobody uses: sharing them takes them from the free ones."""
         first = group.first_needed(len(hashes) * self.block_size, self.block_size)
-        num_idle = sum(group.refs[group.by_hash[digest]] == 0 for digest in hashes[first:])
-        return len(group.free) + len(group.cached) - num_idle
+        return sum(group.refs[group.by_hash[digest]] == 0 for digest in hashes[first:])
 
     def admit(self, table: BlockTable, hashes: Sequence[bytes], num_tokens: int) -> bool:
         """Fills an empty table: the matched blocks first, then new ones up to `num_tokens`.
