@@ -92,7 +92,12 @@ async def _run(
         model = served_model(
             settings.names, text, ready.resolved, ready.generation, int(time.time())
         )
-        app = create_app(client, model, max_body_bytes=settings.max_body_bytes)
+        app = create_app(
+            client,
+            model,
+            max_body_bytes=settings.max_body_bytes,
+            request_timeout_s=settings.request_timeout_s,
+        )
         options = ServerOptions(settings.shutdown_timeout_s, settings.log_level == "debug")
         server = HttpServer(app, client, sock, options)
         clock.end("application")

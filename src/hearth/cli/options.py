@@ -73,6 +73,16 @@ MaxBodyBytes = Annotated[
         rich_help_panel="HTTP",
     ),
 ]
+RequestTimeout = Annotated[
+    float,
+    option(
+        "--request-timeout",
+        "Seconds after which a request ends, complete or not; a client's own `timeout` may be "
+        "shorter. 0: no limit.",
+        min=0,
+        rich_help_panel="HTTP",
+    ),
+]
 ShutdownTimeout = Annotated[
     float,
     option(

@@ -24,6 +24,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     port: flag.Port = 8000,
     served_model_name: flag.ServedModelName = None,
     max_body_bytes: flag.MaxBodyBytes = 32 << 20,
+    request_timeout: flag.RequestTimeout = 0.0,
     shutdown_timeout: flag.ShutdownTimeout = 15.0,
     dtype: flag.Dtype = "auto",
     load_format: flag.LoadFormat = "auto",
@@ -69,6 +70,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         port=port,
         max_body_bytes=max_body_bytes,
         shutdown_timeout_s=shutdown_timeout,
+        request_timeout_s=request_timeout,
         log_level=log_level,
         warnings=tuple(flag.unknown_variables(os.environ, known_variables())),
     )

@@ -29,6 +29,7 @@ class ServeSettings:
     port: int
     max_body_bytes: int
     shutdown_timeout_s: float
+    request_timeout_s: float
     log_level: str
     warnings: tuple[str, ...] = ()
 

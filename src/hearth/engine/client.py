@@ -5,8 +5,10 @@ Never starts a thread: the socket is an asyncio transport. Not thread-safe: ever
 belongs to one event loop.
 
 States: started → (wait_ready) → ready → dead. A request that `submit` accepted ends with exactly
-one terminal event on its handle: the engine's own, CANCELLED after `cancel`, or ERROR when the
-engine dies. What the engine says of a request after its cancel is swallowed.
+one terminal event on its handle: the engine's own, CANCELLED after `cancel`, or ERROR when its
+deadline comes or the engine dies. The deadline is watched on both sides: here, so that the client
+hears in time however long a step takes; in the engine, so that no step is wasted on it. What the
+engine says of a request after its end here is swallowed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias, cast
@@ -23,10 +26,17 @@ from typing import TypeAlias, cast
 import msgspec
 
 from hearth.core.config import EngineConfig
-from hearth.core.errors import EngineDeadError, EngineError, OverloadedError, RequestError
+from hearth.core.errors import (
+    DeadlineExceededError,
+    EngineDeadError,
+    EngineError,
+    OverloadedError,
+    RequestError,
+)
 from hearth.core.events import EngineStats
 from hearth.core.request import FinishReason, Request, TokenEvent
 from hearth.engine import messages
+from hearth.engine.drain import DrainRate
 from hearth.engine.messages import Progress, Ready
 from hearth.engine.spawn import EngineProcess, spawn_engine
 
@@ -53,6 +63,7 @@ class RequestHandle:
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False  # a terminal event was put
         self._drained = False  # the terminal event was delivered
+        self._alarm: asyncio.TimerHandle | None = None  # rings at the deadline
 
     @property
     def is_ended(self) -> bool:
@@ -81,6 +92,8 @@ class RequestHandle:
         self.emitted.extend(event.tokens)
         self._events.append(event)
         self._ended = event.finish_reason is not None
+        if self._ended and self._alarm is not None:
+            self._alarm.cancel()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -116,6 +129,7 @@ class EngineClient(asyncio.Protocol):
         self._cancelled: set[str] = set()  # the engine still owes their terminal event
         self._stats: deque[asyncio.Future[EngineStats]] = deque()
         self._is_closing = False
+        self._drain = DrainRate(time.monotonic)
 
     @classmethod
     def start(cls, config: EngineConfig, *, factory: str | None = None) -> EngineClient:
@@ -173,6 +187,21 @@ class EngineClient(asyncio.Protocol):
         request_id = request.request_id
         if request_id in self._running or request_id in self._cancelled:
             raise RequestError(f"request_id {request_id!r} is in use", param="request_id")
+        self.check_room()
+        frame = messages.encode_frame(messages.Submit(request))
+        handle = RequestHandle(request)
+        if not self._running:
+            self._drain.note_busy()
+        self._running[request_id] = handle
+        transport.write(frame)
+        if request.deadline:
+            left_s = max(0.0, request.deadline - time.monotonic())
+            loop = asyncio.get_running_loop()
+            handle._alarm = loop.call_later(left_s, self._expire, request_id)
+        return handle
+
+    def check_room(self) -> None:
+        """Raises OverloadedError when a request would be refused now; costs next to nothing."""
         scheduler = self.config.scheduler
         bound = scheduler.max_num_seqs + scheduler.max_queued_requests
         # Counted with those that the engine has not let go of: its own bound is never reached.
@@ -181,22 +210,28 @@ class EngineClient(asyncio.Protocol):
                 f"{bound} requests are running or queued, the limit (max_num_seqs "
                 f"{scheduler.max_num_seqs} + max_queued_requests {scheduler.max_queued_requests})",
                 hint="retry later",
+                # By then half of the queue is empty: others come back, too.
+                retry_after_s=self._drain.seconds_until(-(-scheduler.max_queued_requests // 2)),
             )
-        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        if self._transport and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             raise OverloadedError("the engine does not take its messages", hint="retry later")
-        frame = messages.encode_frame(messages.Submit(request))
-        handle = RequestHandle(request)
-        self._running[request_id] = handle
-        transport.write(frame)
-        return handle
 
     def cancel(self, request_id: str) -> None:
         """Ends a request: its handle gets a CANCELLED event. Unknown or ended ids are ignored."""
+        self._end_early(request_id, FinishReason.CANCELLED)
+
+    def _expire(self, request_id: str) -> None:
+        """The request's deadline has come."""
+        message = "the request's time was over before it was complete"
+        self._end_early(request_id, FinishReason.ERROR, message, DeadlineExceededError.code)
+
+    def _end_early(self, request_id: str, reason: FinishReason, *why: str) -> None:
+        """The terminal event, now; the engine is told, and still owes its own."""
         handle = self._running.pop(request_id, None)
         if handle is None:
             return
         self._cancelled.add(request_id)
-        handle._end(FinishReason.CANCELLED)
+        handle._end(reason, *why)
         if self._transport is not None:
             self._transport.write(messages.encode_frame(messages.Cancel(request_id)))
 
@@ -291,11 +326,11 @@ class EngineClient(asyncio.Protocol):
         is_terminal = event.finish_reason is not None
         handle = self._running.get(request_id)
         if handle is not None:
-            if is_terminal:
-                del self._running[request_id]
             handle._put(event.to_event())
-        elif is_terminal:
+        if is_terminal:
+            self._running.pop(request_id, None)
             self._cancelled.discard(request_id)
+            self._drain.note_end()
 
     async def _reap(self) -> None:
         """After the socket's end: ends all requests, then waits for the exit code."""

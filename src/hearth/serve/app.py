@@ -39,13 +39,18 @@ _BODIES: tuple[type[BaseModel], ...] = (
 
 
 def create_app(
-    engine: EnginePort, model: ServedModel, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    engine: EnginePort,
+    model: ServedModel,
+    *,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    request_timeout_s: float = 0.0,
 ) -> FastAPI:
     """The application; it starts nothing and owns neither engine nor model."""
     app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
-    chat = ChatService(engine, model)
+    chat = ChatService(engine, model, request_timeout_s=request_timeout_s)
+    completion = CompletionService(engine, model, request_timeout_s=request_timeout_s)
     app.include_router(chat_router(chat, max_body_bytes))
-    app.include_router(completions_router(CompletionService(engine, model), max_body_bytes))
+    app.include_router(completions_router(completion, max_body_bytes))
     app.include_router(tokens_router(chat, max_body_bytes))
     app.include_router(models_router(model))
     app.include_router(health_router(engine, model.names[0]))

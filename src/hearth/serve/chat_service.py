@@ -29,7 +29,8 @@ class ChatService(Pipeline):
     prompt_param = "messages"
 
     async def prepare(self, call: ChatCall) -> Job:
-        """Renders, encodes and checks. Raises RequestError and its kinds."""
+        """Renders, encodes and checks. Raises RequestError and its kinds, OverloadedError."""
+        self.engine.check_room()
         self.model.resolve_name(call.model)  # before the work on what may be a long prompt
         prompt = await self.encode(call.messages, variables=call.template_variables)
         return self.job(call, prompt, f"chatcmpl-{uuid.uuid4().hex}")

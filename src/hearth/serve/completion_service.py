@@ -47,7 +47,8 @@ class CompletionService(Pipeline):
     """Completes prompts with one model on one engine."""
 
     async def prepare(self, call: CompletionCall) -> CompletionJob:
-        """Encodes and checks every prompt. Raises RequestError and its kinds."""
+        """Encodes and checks every prompt. Raises RequestError and its kinds, OverloadedError."""
+        self.engine.check_room()
         model_name = self.model.resolve_name(call.model)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         jobs: list[Job] = []

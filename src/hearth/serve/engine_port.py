@@ -35,6 +35,10 @@ class EnginePort(Protocol):
         """
         ...
 
+    def check_room(self) -> None:
+        """Raises OverloadedError when `submit` would, before any work is done for a request."""
+        ...
+
     def cancel(self, request_id: str) -> None:
         """Ends a request; an unknown or ended one is ignored."""
         ...

@@ -9,6 +9,7 @@ is `running_answer`'s.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,19 +36,25 @@ class Call:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     priority: int = 0  # lower goes first
+    timeout_s: float | None = None
+    arrived: float = field(default_factory=time.monotonic)  # from here the timeout counts
 
 
 class Pipeline:
     """Checks and submits requests to one engine; the services for prompts build on it.
 
-    `prompt_param` is the field that holds the prompt, for messages.
+    `prompt_param` is the field that holds the prompt, for messages. `request_timeout_s` bounds
+    every request's time, also of those that ask for more; 0: no bound.
     """
 
     prompt_param = "prompt"
 
-    def __init__(self, engine: EnginePort, model: ServedModel) -> None:
+    def __init__(
+        self, engine: EnginePort, model: ServedModel, *, request_timeout_s: float = 0.0
+    ) -> None:
         self.engine = engine
         self.model = model
+        self.request_timeout_s = request_timeout_s
 
     def submit(self, job: Job) -> RunningAnswer:
         """Starts the job; the caller must close what it gets.
@@ -69,6 +76,7 @@ class Pipeline:
             sampling=self._sampling(call),
             stop_token_ids=stops,
             priority=call.priority,
+            deadline=self._deadline(call),
         )
         self._check_min_tokens(request)
         return Job(request, model_name, call.stop, call.include_stop, call.n)
@@ -76,6 +84,12 @@ class Pipeline:
     @property
     def _eos(self) -> frozenset[int]:
         return self.model.stop_token_ids
+
+    def _deadline(self, call: Call) -> float:
+        """The earlier of the client's and the server's; 0: none."""
+        limits = (call.timeout_s or 0.0, self.request_timeout_s)
+        timeout_s = min((limit for limit in limits if limit), default=0.0)
+        return call.arrived + timeout_s if timeout_s else 0.0
 
     def check_length(self, text: str) -> None:
         """Refuses what cannot fit, however it is encoded. Raises ContextOverflowError."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from hearth.core.errors import (
     ContextOverflowError,
+    DeadlineExceededError,
     EngineDeadError,
     EngineError,
     HearthError,
@@ -219,7 +220,12 @@ class _RunningChoice:
 def _error_of(event: TokenEvent) -> HearthError:
     """The error of the tree that a terminal event stands for."""
     message = event.message or "the request was cancelled"
-    for kind in (EngineDeadError, OverloadedError, ContextOverflowError, RequestError):
-        if event.error_code == kind.code:
-            return kind(message)
-    return EngineError(message)
+    kinds = (
+        EngineDeadError,
+        OverloadedError,
+        DeadlineExceededError,
+        ContextOverflowError,
+        RequestError,
+    )
+    kind = next((kind for kind in kinds if kind.code == event.error_code), EngineError)
+    return kind(message)

@@ -44,6 +44,7 @@ def banner_text(host: str = "127.0.0.1", width: int = 80, template: str | None =
         port=0,
         max_body_bytes=1,
         shutdown_timeout_s=1.0,
+        request_timeout_s=0.0,
         log_level="info",
         warnings=("HEARTH_X has no meaning",),
     )

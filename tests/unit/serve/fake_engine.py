@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from tests.unit.text import builders, templates
 
-from hearth.core.errors import EngineDeadError
+from hearth.core.errors import DeadlineExceededError, EngineDeadError, OverloadedError
 from hearth.core.events import EngineStats
 from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from hearth.engine.text.chat_template import ChatTemplate
@@ -55,6 +55,7 @@ class FakeEngine:
         self.is_alive = True
         self.stall_after: int | None = None  # waits for ever after so many events
         self.fail_after: int | None = None
+        self.expire_after: int | None = None
         self.submit_error: Exception | None = None
         self.stats_error: Exception | None = None
         self.submitted: list[Request] = []
@@ -81,6 +82,10 @@ class FakeEngine:
         self.running.add(request.request_id)
         return self._events(request)
 
+    def check_room(self) -> None:
+        if isinstance(self.submit_error, OverloadedError):
+            raise self.submit_error
+
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
         self.running.discard(request_id)
@@ -104,6 +109,15 @@ class FakeEngine:
         for count, start in enumerate(range(0, len(tokens), self.group)):
             if self.stall_after == count:
                 await asyncio.Event().wait()
+            if self.expire_after == count:
+                self.running.discard(request_id)
+                yield TokenEvent(
+                    request_id,
+                    finish_reason=FinishReason.ERROR,
+                    message="its time was over",
+                    error_code=DeadlineExceededError.code,
+                )
+                return
             if self.fail_after == count:
                 yield self._failure(request_id)
                 return

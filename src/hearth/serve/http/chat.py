@@ -10,14 +10,19 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from hearth.core.errors import HearthError
+from hearth.core.errors import DeadlineExceededError, HearthError
 from hearth.core.request import TokenLogprobs
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.serve.chat_service import ChatService
 from hearth.serve.http.answers import Answer, body_documentation, usage_body
 from hearth.serve.http.body import read_body
 from hearth.serve.http.chat_fields import call_of, notices_of
-from hearth.serve.http.errors import error_detail
+from hearth.serve.http.deadlines import (
+    DEADLINE_RESPONSE,
+    deadline_response,
+    error_event,
+    with_timeout,
+)
 from hearth.serve.http.logprobs import logprobs_body
 from hearth.serve.http.schemas import (
     AssistantMessage,
@@ -33,7 +38,6 @@ from hearth.serve.http.sse import (
     DONE,
     ClientGoneError,
     EventStream,
-    event_bytes,
     receive_of,
     until_gone,
 )
@@ -88,13 +92,18 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         "/v1/chat/completions",
         summary="Answer a conversation",
         response_model=ChatCompletion,
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}, 503: {"model": ErrorBody}},
+        responses={
+            400: {"model": ErrorBody},
+            404: {"model": ErrorBody},
+            503: {"model": ErrorBody},
+            504: DEADLINE_RESPONSE,
+        },
         openapi_extra=body_documentation(ChatCompletionRequest, EXAMPLE),
     )
     async def create(request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest, max_body_bytes)
         notices = notices_of(body)
-        job = await service.prepare(call_of(body))
+        job = await service.prepare(with_timeout(call_of(body), request, body))
         log_notices(job.request.request_id, notices)
         shows_usage = bool(body.stream_options and body.stream_options.include_usage)
         answer = _ChatAnswer(
@@ -114,6 +123,8 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
             return await until_gone(receive_of(request), _complete(answer, chat))
         except ClientGoneError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except DeadlineExceededError as error:
+            return deadline_response(error, chat.usage)
         finally:
             chat.close()
 
@@ -159,7 +170,7 @@ async def _stream(answer: _ChatAnswer, chat: RunningAnswer) -> AsyncGenerator[by
         if answer.shows_usage:
             yield answer.chunk([], usage=usage_body(chat.usage).model_dump())
     except HearthError as error:
-        yield event_bytes(ErrorBody(error=error_detail(error)).model_dump())
+        yield error_event(error, chat.usage)
     yield DONE
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from hearth.core.errors import HearthError, RequestError
+from hearth.core.errors import DeadlineExceededError, HearthError, RequestError
 from hearth.serve.completion_service import (
     AnswerGroup,
     CompletionCall,
@@ -21,14 +21,18 @@ from hearth.serve.http.answers import Answer, body_documentation, usage_body
 from hearth.serve.http.body import read_body
 from hearth.serve.http.chat_fields import field_notices, refuse_other_shapes, sampling_of, stops_of
 from hearth.serve.http.completion_schemas import Completion, CompletionChoice, CompletionRequest
-from hearth.serve.http.errors import error_detail
+from hearth.serve.http.deadlines import (
+    DEADLINE_RESPONSE,
+    deadline_response,
+    error_event,
+    with_timeout,
+)
 from hearth.serve.http.schemas import ErrorBody, NoticeBody
 from hearth.serve.http.sse import (
     CLIENT_CLOSED_REQUEST,
     DONE,
     ClientGoneError,
     EventStream,
-    event_bytes,
     receive_of,
     until_gone,
 )
@@ -46,12 +50,17 @@ def completions_router(service: CompletionService, max_body_bytes: int) -> APIRo
         "/v1/completions",
         summary="Go on from a text",
         response_model=Completion,
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}, 503: {"model": ErrorBody}},
+        responses={
+            400: {"model": ErrorBody},
+            404: {"model": ErrorBody},
+            503: {"model": ErrorBody},
+            504: DEADLINE_RESPONSE,
+        },
         openapi_extra=body_documentation(CompletionRequest, _EXAMPLE),
     )
     async def create(request: Request) -> Response:
         body = await read_body(request, CompletionRequest, max_body_bytes)
-        job = await service.prepare(call_of(body))
+        job = await service.prepare(with_timeout(call_of(body), request, body))
         answer = _answer_of(body, job)
         group = service.submit_all(job)
         if body.stream:
@@ -62,6 +71,8 @@ def completions_router(service: CompletionService, max_body_bytes: int) -> APIRo
             )
         except ClientGoneError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except DeadlineExceededError as error:
+            return deadline_response(error, group.usage)
         finally:
             group.close()
 
@@ -157,7 +168,7 @@ async def _stream(answer: Answer, group: AnswerGroup) -> AsyncGenerator[bytes, N
         if answer.shows_usage:
             yield answer.chunk([], usage=usage_body(group.usage).model_dump())
     except HearthError as error:
-        yield event_bytes(ErrorBody(error=error_detail(error)).model_dump())
+        yield error_event(error, group.usage)
     yield DONE
 
 

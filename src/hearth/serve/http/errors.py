@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from hearth.serve.http.schemas import TAG_PREFIX, ErrorBody, ErrorDetail
 
 logger = logging.getLogger("hearth.serve")
 
-RETRY_AFTER_S = 1
+RETRY_AFTER_S = 1  # where nothing better is known
 MAX_SHOWN_ERRORS = 5
 MAX_SHOWN_CHARS = 80
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -62,7 +63,8 @@ def error_response(error: HearthError) -> JSONResponse:
     """The whole answer, with Retry-After where trying again makes sense."""
     headers: dict[str, str] = {}
     if error.http_status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        wait_s = getattr(error, "retry_after_s", None) or RETRY_AFTER_S
+        headers["Retry-After"] = str(math.ceil(wait_s))
     if error.http_status == 413:
         headers["Connection"] = "close"  # the rest of the body is not read
     body = ErrorBody(error=error_detail(error))

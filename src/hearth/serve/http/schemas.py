@@ -24,6 +24,8 @@ MAX_PARTS = 1000
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 128
 MAX_CHOICES = 128
+MAX_TIMEOUT_S = 86_400
+TIMEOUT_PERMITTED = f"a number of seconds above 0, up to {MAX_TIMEOUT_S}"
 # A tag of a union is part of an error's path; this prefix lets `errors` take it out again.
 TAG_PREFIX = "~"
 
@@ -154,6 +156,9 @@ class AnswerFields(Open):
     ignore_eos: bool | None = Field(default=None, description="true or false")
     priority: int | None = Field(
         default=None, ge=-(2**31), lt=2**31, description="an integer; lower goes first"
+    )
+    timeout: float | None = Field(
+        default=None, gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False, description=TIMEOUT_PERMITTED
     )
     n: int | None = Field(
         default=None, ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}"

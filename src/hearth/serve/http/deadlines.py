@@ -1,0 +1,86 @@
+"""A request's time: where a client names it, and how an answer ends when it is over.
+
+Seconds, in the body (`timeout`, as in LiteLLM) or in the header `X-Request-Timeout`, for gateways
+that cannot change bodies; the shorter one counts, and the server's own `--request-timeout` is a
+bound on both. They count from the moment when the body has been read.
+
+The status is 504 and the body tells the usage so far, beside the error. OpenAI's client would send
+such a request again twice; the header that it looks at for that tells it not to: the work that was
+too much would only be done again. A stream that has begun ends with the same body as an event.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from hearth.core.errors import DeadlineExceededError, HearthError, RequestError
+from hearth.serve.http.answers import usage_body
+from hearth.serve.http.errors import error_detail
+from hearth.serve.http.schemas import (
+    MAX_TIMEOUT_S,
+    TIMEOUT_PERMITTED,
+    AnswerFields,
+    ErrorBody,
+    UsageBody,
+)
+from hearth.serve.http.sse import event_bytes
+from hearth.serve.pipeline import Call
+from hearth.serve.running_answer import Usage
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+_NO_RETRY = {"X-Should-Retry": "false"}
+
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
+class DeadlineBody(ErrorBody):
+    """Body of an answer that ran out of time; `usage` counts what was done."""
+
+    usage: UsageBody
+
+
+DEADLINE_RESPONSE: dict[str, Any] = {"model": DeadlineBody}
+
+
+def with_timeout(call: AnyCall, request: Request, body: AnswerFields) -> AnyCall:
+    """The call with the timeout that its client asks for. Raises RequestError."""
+    named = (body.timeout, _header_seconds(request))
+    return replace(call, timeout_s=min((s for s in named if s is not None), default=None))
+
+
+def deadline_response(error: DeadlineExceededError, usage: Usage) -> JSONResponse:
+    """The whole answer of a request that is not streamed."""
+    return JSONResponse(_body(error, usage), status_code=error.http_status, headers=_NO_RETRY)
+
+
+def error_event(error: HearthError, usage: Usage) -> bytes:
+    """The event that ends a stream in the place of the rest."""
+    if isinstance(error, DeadlineExceededError):
+        return event_bytes(_body(error, usage))
+    return event_bytes(ErrorBody(error=error_detail(error)).model_dump())
+
+
+def _body(error: DeadlineExceededError, usage: Usage) -> dict[str, Any]:
+    return DeadlineBody(error=error_detail(error), usage=usage_body(usage)).model_dump()
+
+
+def _header_seconds(request: Request) -> float | None:
+    """What the header says. Raises RequestError where that is no permitted number."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise RequestError(
+            f"the header {TIMEOUT_HEADER} is {text[:40]!r} (permitted: {TIMEOUT_PERMITTED})",
+            param=TIMEOUT_HEADER,
+        )
+    return seconds
