@@ -16,50 +16,73 @@ from typing import Any
 
 @dataclass
 class RawResult:
-    """Medians in milliseconds, and tokens a second over the whole run."""
+    """Milliseconds, and tokens a second over the whole run; tokens by the server's own count.
+
+    Medians, but for the latency between events, which is a mean: events come together when one of
+    the processes between engine and client is late, and then a median jumps where a mean does not.
+    """
 
     ttft_ms: float
     itl_ms: float
     e2el_ms: float
     output_throughput: float
+    num_prompt_tokens: int
+    num_output_tokens: int
 
 
-async def _request(port: int, body: bytes) -> tuple[float, list[float], int]:
-    """Start, times of the events with text, output tokens."""
-    start = time.perf_counter()
+@dataclass
+class _Seen:
+    """One request: its start, the times of its events with text, and the server's usage."""
+
+    start: float
+    times: list[float]
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+async def _request(port: int, path: str, body: bytes) -> _Seen:
+    seen = _Seen(time.perf_counter(), [])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    times: list[float] = []
-    num_tokens = 0
+    status = await reader.readline()
+    assert b" 200 " in status, status
     while line := await reader.readline():
         if not line.startswith(b"data: {"):
             continue
         now = time.perf_counter()
         event: dict[str, Any] = json.loads(line[6:])
+        assert "error" not in event, event
         if event.get("usage"):
-            num_tokens = event["usage"]["completion_tokens"]
-        if event["choices"] and event["choices"][0]["delta"].get("content"):
-            times.append(now)
+            seen.num_prompt_tokens = event["usage"]["prompt_tokens"]
+            seen.num_output_tokens = event["usage"]["completion_tokens"]
+        for choice in event["choices"]:
+            if choice.get("text") or choice.get("delta", {}).get("content"):
+                seen.times.append(now)
     writer.close()
-    return start, times, num_tokens
+    return seen
 
 
-async def raw_load(port: int, bodies: list[dict[str, Any]], concurrency: int) -> RawResult:
-    """Sends all bodies (streamed chats with usage), so many at a time."""
+async def raw_load(
+    port: int, bodies: list[dict[str, Any]], concurrency: int, path: str = "/v1/chat/completions"
+) -> RawResult:
+    """Sends all bodies (streamed, with usage), so many at a time."""
     slots = asyncio.Semaphore(concurrency)
 
-    async def one(body: dict[str, Any]) -> tuple[float, list[float], int]:
+    async def one(body: dict[str, Any]) -> _Seen:
         async with slots:
-            return await _request(port, json.dumps(body).encode())
+            return await _request(port, path, json.dumps(body).encode())
 
     start = time.perf_counter()
     found = await asyncio.gather(*(one(body) for body in bodies))
     duration = time.perf_counter() - start
-    gaps = [b - a for _, times, _ in found for a, b in itertools.pairwise(times)]
+    gaps = [b - a for seen in found for a, b in itertools.pairwise(seen.times)]
+    num_output_tokens = sum(seen.num_output_tokens for seen in found)
     return RawResult(
-        1e3 * statistics.median(times[0] - begin for begin, times, _ in found),
-        1e3 * statistics.median(gaps),
-        1e3 * statistics.median(times[-1] - begin for begin, times, _ in found),
-        sum(num for _, _, num in found) / duration,
+        1e3 * statistics.median(seen.times[0] - seen.start for seen in found),
+        1e3 * statistics.fmean(gaps),
+        1e3 * statistics.median(seen.times[-1] - seen.start for seen in found),
+        num_output_tokens / duration,
+        sum(seen.num_prompt_tokens for seen in found),
+        num_output_tokens,
     )

@@ -27,6 +27,8 @@ class Summary:
     """A whole run; throughput counts completed requests only.
 
     `goodput` is None where no objective was set, `spreads` is empty where nothing completed.
+    `share_together`: of the events after a first one, those that the same read brought as the one
+    before; whether the server wrote them together or this side read late cannot be told.
     """
 
     duration_s: float
@@ -40,6 +42,7 @@ class Summary:
     goodput: float | None
     max_concurrency: int
     is_counted_by_server: bool
+    share_together: float
     spreads: Mapping[str, Spread]
     failures: Mapping[str, int]
 
@@ -72,6 +75,7 @@ def summarize(
         goodput=rate(len(good)) if objectives else None,
         max_concurrency=peak_concurrency(records),
         is_counted_by_server=all(record.is_counted_by_server for record in done),
+        share_together=_share_together(done),
         spreads={name: spread(samples_ms(done, name), percentiles) for name in METRICS if done},
         failures=dict(Counter(record.error for record in records if record.error).most_common()),
     )
@@ -132,6 +136,11 @@ def concurrency_curve(records: Sequence[Record]) -> list[tuple[float, int]]:
         count += change
         curve.append((moment, count))
     return curve
+
+
+def _share_together(records: Sequence[Record]) -> float:
+    itls = [itl for record in records for itl in record.itls_s]
+    return itls.count(0.0) / len(itls) if itls else 0.0
 
 
 def _is_good(record: Record, objectives: Mapping[str, float]) -> bool:

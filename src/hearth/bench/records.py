@@ -1,8 +1,11 @@
 """Record: what was seen of one request, and how it is seen.
 
-Times are seconds of `time.perf_counter`. The definitions are those of `vllm bench serve`, with one
-difference: the first token's time is that of the first event that carries text, not that of a role
-that some servers send before they have computed anything.
+Times are seconds of `time.perf_counter`, taken when the bytes were read. The definitions are those
+of `vllm bench serve`, with one difference: only events that carry text count, as the first token
+and for the latency between tokens. There every event does, also a role that some servers send
+before they have computed anything, and the finish reason: with a server that sends those beside the
+text that is two more latencies of nothing for each request. An event is one latency, however many
+tokens it brings; events that one read brings together are no time apart.
 """
 
 from __future__ import annotations
@@ -76,10 +79,9 @@ async def measure(
     watch = _Watch(record)
     try:
         async with contextlib.aclosing(client.stream(path, body)) as events:
-            async for payloads in events:
-                now = time.perf_counter()
-                for payload in payloads:
-                    watch.take(payload, now)
+            async for arrival in events:
+                for payload in arrival.payloads:
+                    watch.take(payload, arrival.seconds)
         watch.end()
     except RemoteError as error:
         record.error = error.message

@@ -14,6 +14,8 @@ from hearth.bench.records import Record
 from hearth.bench.settings import DatasetChoice, Load, Query
 
 _WIDTH = 62
+BUSY_CLIENT = 0.7
+MANY_TOGETHER = 0.1
 _TITLES = {
     "ttft": "Time to First Token",
     "tpot": "Time per Output Token (excl. 1st token)",
@@ -33,6 +35,7 @@ class Run:
     objectives: Mapping[str, float]
     summary: Summary
     records: Sequence[Record]
+    client_cpu: float = 0.0  # cores that this side used while the load ran
 
 
 def report_lines(run: Run, metrics: Sequence[str]) -> list[str]:
@@ -62,8 +65,26 @@ def report_lines(run: Run, metrics: Sequence[str]) -> list[str]:
             lines.extend(_spread_lines(name.upper(), found.spreads[name]))
     lines.append("=" * _WIDTH)
     lines.extend(f"failed {count} ×: {error}" for error, count in found.failures.items())
+    lines.extend(_doubts(run))
     if not found.is_counted_by_server:
         lines.append("note: the server gave no usage; output tokens are counted by its events")
+    return lines
+
+
+def _doubts(run: Run) -> list[str]:
+    """What makes the figures say less about the server than they seem to."""
+    found = run.summary
+    lines: list[str] = []
+    if run.client_cpu > BUSY_CLIENT:
+        lines.append(
+            f"note: this client used {run.client_cpu:.0%} of a core while it measured; latencies "
+            "are partly its own (use fewer streams, or several clients)"
+        )
+    if found.share_together > MANY_TOGETHER:
+        lines.append(
+            f"note: {found.share_together:.0%} of the events arrived together with the one before; "
+            "then the median ITL says little, its mean and TPOT are not affected"
+        )
     return lines
 
 
@@ -93,6 +114,8 @@ def result_json(run: Run, *, is_detailed: bool) -> str:
         "output_throughput": found.output_throughput,
         "total_token_throughput": found.total_token_throughput,
         "max_concurrent_requests": found.max_concurrency,
+        "client_cpu_cores": run.client_cpu,
+        "share_of_events_together": found.share_together,
         "output_tokens_counted_by": "server" if found.is_counted_by_server else "events",
         "failures": dict(found.failures),
     }

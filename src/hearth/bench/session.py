@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -44,10 +45,19 @@ async def run_benchmark(order: Order, on_record: Callable[[Record], None]) -> Ru
         if load.num_warmups:
             await _warm_up(order, client, query, sizer)
         conversations = await load_conversations(order.dataset, load.num_prompts, load.seed, sizer)
+        began, cpu_before = time.perf_counter(), time.process_time()
         records = await run_load(client, query, load, conversations, on_record)
+        client_cpu = (time.process_time() - cpu_before) / (time.perf_counter() - began)
     summary = summarize(records, order.percentiles, order.objectives)
     return Run(
-        order.target.root, query, load, order.dataset, order.objectives, summary, tuple(records)
+        order.target.root,
+        query,
+        load,
+        order.dataset,
+        order.objectives,
+        summary,
+        tuple(records),
+        client_cpu,
     )
 
 

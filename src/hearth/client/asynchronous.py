@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import httpx
 
-from hearth.client.sse import EventSplitter
+from hearth.client.streaming import Arrival, StreamPool
 from hearth.client.wire import Target, refusal, transport_error
 from hearth.core.errors import RemoteError
 
@@ -25,6 +25,7 @@ class AsyncClient:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             trust_env=False,
         )
+        self._streams = StreamPool(target)
 
     async def __aenter__(self) -> Self:
         return self
@@ -35,6 +36,7 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._streams.close()
         await self._http.aclose()
 
     async def get(self, path: str) -> Any:
@@ -45,21 +47,9 @@ class AsyncClient:
         """The JSON body of a POST's answer. Raises RemoteError."""
         return await self._whole("POST", path, body)
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[list[bytes], None]:
-        """Event payloads as they arrive: one list for each piece of bytes that completed any.
-
-        Raises RemoteError.
-        """
-        splitter = EventSplitter()
-        try:
-            async with self._http.stream("POST", path, json=body) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise refusal(response.status_code, await response.aread())
-                async for chunk in response.aiter_raw():
-                    if payloads := splitter.feed(chunk):
-                        yield payloads
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise transport_error(self.target, error) from error
+    def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Arrival, None]:
+        """Event payloads as they arrive, with their times; see StreamPool.stream."""
+        return self._streams.stream(path, body)
 
     async def _whole(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         try:

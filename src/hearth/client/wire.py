@@ -90,14 +90,19 @@ def refusal(status: int, content: bytes) -> RemoteError:
     return RemoteError(f"HTTP {status}: {message}", status=status)
 
 
+def unreachable(target: Target, error: Exception) -> RemoteError:
+    """No connection to the server."""
+    return RemoteError(
+        f"{target.root} cannot be reached: {str(error) or type(error).__name__}",
+        hint="start a server with `hearth serve`, or name another one with --base-url",
+    )
+
+
 def transport_error(target: Target, error: Exception) -> RemoteError:
     """What went wrong below HTTP, by its kind: refused, timed out, cut off."""
     kind = type(error).__name__
     if kind in ("ConnectError", "ConnectTimeout"):
-        return RemoteError(
-            f"{target.root} cannot be reached: {error}",
-            hint="start a server with `hearth serve`, or name another one with --base-url",
-        )
+        return unreachable(target, error)
     return RemoteError(f"{kind}: {error}" if str(error) else kind)
 
 
