@@ -3,12 +3,13 @@
     python -m benchmarks.mixed_load --minutes 60 [--rate 4] [--json FILE]
 
 Requests of every kind arrive at random at a moderate rate: chats and completions, streamed and
-whole, several choices, log-probabilities, penalties, stop strings, priorities, long prompts, clients
-that leave, deadlines, bad requests, and now and then a burst that fills the queue. Those of a kind
-whose answer is a function of its seed must get the same answer every time. Sampled every few
+whole, several choices, log-probabilities, penalties, stop strings, priorities, long prompts,
+clients that leave, deadlines, bad requests, and now and then a burst that fills the queue. Those of
+a kind whose answer is a function of its seed must get the same answer every time. Sampled every few
 seconds: resident and proportional memory and handles of both processes, blocks in use. Prints
-memory slopes with their 95 % confidence, and errors by kind; the JSON file has all of it. The exit
-code is 1 where an answer changed, something unexpected was said, or blocks or handles stay behind.
+memory slopes with their 95 % confidence, what memory and handles are when nothing runs, before and
+after, and errors by kind; the JSON file has all of it. The exit code is 1 where an answer changed,
+something unexpected was said, or blocks or handles stay behind.
 """
 
 from __future__ import annotations
@@ -31,27 +32,11 @@ from benchmarks.serving import DUMMIES, Server, running_server
 from benchmarks.trend import Slope, slope_of
 
 SAMPLE_S = 5.0
+IDLE_S = 2.0
 NUM_SEEDS = 8  # answers of a kind that are told apart
 BURST_CHANCE = 0.01
-MIB = 1 << 20
-WORDS = tuple("hearth serves models on hardware that people own one GPU or none at all".split())
-    "hearth",
-    "serves",
-    "models",
-    "on",
-    "hardware",
-    "that",
-    "people",
-    "own",
-    ",",
-    "one",
-    "GPU",
-    "or",
-    "none",
-    "at",
-    "all",
-    ".",
-]
+TEXT = "hearth serves models on hardware that people own one GPU or none at all"
+WORDS = TEXT.split()
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 Body = dict[str, Any]
@@ -122,6 +107,7 @@ class Findings:
     latencies: dict[str, list[float]] = field(default_factory=dict)
     problems: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, float]] = field(default_factory=list)
+    idle: list[dict[str, float]] = field(default_factory=list)  # before and after
 
 
 class Traffic:
@@ -225,22 +211,27 @@ async def soak(server: Server, options: argparse.Namespace) -> Findings:
     """The whole run; a first part, which is not sampled, lets heaps and caches reach their size."""
     findings = Findings()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    async with httpx.AsyncClient(
-        base_url=server.url, timeout=120, limits=limits, trust_env=False
-    ) as http:
-        traffic = Traffic(http, findings)
-        await traffic.run(60 * options.warm_minutes, options.rate, options.burst)
-        watcher = asyncio.create_task(watch(server, http, findings))
-        await traffic.run(60 * options.minutes, options.rate, options.burst)
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
-    await asyncio.sleep(2.0)  # the last connections close
-    findings.samples.append(sample(server))
+
+    async def phase(minutes: float, *, is_watched: bool) -> None:
+        # A client for each phase: connections that it would keep count as the server's handles.
+        async with httpx.AsyncClient(
+            base_url=server.url, timeout=120, limits=limits, trust_env=False
+        ) as http:
+            watcher = asyncio.create_task(watch(server, http, findings)) if is_watched else None
+            await Traffic(http, findings).run(60 * minutes, options.rate, options.burst)
+            if watcher is not None:
+                watcher.cancel()
+                await asyncio.gather(watcher, return_exceptions=True)
+        await asyncio.sleep(IDLE_S)
+        findings.idle.append(sample(server))
+
+    await phase(options.warm_minutes, is_watched=False)
+    await phase(options.minutes, is_watched=True)
     used = server.health()["engine"]["kv_blocks_used"]
     if used:
         findings.problems[f"{used} blocks are in use when nothing runs"] += 1
     for name in ("front end handles", "engine handles"):
-        if findings.samples[-1][name] > findings.samples[0][name]:
+        if findings.idle[1][name] > findings.idle[0][name]:
             findings.problems[f"{name}: more at the end than at the beginning"] += 1
     if "Traceback" in server.log.read_text(encoding="utf-8"):
         findings.problems["the server's log has a trace"] += 1
@@ -257,22 +248,22 @@ def slopes(samples: list[dict[str, float]]) -> dict[str, Slope]:
 def report(findings: Findings) -> dict[str, Any]:
     """Prints the summary; returns everything for the file."""
     found = slopes(findings.samples)
-    for name, slope in found.items():
-        first, last = findings.samples[0][name], findings.samples[-1][name]
-        print(f"{name:28s} {first:8.1f} → {last:8.1f}, {slope.per_unit:+8.2f} ", end="")
-        print(f"± {slope.margin:.2f} MiB an hour")
-    for name in ("front end handles", "engine handles", "engine threads"):
-        values = [s[name] for s in findings.samples]
-        print(f"{name:28s} {values[0]:8.0f} → {values[-1]:8.0f}, at most {max(values):.0f}")
+    for name in findings.idle[0]:
+        if name != "time":
+            before, after = (idle[name] for idle in findings.idle)
+            most = max(one[name] for one in findings.samples)
+            print(f"{name:28s} idle {before:8.1f} → {after:8.1f}, at most {most:8.1f}", end="")
+            if slope := found.get(name):
+                print(f", {slope.per_unit:+.2f} ± {slope.margin:.2f} MiB an hour", end="")
+            print()
     for name, count in sorted(findings.counts.items()):
         print(f"{count:8d} {name}")
     for name, count in findings.problems.most_common():
         print(f"PROBLEM {count} × {name}")
-    print(f"{len(findings.answers)} different requests, each with one answer" * bool(found))
+    print(f"{len(findings.answers)} different requests had one answer each, but for the problems")
     return {
-        "slopes_mib_per_hour": {
-            n: {"slope": s.per_unit, "margin": s.margin} for n, s in found.items()
-        },
+        "mib_per_hour": {n: {"slope": s.per_unit, "margin": s.margin} for n, s in found.items()},
+        "idle": findings.idle,
         "counts": dict(findings.counts),
         "problems": dict(findings.problems),
         "median_latency_s": {n: sorted(v)[len(v) // 2] for n, v in findings.latencies.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 
 
@@ -31,8 +32,7 @@ def slope_of(x: Sequence[float], y: Sequence[float]) -> Slope:
     square = sum(value**2 for value in residuals)
     if square == 0:
         return Slope(slope, 0.0)
-    together = sum(a * b for a, b in zip(residuals, residuals[1:])) / square
-    share = (1 - max(0.0, min(0.99, together))) / (1 + max(0.0, min(0.99, together)))
-    num_effective = max(3.0, len(x) * share)
-    error = math.sqrt(square / len(x) / spread * len(x) / (num_effective - 2))
-    return Slope(slope, 1.96 * error)
+    together = sum(a * b for a, b in pairwise(residuals)) / square
+    together = max(0.0, min(0.99, together))
+    variance = square / (len(x) - 2) / spread * (1 + together) / (1 - together)
+    return Slope(slope, 1.96 * math.sqrt(variance))

@@ -32,6 +32,9 @@ QUESTIONS = (
 )
 
 
+PENALTIES = {"frequency_penalty": 0.8, "presence_penalty": 0.5, "repetition_penalty": 1.3}
+
+
 @dataclass
 class Tally:
     """What the clients saw."""
@@ -43,7 +46,10 @@ class Tally:
 
 
 def request_body(kind: int) -> dict[str, object]:
-    """One of 24 requests: greedy and sampled, short and long, with and without a shared prefix."""
+    """One of 24 requests: greedy and sampled, short and long, with and without a shared prefix.
+
+    Every fifth is penalized: its answer depends on counts that a preemption must not change.
+    """
     system = PREFIXES[kind % 2]
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": QUESTIONS[kind % 4] * (1 + kind % 3)})
@@ -53,6 +59,7 @@ def request_body(kind: int) -> dict[str, object]:
         "seed": kind,
         "max_tokens": 16 + 12 * (kind % 9),
         "ignore_eos": True,
+        **(PENALTIES if kind % 5 == 0 else {}),
     }
 
 

@@ -1,0 +1,134 @@
+"""Requests that run out of time, and clients that all leave at once, against the real server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from tests.integration.server import SMALL, Server
+
+QUESTION = "Count for ever."
+
+
+def endless(**fields: object) -> dict[str, object]:
+    return {
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 3000,
+        "ignore_eos": True,
+        "seed": 1,
+        **fields,
+    }
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="EMPTY")  # retries as it does
+
+
+def test_the_openai_client_gets_a_504_with_usage_and_does_not_retry(
+    client: openai.OpenAI, server: Server
+) -> None:
+    before = server.health()["engine"]["generated_tokens"]
+    start = time.monotonic()
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(
+            model="hearth-demo",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=3000,
+            extra_body={"ignore_eos": True, "timeout": 0.4},
+        )
+    elapsed = time.monotonic() - start
+    assert caught.value.status_code == 504
+    assert caught.value.code == "deadline_exceeded"
+    usage = caught.value.response.json()["usage"]
+    assert usage["prompt_tokens"] > 0
+    assert usage["completion_tokens"] > 0
+    assert 0.4 <= elapsed < 1.7, "three tries and the pauses between them would take 2.2 s"
+    server.wait_idle(timeout=2)
+    done = server.health()["engine"]["generated_tokens"] - before
+    assert usage["completion_tokens"] <= done <= usage["completion_tokens"] + 8
+
+
+def test_the_openai_client_gets_an_error_in_the_middle_of_a_stream(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="hearth-demo",
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=3000,
+        stream=True,
+        extra_body={"ignore_eos": True},
+        extra_headers={"X-Request-Timeout": "0.4"},
+    )
+    assert next(stream).choices[0].delta.role == "assistant"
+    with pytest.raises(openai.APIError) as caught:
+        list(stream)
+    assert caught.value.code == "deadline_exceeded"
+
+
+def test_a_request_that_waits_too_long_is_dropped_without_a_step(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        sockets = [_send(server, endless(stream=True)) for _ in range(4)]
+        while server.health()["running"] < 4:
+            time.sleep(0.01)
+        start = time.monotonic()
+        response = http.post("/v1/chat/completions", json=endless(timeout=0.3))
+        elapsed = time.monotonic() - start
+        assert response.status_code == 504
+        assert response.json()["usage"]["completion_tokens"] == 0
+        assert 0.3 <= elapsed < 0.8
+        assert server.health()["waiting"] == 0
+        for sock in sockets:
+            sock.close()
+    server.wait_idle(timeout=2)
+    assert server.health()["engine"]["kv_blocks_used"] == 0
+
+
+def test_clients_that_wait_and_leave_are_gone_at_once(server: Server) -> None:
+    """A storm: many more than can run, all of which leave together."""
+    sockets = [_send(server, endless(stream=bool(i % 2))) for i in range(80)]
+    deadline = time.monotonic() + 10
+    while (health := server.health())["running"] + health["waiting"] < 80:
+        assert time.monotonic() < deadline, health
+        time.sleep(0.01)
+    for sock in sockets:
+        sock.close()
+    start = time.monotonic()
+    server.wait_idle(timeout=3)
+    assert time.monotonic() - start < 2.0
+    assert server.health()["engine"]["kv_blocks_used"] == 0
+    assert server.ask("What is hearth?", max_tokens=8)
+
+
+@pytest.fixture
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ["--request-timeout", "1", "--max-queued-requests", "2"]
+    with Server(tmp_path_factory.mktemp("bounded"), *SMALL, *flags) as found:
+        yield found
+
+
+def test_the_servers_own_limit_and_what_a_refusal_says(bounded: Server) -> None:
+    with httpx.Client(base_url=bounded.url, timeout=30) as http:
+        response = http.post("/v1/chat/completions", json=endless(timeout=60))
+        assert response.status_code == 504, response.text
+        sockets = [_send(bounded, endless(stream=True)) for _ in range(6)]
+        deadline = time.monotonic() + 0.8
+        while bounded.health()["running"] + (bounded.health()["waiting"] or 0) < 6:
+            assert time.monotonic() < deadline
+        refused = http.post("/v1/chat/completions", json=endless())
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        for sock in sockets:
+            sock.close()
+    bounded.wait_idle(timeout=2)
+
+
+def _send(server: Server, body: dict[str, object]) -> socket.socket:
+    content = json.dumps(body)
+    sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+    sock.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
+    return sock
