@@ -2,7 +2,7 @@
 
 For measuring, a general HTTP client is too slow: at 170 µs an event (httpx on one core) four
 streams of a quick model keep it so busy that it finds several events at a time, and then their
-distances say more about the client than about the server. Here an event costs some 20 µs, and its
+distances say more about the client than about the server. Here an event costs some 40 µs, and its
 time is taken in the transport's callback, before whoever waits for it runs.
 
     free ─ open → busy ─ response complete, kept alive → idle ─ open → busy; ─ otherwise → closed
