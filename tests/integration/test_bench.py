@@ -103,7 +103,7 @@ def test_it_agrees_with_an_independent_load_generator(server: Server, tmp_path: 
 def test_it_agrees_with_an_independent_load_generator_within_noise(
     server: Server, tmp_path: Path
 ) -> None:
-    rounds = compare(server, tmp_path, 7, num_prompts=64, concurrency=4, num_tokens=64)
+    rounds = compare(server, tmp_path, 7, num_prompts=48, concurrency=4, num_tokens=48)
     for name, (ratio, noise) in median_ratios(rounds).items():
         print(f"{name}: bench / raw {ratio:.3f}; two raw runs lie {noise:.1%} apart")
         # Raw opens a connection for each request and reads line by line, bench does neither; a

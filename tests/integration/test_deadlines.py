@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -132,3 +134,26 @@ def _send(server: Server, body: dict[str, object]) -> socket.socket:
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
     sock.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
     return sock
+
+
+def test_a_shutdown_with_a_full_queue_ends_every_answer_once(tmp_path: Path) -> None:
+    with Server(tmp_path, *SMALL, "--shutdown-timeout", "0.3") as full:
+        sockets = [_send(full, endless(stream=True)) for _ in range(40)]
+        deadline = time.monotonic() + 10
+        while (health := full.health())["running"] + health["waiting"] < 40:
+            assert time.monotonic() < deadline, health
+        start = time.monotonic()
+        full.popen.send_signal(signal.SIGTERM)
+        answers = [_read_all(sock) for sock in sockets]
+        assert full.popen.wait(20) == 0
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in full.stderr
+    for answer in answers:
+        assert answer.count(b"shutting down") == 1, answer[-300:]
+        assert answer.count(b"data: [DONE]") == 1
+
+
+def _read_all(sock: socket.socket) -> bytes:
+    with sock:
+        pieces = iter(lambda: sock.recv(1 << 16), b"")
+        return b"".join(pieces)

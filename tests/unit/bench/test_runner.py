@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -145,3 +146,14 @@ async def test_the_result_file_has_vllms_names_and_the_plot_is_an_image() -> Non
 
 def test_a_plot_of_nothing_is_still_an_image() -> None:
     ET.fromstring(plot_svg(as_run([Record(0.0, error="x")], Load())))
+
+
+def test_figures_that_say_little_about_the_server_are_doubted() -> None:
+    record = Record(0.0, ended_s=1.0, ttft_s=0.1, itls_s=[0.1, 0.0, 0.0, 0.1], num_output_tokens=5)
+    sound = replace(as_run([record], Load()), client_cpu=0.2)
+    doubted = "\n".join(report_lines(replace(sound, client_cpu=0.9), ("itl",)))
+    assert "used 90% of a core" in doubted
+    assert "50% of the events arrived together" in doubted
+    record.itls_s = [0.1] * 4
+    record.is_counted_by_server = True
+    assert "note" not in "\n".join(report_lines(as_run([record], Load()), ("itl",)))
