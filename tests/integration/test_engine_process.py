@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -224,11 +225,49 @@ async def test_cancel_at_any_moment_leaves_the_others_alone() -> None:
         assert (await client.stats()).num_blocks_used == 0
 
 
+async def test_a_deadline_comes_in_time_while_the_engine_hangs_and_only_once() -> None:
+    async with running() as client:
+        os.kill(client.process.popen.pid, signal.SIGSTOP)  # as a very long step would
+        start = time.monotonic()
+        late = replace(greedy("r", (1, 2, 3), 200), deadline=start + 0.2)
+        (event,) = await collect(client.submit(late))
+        assert 0.19 <= time.monotonic() - start < 0.6
+        assert (event.finish_reason, event.error_code) == (FinishReason.ERROR, "deadline_exceeded")
+        with pytest.raises(RequestError, match="in use"):  # the engine has not let go of it
+            client.submit(greedy("r", (1,), 1))
+        os.kill(client.process.popen.pid, signal.SIGCONT)
+        stats = await client.stats()
+        assert (stats.num_running, stats.num_blocks_used, stats.num_steps) == (0, 0, 0)
+        again = client.submit(greedy("r", (1, 2, 3), 2))
+        assert tokens_of(await collect(again)) == solo_tokens(toy_program(), (1, 2, 3), 2)
+
+
+async def test_deadlines_at_any_moment_leave_the_others_alone() -> None:
+    async with running(config(max_num_seqs=4, max_num_batched_tokens=8)) as client:
+        now = time.monotonic()
+        goes = [
+            client.submit(replace(greedy(f"g{i}", (i, 7), 250), deadline=now + 0.002 * i))
+            for i in range(1, 12)
+        ]
+        stays = [client.submit(greedy(f"s{i}", (i, 5), 60)) for i in range(6)]
+        for index, events in enumerate(await asyncio.gather(*map(collect, stays))):
+            assert tokens_of(events) == solo_tokens(toy_program(), (index, 5), 60)
+        for index, events in enumerate(await asyncio.gather(*map(collect, goes)), 1):
+            assert [e.finish_reason for e in events if e.finish_reason] == [
+                events[-1].finish_reason
+            ]
+            found = tokens_of(events)
+            assert found == solo_tokens(toy_program(), (index, 7), len(found))
+        stats = await client.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
+
+
 async def test_more_than_the_queue_holds_is_refused_at_once() -> None:
     async with running(config("slow", max_num_seqs=2, max_queued_requests=3)) as client:
         handles = [client.submit(greedy(f"r{i}", (1,), 3)) for i in range(5)]
-        with pytest.raises(OverloadedError, match="max_queued_requests 3"):
+        with pytest.raises(OverloadedError, match="max_queued_requests 3") as refused:
             client.submit(greedy("r5", (1,), 3))
+        assert refused.value.retry_after_s == 1  # two endings take a fraction of a second
         for handle in handles:
             assert (await collect(handle))[-1].finish_reason is FinishReason.LENGTH
 
