@@ -13,8 +13,14 @@ from typing import Any, TypeAlias
 
 import pytest
 from tests.integration.server import Server, environment
-from tests.support.raw_load import raw_load
+from tests.support.raw_load import RawResult, raw_load
 
+from hearth.bench.metrics import Summary
+from hearth.bench.session import Order, run_benchmark
+from hearth.bench.settings import DatasetChoice, Load, Query
+from hearth.client.wire import Target
+
+CONCURRENCY = 4
 # Of each figure: raw, bench, raw.
 Figures: TypeAlias = dict[str, tuple[float, float, float]]
 
@@ -35,38 +41,84 @@ def result(path: Path) -> dict[str, Any]:
     return body
 
 
-def compare(server: Server, directory: Path, num_rounds: int, **load: int) -> list[Figures]:
-    """Rounds of raw, bench, raw: both clients see the same moods of the machine.
-
-    Raises AssertionError where they do not count the same tokens.
-    """
+def prompts_in(
+    directory: Path, num_prompts: int, num_tokens: int
+) -> tuple[list[dict[str, Any]], Path]:
+    """The same requests as bodies for the raw generator and as a data set for bench."""
     bodies = [
         {
             "messages": [{"role": "user", "content": f"Question {i}: what is hearth?"}],
-            "max_tokens": load["num_tokens"],
+            "max_tokens": num_tokens,
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        for i in range(load["num_prompts"])
+        for i in range(num_prompts)
     ]
-    data, saved = directory / "prompts.jsonl", directory / "result.json"
-    rows = ({"messages": body["messages"], "max_tokens": body["max_tokens"]} for body in bodies)
+    data = directory / "prompts.jsonl"
+    rows = ({"messages": body["messages"], "max_tokens": num_tokens} for body in bodies)
     data.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return bodies, data
+
+
+def test_it_sees_what_an_independent_load_generator_sees_at_the_same_time(
+    server: Server, tmp_path: Path
+) -> None:
+    """Both load the server together, so that the machine's moods hit both alike."""
+    bodies, data = prompts_in(tmp_path, 24, 24)
+    order = Order(
+        Target(server.url),
+        Query("hearth-demo", ignore_eos=True),
+        Load(num_prompts=len(bodies), max_concurrency=2),
+        DatasetChoice("jsonl", str(data)),
+    )
+
+    async def together() -> tuple[RawResult, Summary]:
+        raw, run = await asyncio.gather(
+            raw_load(server.port, bodies, 2), run_benchmark(order, lambda _: None)
+        )
+        return raw, run.summary
+
+    asyncio.run(together())  # fills the prefix cache
+    ratios: dict[str, list[float]] = {"ttft": [], "itl": [], "e2el": []}
+    for _ in range(3):
+        raw, summary = asyncio.run(together())
+        assert summary.num_failed == 0
+        assert summary.num_output_tokens == raw.num_output_tokens == 24 * 24
+        assert summary.num_input_tokens == raw.num_prompt_tokens
+        spreads = summary.spreads
+        ratios["ttft"].append(spreads["ttft"].median / raw.ttft_ms)
+        ratios["itl"].append(spreads["itl"].mean / raw.itl_ms)
+        ratios["e2el"].append(spreads["e2el"].median / raw.e2el_ms)
+    print(ratios)
+    # Measured with four times more to do than cores: within 1.3 %, times to the first token 16 %.
+    for name, tolerance in (("ttft", 1.4), ("itl", 1.1), ("e2el", 1.1)):
+        assert 1 / tolerance < statistics.median(ratios[name]) < tolerance, ratios
+
+
+def compare(
+    server: Server, directory: Path, num_rounds: int, num_prompts: int, num_tokens: int
+) -> list[Figures]:
+    """Rounds of raw, the command, raw: the distance of the two raw runs is the machine's noise.
+
+    Raises AssertionError where they do not count the same tokens.
+    """
+    bodies, data = prompts_in(directory, num_prompts, num_tokens)
+    saved = directory / "result.json"
     arguments = ["--dataset-name", "jsonl", "--dataset-path", str(data), "--ignore-eos"]
     arguments += ["--num-prompts", str(len(bodies)), "--save-result", str(saved)]
-    arguments += ["--max-concurrency", str(load["concurrency"])]
+    arguments += ["--max-concurrency", str(CONCURRENCY)]
     rounds: list[Figures] = []
-    asyncio.run(raw_load(server.port, bodies, load["concurrency"]))  # fills the prefix cache
+    asyncio.run(raw_load(server.port, bodies, CONCURRENCY))  # fills the prefix cache
     for _ in range(num_rounds):
-        before = asyncio.run(raw_load(server.port, bodies, load["concurrency"]))
+        before = asyncio.run(raw_load(server.port, bodies, CONCURRENCY))
         done = bench(server, *arguments)
         assert done.returncode == 0, done.stderr + done.stdout
-        after = asyncio.run(raw_load(server.port, bodies, load["concurrency"]))
+        after = asyncio.run(raw_load(server.port, bodies, CONCURRENCY))
         found = result(saved)
         assert found["total_output_tokens"] == after.num_output_tokens
-        assert found["total_output_tokens"] == len(bodies) * load["num_tokens"]
+        assert found["total_output_tokens"] == len(bodies) * num_tokens
         assert found["total_input_tokens"] == before.num_prompt_tokens
         figures = {
             "ttft_ms": found["median_ttft_ms"],
@@ -90,20 +142,12 @@ def median_ratios(rounds: list[Figures]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def test_it_agrees_with_an_independent_load_generator(server: Server, tmp_path: Path) -> None:
-    rounds = compare(server, tmp_path, 2, num_prompts=24, concurrency=4, num_tokens=24)
-    ratios = median_ratios(rounds)
-    print(ratios)
-    # Wide: short runs, and other processes take cores meanwhile.
-    assert all(0.5 < ratio < 2 for ratio, _ in ratios.values()), ratios
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_it_agrees_with_an_independent_load_generator_within_noise(
     server: Server, tmp_path: Path
 ) -> None:
-    rounds = compare(server, tmp_path, 7, num_prompts=48, concurrency=4, num_tokens=48)
+    rounds = compare(server, tmp_path, 7, num_prompts=48, num_tokens=48)
     for name, (ratio, noise) in median_ratios(rounds).items():
         print(f"{name}: bench / raw {ratio:.3f}; two raw runs lie {noise:.1%} apart")
         # Raw opens a connection for each request and reads line by line, bench does neither; a
