@@ -93,7 +93,7 @@ def test_it_sees_what_an_independent_load_generator_sees_at_the_same_time(
         ratios["e2el"].append(spreads["e2el"].median / raw.e2el_ms)
     print(ratios)
     # Measured with four times more to do than cores: within 1.3 %, times to the first token 16 %.
-    for name, tolerance in (("ttft", 1.4), ("itl", 1.1), ("e2el", 1.1)):
+    for name, tolerance in (("ttft", 1.4), ("itl", 1.05), ("e2el", 1.1)):
         assert 1 / tolerance < statistics.median(ratios[name]) < tolerance, ratios
 
 

@@ -105,6 +105,18 @@ def test_a_short_prompt_takes_no_place_that_one_before_it_needs() -> None:
     driver.run()
 
 
+def test_a_short_prompt_takes_no_blocks_that_one_before_it_needs() -> None:
+    engine, _ = toy_engine(ToySizes(budget=64, num_blocks=(16,), prefix_caching=False))
+    driver = Driver(engine)
+    driver.submit(greedy("running", 30, max_tokens=3))
+    driver.step()
+    driver.submit(greedy("large", 50))
+    driver.submit(greedy("short", 4))
+    driver.step()
+    assert driver.outcomes["short"].reason is None, "it would fit, but goes after the large one"
+    driver.run()
+
+
 def test_a_lower_priority_gets_what_the_higher_one_leaves() -> None:
     engine, _ = toy_engine(ToySizes(budget=8, prefix_caching=False))
     driver = Driver(engine)
