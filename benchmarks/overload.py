@@ -49,9 +49,16 @@ class Tally:
             self.problems[seen.error] += 1
 
     def rate(self, until: float) -> float:
-        """Tokens a second of completed requests that ended by then."""
-        done = [seen for seen in self.completed if seen.ended <= until]
-        return sum(seen.num_tokens for seen in done) / (until - self.started)
+        """Tokens a second of requests that were completed, from a second after the start on.
+
+        By the times of their texts, so that an answer at the phase's edge counts for its part.
+        """
+        begin = self.started + 1
+        num_tokens = 0.0
+        for seen in self.completed:
+            inside = sum(begin <= moment <= until for moment in seen.times)
+            num_tokens += seen.num_tokens * inside / max(1, len(seen.times))
+        return num_tokens / (until - begin)
 
 
 def body() -> dict[str, object]:
