@@ -16,6 +16,7 @@ the number of logits rows a sequence, several decisions may be in flight (overla
 
 from __future__ import annotations
 
+import sys
 from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
@@ -24,7 +25,7 @@ from operator import attrgetter
 from hearth.core.config import SchedulerConfig
 from hearth.core.errors import CapacityError, HearthError, OverloadedError, RequestError
 from hearth.core.events import EngineObserver
-from hearth.core.request import FinishReason, Request, TokenLogprobs
+from hearth.core.request import FinishReason, PromptLogprobs, Request, TokenLogprobs
 from hearth.engine.admission import validate_request
 from hearth.engine.decision import StepDecision
 from hearth.engine.integrity import check_sequences
@@ -45,9 +46,11 @@ class Scheduler:
         *,
         max_model_len: int,
         vocab_size: int,
+        max_logit_rows: int = sys.maxsize,
         observers: Iterable[EngineObserver] = (),
     ) -> None:
         self.config = config
+        self.max_logit_rows = max_logit_rows
         self.blocks = blocks
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
@@ -105,7 +108,7 @@ class Scheduler:
 
     def plan(self) -> StepDecision | None:
         """Decides the next step; None when there is nothing to compute."""
-        decision = StepDecision()
+        decision = StepDecision(self.max_logit_rows)
         budget, is_short = self._plan_running(decision)
         if self._waiting and not is_short:
             self._plan_waiting(decision, budget)
@@ -122,12 +125,14 @@ class Scheduler:
         sampled: Rows[Rows[int]],
         hashes: Rows[Rows[int]] | None = None,
         logprobs: Rows[Rows[TokenLogprobs | None]] | None = None,
+        scores: Rows[PromptLogprobs | None] | None = None,
     ) -> None:
         """Takes a step's results in: `sampled[i]` are the new tokens of `decision.sequences[i]`.
 
         Empty for a chunk that does not reach the last known token; more than one when drafted
         tokens were accepted. `hashes[i]`: the hashes of their logits, for debugging; `logprobs[i]`:
-        their log-probabilities, None where the request does not ask.
+        their log-probabilities, None where the request does not ask; `scores[i]`: those of the
+        prompt's tokens that `num_given[i]` of its rows stood for.
         """
         for index, sequence in enumerate(decision.sequences):
             num_tokens = decision.num_tokens[index]
@@ -136,13 +141,18 @@ class Scheduler:
                 self._let_go(sequence)
                 continue
             sequence.num_computed += num_tokens
+            if scores and decision.num_given[index]:
+                self._tell_scores(sequence, decision.num_given[index], scores[index])
             tokens = sampled[index]
             if tokens:
                 digests = tuple(hashes[index]) if hashes else ()
                 known = [p for p in logprobs[index] if p is not None] if logprobs else ()
                 self._accept(sequence, tokens, digests, known)
-            elif sequence.num_computed >= sequence.settle_at:
+                continue
+            if sequence.num_computed >= sequence.settle_at:
                 self._settle_blocks(sequence)
+            if sequence.is_scored and sequence.num_known >= sequence.max_known:
+                self._finish(sequence, FinishReason.LENGTH)  # nothing is to be generated
 
     def fail(self, decision: StepDecision, error: HearthError) -> None:
         """The step of `decision` failed: its sequences end with an ERROR event."""
@@ -177,11 +187,11 @@ class Scheduler:
         assert len(self._sequences) == len(self._running) + len(self._waiting), "one in no queue"
 
     def _finish_resumed(self, sequence: Sequence) -> None:
-        """A resumed request may have been complete already."""
+        """A resumed request may have been complete already; one without an answer too."""
         generated = sequence.request.generated
         if generated and generated[-1] in sequence.stop_token_ids:
             self._finish(sequence, FinishReason.STOP, stop_token=generated[-1])
-        elif sequence.num_known >= sequence.max_known:
+        elif sequence.is_scored and sequence.num_known >= sequence.max_known:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _plan_running(self, decision: StepDecision) -> tuple[int, bool]:
@@ -194,7 +204,9 @@ class Scheduler:
                 break
             if sequence.state is not SequenceState.RUNNING or sequence.num_in_flight:
                 continue  # preempted a moment ago, or its step is not committed yet
-            num_tokens = min(sequence.num_known - sequence.num_computed, budget)
+            num_tokens = decision.fitting(sequence, sequence.num_computed, budget)
+            if num_tokens == 0:
+                continue  # the step has no logits row left for it
             end = sequence.num_computed + num_tokens
             if end > sequence.table.end_block * block_size and not self.blocks.allocate(
                 sequence.table, end
@@ -272,7 +284,9 @@ class Scheduler:
             whole = min(sequence.num_known + 1, sequence.max_known)
             if self._running and not self.blocks.can_hold(matched, whole, step_tokens, promised):
                 break
-            num_tokens = min(sequence.num_known - start, budget)
+            num_tokens = decision.fitting(sequence, start, budget)
+            if num_tokens == 0:
+                break
             if not self.blocks.admit(sequence.table, matched, start + num_tokens):
                 break
             self.blocks.add_outstanding(promised, sequence.table, sequence.num_known, step_tokens)
@@ -303,12 +317,13 @@ class Scheduler:
     def _matched_hashes(self, sequence: Sequence) -> list[bytes]:
         """Hashes of the leading blocks that the cache holds.
 
-        Never all known tokens: the last one must be computed to have logits to sample from.
+        Never all known tokens: the last one must be computed to have logits to sample from, and
+        a token of the prompt whose log-probability is wanted, the one before it.
         """
         if not self.blocks.enable_prefix_caching:
             return []
         block_size = self.blocks.block_size
-        digests = sequence.block_hashes((sequence.num_known - 1) // block_size, block_size)
+        digests = sequence.block_hashes(sequence.first_wanted_row // block_size, block_size)
         return digests[: self.blocks.match(digests)]
 
     def _note_admission(self, sequence: Sequence, num_hit: int) -> None:
@@ -320,6 +335,16 @@ class Scheduler:
             sequence.num_cached = min(num_hit, len(sequence.request.prompt))
         for observer in self._observers:
             observer.on_prefix(sequence.num_known, num_hit)
+
+    def _tell_scores(
+        self, sequence: Sequence, num_given: int, scores: PromptLogprobs | None
+    ) -> None:
+        """Tells of the prompt's log-probabilities; a preemption does not ask for them again."""
+        assert scores is not None
+        assert scores.start == sequence.num_scored, "a log-probability lost or doubled"
+        sequence.note_scores(num_given)
+        event = WireEvent(sequence.request_id, prompt_logprobs=scores)
+        self._events.append(event)
 
     def _accept(
         self,

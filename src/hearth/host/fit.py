@@ -27,6 +27,9 @@ from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes
 RUNTIME_BYTES = 100 * MIB
 KV_SHARE = 2  # the KV cache may take one part in so many of what is free
 LEAST_MODEL_LEN = 16
+# Logits rows of a step beside one a sequence: prompts are scored so many tokens a step, or fewer
+# (a prefill of 64 rows is bound by arithmetic, not by reading weights).
+SCORED_ROWS = 64
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
 
@@ -77,13 +80,19 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     kv_bytes = sum(n * b for n, b in zip(num_blocks, _block_bytes(request)))
     kv_item = MemoryItem("KV cache", kv_bytes, _describe_kv(request, num_blocks, budget))
     plan = MemoryPlan((*fixed, kv_item), memory.available_bytes, num_blocks)
-    rows = min(request.max_num_seqs, request.max_num_batched_tokens)
-    limits = StepLimits(request.max_num_batched_tokens, rows, rows, max_model_len.num_tokens)
+    sequences = min(request.max_num_seqs, request.max_num_batched_tokens)
+    rows = _logit_rows(request)
+    limits = StepLimits(request.max_num_batched_tokens, sequences, rows, max_model_len.num_tokens)
     choices = (
         Choice("max_model_len", format_count(limits.max_model_len), max_model_len.reason),
         Choice("kv_cache", format_bytes(kv_bytes), kv_item.reason),
     )
     return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
+
+
+def _logit_rows(request: FitRequest) -> int:
+    """Logits rows of a step: one a sequence that samples, and those of prompts to be scored."""
+    return min(request.max_num_seqs + SCORED_ROWS, request.max_num_batched_tokens)
 
 
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
@@ -101,7 +110,7 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     weights = arena_bytes(program.slots)
     num_parameters = sum(slot.rows * max(1, slot.cols) for slot in program.slots)
     tokens = request.max_num_batched_tokens
-    rows = min(request.max_num_seqs, tokens)
+    rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
     scratch = scratch_bytes(program, tokens, rows) + sampler
     return (
@@ -111,8 +120,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
         MemoryItem(
             "scratch",
             scratch,
-            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows, sampling in "
-            f"{request.num_threads} threads",
+            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows ({SCORED_ROWS} of "
+            f"them for prompts to be scored), sampling in {request.num_threads} threads",
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
     )

@@ -241,7 +241,7 @@ def test_equal_requests_with_other_seeds_or_choices_differ_and_the_same_agree() 
         greedy("r", (), 5),
         greedy("r", (1, 97), 5),
         greedy("r", (1, -1), 5),
-        greedy("r", (1,), 0),
+        greedy("r", (1,), -1),
         greedy("r", prompt_of(64), 1),
         Request("r", (1,), 5, SamplingParams(top_p=0.0)),
         Request("r", (1,), 5, SamplingParams(temperature=float("nan"))),

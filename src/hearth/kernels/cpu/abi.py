@@ -11,7 +11,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_voi
 from hearth.core.program import BufferRows
 from hearth.core.spec import Activation, DType, RopePairing, SlotKind
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
@@ -157,6 +157,7 @@ class CPlan(CStructure):
         ("position", c_void_p),
         ("choice", c_void_p),
         ("num_logprobs", c_void_p),
+        ("given", c_void_p),
         ("repetition", c_void_p),
         ("frequency", c_void_p),
         ("presence", c_void_p),
@@ -179,6 +180,7 @@ class CResult(CStructure):
         ("logits", c_void_p),
         ("top_tokens", c_void_p),
         ("top_logprobs", c_void_p),
+        ("ranks", c_void_p),
     )
 
 

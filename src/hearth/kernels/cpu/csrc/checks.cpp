@@ -200,6 +200,10 @@ void Model::check_sampling(const hearth_plan& p, const hearth_result& result) co
     fail(HEARTH_E_PLAN, "num_top without num_logprobs or a place for the best tokens");
   if (p.num_logprobs)
     check_range("num_logprobs", p.num_logprobs, p.num_logit_rows, -1, p.num_top + 1);
+  if (p.given) {
+    if (!result.ranks) fail(HEARTH_E_PLAN, "given tokens without a place for their ranks");
+    check_range("given", p.given, p.num_logit_rows, -1, limits_.vocab_size);
+  }
   if (!p.repetition) return;
   auto check_ragged = [&](const char* name, const int32_t* start, const int32_t* tokens) {
     check_offsets(name, start, p.num_logit_rows, 0, INT32_MAX);

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 2
+#define HEARTH_ABI_VERSION 3
 
 enum {
   HEARTH_OK = 0,
@@ -116,6 +116,7 @@ typedef struct hearth_plan {
   const int32_t* position;
   const int32_t* choice;
   const int32_t* num_logprobs;  // [R]; −1 none, 0 the token's own, k ≤ K of the k best too; or null
+  const int32_t* given;         // [R]; ≥ 0: this token is scored, none is sampled; or null
   // LogitEdits; all null where no row has any. Offsets of row r: start[r] … start[r+1]−1.
   const float* repetition;  // [R]
   const float* frequency;
@@ -137,6 +138,7 @@ typedef struct hearth_result {
   float* logits;        // [R, vocab_size] or null
   int32_t* top_tokens;  // [R, K] or null
   float* top_logprobs;  // [R, K] or null
+  int32_t* ranks;       // [R]; of given tokens, 1 the best; 0 where one is sampled; null: no `given`
 } hearth_result;
 
 typedef struct hearth_model hearth_model;

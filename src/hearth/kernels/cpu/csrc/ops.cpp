@@ -265,7 +265,8 @@ void Model::sample(const hearth_op& op, int index, int thread) {
   bool has_edits = p.repetition && row_edits(p, index, edits);
   SamplingRow params{
       p.temperature[index], p.top_p[index],    p.min_p[index],  p.top_k[index],
-      p.seed[index],        p.position[index], p.choice[index], has_edits ? &edits : nullptr};
+      p.seed[index],        p.position[index], p.choice[index], has_edits ? &edits : nullptr,
+      p.given ? p.given[index] : -1};
   int64_t best = static_cast<int64_t>(index) * p.num_top;
   LogprobsWanted wanted{p.num_logprobs ? p.num_logprobs[index] : 0,
                         result_->top_tokens ? result_->top_tokens + best : nullptr,
@@ -274,6 +275,7 @@ void Model::sample(const hearth_op& op, int index, int thread) {
                                sample_scratch_[static_cast<size_t>(thread)]);
   result_->tokens[index] = sampled.token;
   result_->logprobs[index] = sampled.logprob;
+  if (result_->ranks) result_->ranks[index] = sampled.rank;
   if (plan_->flags & HEARTH_WANT_HASHES)
     result_->hashes[index] = hash_row(logits, limits_.vocab_size);
   if (plan_->flags & HEARTH_WANT_LOGITS)
