@@ -153,9 +153,8 @@ class StepBuilder:
 
     def distribute(self, decision: StepDecision, values: list[Value]) -> list[list[Value]]:
         """Values of the logits rows that are sampled, grouped by the decision's sequences."""
-        if len(values) == len(decision.sequences) and not self._sampling.has_given:
-            if 0 not in decision.num_logits:
-                return [[value] for value in values]
+        if decision.num_logits.count(1) == len(decision.sequences) and not any(decision.num_given):
+            return [[value] for value in values]
         grouped: list[list[Value]] = []
         row = 0
         for num_logits, num_given in zip(decision.num_logits, decision.num_given, strict=True):

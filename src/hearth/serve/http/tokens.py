@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from hearth import __version__
 from hearth.core.errors import RequestError
 from hearth.serve.chat_service import ChatService
-from hearth.serve.http.answers import body_documentation
+from hearth.serve.http.answers import BODY_ERRORS, body_documentation, error_responses
 from hearth.serve.http.body import read_body
 from hearth.serve.http.chat_fields import messages_of
 from hearth.serve.http.completion_schemas import (
@@ -17,7 +17,6 @@ from hearth.serve.http.completion_schemas import (
     TokenizeResponse,
     Version,
 )
-from hearth.serve.http.schemas import ErrorBody
 
 _TOKENIZE_EXAMPLE = {"prompt": "What is hearth?"}
 _DETOKENIZE_EXAMPLE = {"tokens": [1, 2, 3]}
@@ -32,7 +31,7 @@ def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/tokenize",
         summary="Tokens of a text or of messages",
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}},
+        responses=error_responses(*BODY_ERRORS),
         openapi_extra=body_documentation(TokenizeRequest, _TOKENIZE_EXAMPLE),
         response_model_exclude_none=True,
     )
@@ -50,7 +49,7 @@ def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/detokenize",
         summary="The text of tokens",
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}},
+        responses=error_responses(*BODY_ERRORS),
         openapi_extra=body_documentation(DetokenizeRequest, _DETOKENIZE_EXAMPLE),
     )
     async def detokenize(request: Request) -> DetokenizeResponse:
