@@ -128,6 +128,7 @@ def requests_of(random: np.random.Generator) -> list[Request]:
             temperature=0.8 * (number % 2),
             top_p=0.95,
             seed=number,
+            num_prompt_logprobs=0 if number % 4 == 2 else -1,
             **PENALTIES[number % len(PENALTIES)],
         )
         requests.append(Request(f"r{number}", prompt, 60, sampling))
@@ -167,6 +168,7 @@ class Audit:
         load_weights(loaded, self._weights, "dummy", seed=5)
         self._ledger: dict[bytes, int] = {}
         self._answers: dict[str, list[int]] = {}
+        self._scores: dict[str, list[float]] = {}  # of the prompts that ask
         self.num_rows = 0
         self.num_preemptions = 0
         self.num_resumed = 0
@@ -186,6 +188,11 @@ class Audit:
     def num_distinct_tokens(self) -> int:
         """Different tokens in all answers."""
         return len({token for answer in self._answers.values() for token in answer})
+
+    @property
+    def num_scored_prompts(self) -> int:
+        """Prompts whose log-probabilities were told."""
+        return len(self._scores)
 
     def run(self, run: Run, requests: list[Request]) -> None:
         """Computes the requests in this way; every difference is an AssertionError."""
@@ -219,8 +226,12 @@ class Audit:
         assert auditor.differing == [], run
         for index in set(run.order) - run.cancelled:
             name = requests[index].request_id
-            tokens = driver.outcomes[name].tokens
+            outcome = driver.outcomes[name]
+            tokens, scores = outcome.tokens, outcome.scores
             assert self._answers.setdefault(name, tokens) == tokens, (name, run)
+            if scores:  # a resumed request has had them before
+                assert self._scores.setdefault(name, scores) == scores, (name, run)
+                assert len(scores) == len(requests[index].prompt) - 1
         stats = engine.stats()
         self.num_rows += auditor.num_repeated
         self.num_preemptions += stats.num_preemptions
@@ -248,6 +259,7 @@ def test_a_context_has_the_same_logits_in_every_run(
     assert audit.num_preemptions > 2
     assert audit.num_hit_tokens > 0
     assert audit.num_resumed > 0
+    assert audit.num_scored_prompts == 3
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
 
 
