@@ -91,9 +91,8 @@ class LegacyLogprobs:
         tops: list[bytes] = []
         for token, known in places:
             tokens.append(self._text(token))
-            offset = self._offset if most_offset is None else min(self._offset, most_offset)
-            offsets.append(offset)
-            self._offset += len(self._detokenizer.feed((token,)))
+            offset = self._advance(token, tokens[-1])
+            offsets.append(offset if most_offset is None else min(offset, most_offset))
             logprobs.append(None if known is None else _finite(known.logprob))
             tops.append(_encoder.encode(None if known is None else self._top(token, known)))
         return {
@@ -102,6 +101,12 @@ class LegacyLogprobs:
             "top_logprobs": _joined(tops),
             "text_offset": _raw(offsets),
         }
+
+    def _advance(self, token: int, text: str) -> int:
+        """Where a token's own text begins: behind a character that it shows to be unfinished."""
+        piece, begin = self._detokenizer.feed((token,)), self._offset
+        self._offset += len(piece)
+        return self._offset - len(text) if text and piece.endswith(text) else begin
 
     def _top(self, token: int, known: TokenLogprobs) -> dict[str, float]:
         """The best and the token itself, as OpenAI's up to `logprobs` + 1 entries."""
