@@ -13,6 +13,7 @@ from hearth import __version__
 from hearth.serve.chat_service import ChatService
 from hearth.serve.completion_service import CompletionService
 from hearth.serve.engine_port import EnginePort
+from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat import chat_router
 from hearth.serve.http.completion_schemas import (
     CompletionRequest,
@@ -44,9 +45,10 @@ def create_app(
     """The application; it starts nothing and owns neither engine nor model."""
     app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
     chat = ChatService(engine, model)
-    app.include_router(chat_router(chat, max_body_bytes))
-    app.include_router(completions_router(CompletionService(engine, model), max_body_bytes))
-    app.include_router(tokens_router(chat, max_body_bytes))
+    bodies = Bodies(max_body_bytes)
+    app.include_router(chat_router(chat, bodies))
+    app.include_router(completions_router(CompletionService(engine, model), bodies))
+    app.include_router(tokens_router(chat, bodies))
     app.include_router(models_router(model))
     app.include_router(health_router(engine, model.names[0]))
     app.include_router(docs_router(OPENAPI_URL))

@@ -86,6 +86,8 @@ class CompletionService(Pipeline):
                 prompt, add_special_tokens=call.add_special_tokens
             )
         else:
+            if len(prompt) > self.model.max_model_len and call.truncate_prompt_tokens is None:
+                self._max_tokens(len(prompt), call.max_tokens)  # before each of them is looked at
             self.check_token_ids("prompt", prompt)
             tokens = prompt
         if not tokens:

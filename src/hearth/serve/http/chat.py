@@ -22,7 +22,7 @@ from hearth.serve.http.answers import (
     json_response,
     usage_body,
 )
-from hearth.serve.http.body import read_body
+from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat_fields import call_of, notices_of, truncation_notices
 from hearth.serve.http.errors import error_detail
 from hearth.serve.http.logprobs import encoded, logprobs_body, prompt_logprobs_body
@@ -90,7 +90,7 @@ class _ChatAnswer(Answer):
         )
 
 
-def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
+def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
     """The endpoint, answering with `service`."""
     router = APIRouter(tags=["chat"])
 
@@ -102,7 +102,7 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         openapi_extra=body_documentation(ChatCompletionRequest, EXAMPLE),
     )
     async def create(request: Request) -> Response:
-        body = await read_body(request, ChatCompletionRequest, max_body_bytes)
+        body = await bodies.read(request, ChatCompletionRequest)
         job = await service.prepare(call_of(body))
         notices = [*notices_of(body), *truncation_notices(job.num_truncated)]
         log_notices(job.request.request_id, notices)

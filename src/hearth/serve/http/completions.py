@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -29,7 +29,7 @@ from hearth.serve.http.answers import (
     json_response,
     usage_body,
 )
-from hearth.serve.http.body import read_body
+from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat_fields import (
     field_notices,
     given_or_none,
@@ -58,7 +58,7 @@ from hearth.serve.running_answer import Delta
 _EXAMPLE = {"prompt": "hearth is", "max_tokens": 16}
 
 
-def completions_router(service: CompletionService, max_body_bytes: int) -> APIRouter:
+def completions_router(service: CompletionService, bodies: Bodies) -> APIRouter:
     """The endpoint, answering with `service`."""
     router = APIRouter(tags=["completions"])
 
@@ -70,7 +70,7 @@ def completions_router(service: CompletionService, max_body_bytes: int) -> APIRo
         openapi_extra=body_documentation(CompletionRequest, _EXAMPLE),
     )
     async def create(request: Request) -> Response:
-        body = await read_body(request, CompletionRequest, max_body_bytes)
+        body = await bodies.read(request, CompletionRequest)
         job = await service.prepare(call_of(body))
         answer = _answer_of(body, job, service.model.text.tokenizer)
         group = service.submit_all(job)
@@ -125,14 +125,11 @@ def _prompts_of(body: CompletionRequest) -> tuple[Prompt, ...]:
     found = body.prompt
     if isinstance(found, str):
         return (found,)
-    prompts: list[Prompt] = []
-    tokens: list[int] = []
-    for item in found:
-        if isinstance(item, int):
-            tokens.append(item)
-        else:
-            prompts.append(item if isinstance(item, str) else tuple(item))
-    return tuple(prompts) or (tuple(tokens),)
+    if not found or isinstance(found[0], int):  # the schema has no lists of several kinds
+        return (tuple(cast("list[int]", found)),)
+    return tuple(
+        p if isinstance(p, str) else tuple(p) for p in cast("list[str | list[int]]", found)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from hearth import __version__
 from hearth.core.errors import RequestError
 from hearth.serve.chat_service import ChatService
 from hearth.serve.http.answers import BODY_ERRORS, body_documentation, error_responses
-from hearth.serve.http.body import read_body
+from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat_fields import messages_of
 from hearth.serve.http.completion_schemas import (
     DetokenizeRequest,
@@ -22,7 +22,7 @@ _TOKENIZE_EXAMPLE = {"prompt": "What is hearth?"}
 _DETOKENIZE_EXAMPLE = {"tokens": [1, 2, 3]}
 
 
-def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
+def tokens_router(service: ChatService, bodies: Bodies) -> APIRouter:
     """The endpoints for the tokenizer and chat template of the served model."""
     router = APIRouter(tags=["tokens"])
     model = service.model
@@ -36,7 +36,7 @@ def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         response_model_exclude_none=True,
     )
     async def tokenize(request: Request) -> TokenizeResponse:
-        body = await read_body(request, TokenizeRequest, max_body_bytes)
+        body = await bodies.read(request, TokenizeRequest)
         model.resolve_name(body.model)
         tokens = await _tokens_of(service, body)
         strings = (
@@ -53,7 +53,7 @@ def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         openapi_extra=body_documentation(DetokenizeRequest, _DETOKENIZE_EXAMPLE),
     )
     async def detokenize(request: Request) -> DetokenizeResponse:
-        body = await read_body(request, DetokenizeRequest, max_body_bytes)
+        body = await bodies.read(request, DetokenizeRequest)
         model.resolve_name(body.model)
         service.check_token_ids("tokens", body.tokens)
         return DetokenizeResponse(prompt=tokenizer.decode_all(body.tokens))
