@@ -147,6 +147,8 @@ def _cut_at_mark(rendered: str) -> str:
             hint="leave continue_final_message out",
             param="continue_final_message",
         )
+    # A template may print the last message more than once.
+    text = text.replace(f"{_MARK} ", "").replace(_MARK, "")
     return text if rest.startswith(" ") else text.rstrip()
 
 
