@@ -138,7 +138,7 @@ typedef struct hearth_result {
   float* logits;        // [R, vocab_size] or null
   int32_t* top_tokens;  // [R, K] or null
   float* top_logprobs;  // [R, K] or null
-  int32_t* ranks;       // [R]; of given tokens, 1 the best; 0 where one is sampled; null: no `given`
+  int32_t* ranks;  // [R]; of given tokens, 1 the best; 0 where one is sampled; null: no `given`
 } hearth_result;
 
 typedef struct hearth_model hearth_model;

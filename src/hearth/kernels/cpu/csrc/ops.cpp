@@ -263,10 +263,15 @@ void Model::sample(const hearth_op& op, int index, int thread) {
   float* logits = row(op.x, index);
   RowEdits edits{};
   bool has_edits = p.repetition && row_edits(p, index, edits);
-  SamplingRow params{
-      p.temperature[index], p.top_p[index],    p.min_p[index],  p.top_k[index],
-      p.seed[index],        p.position[index], p.choice[index], has_edits ? &edits : nullptr,
-      p.given ? p.given[index] : -1};
+  SamplingRow params{p.temperature[index],
+                     p.top_p[index],
+                     p.min_p[index],
+                     p.top_k[index],
+                     p.seed[index],
+                     p.position[index],
+                     p.choice[index],
+                     has_edits ? &edits : nullptr,
+                     p.given ? p.given[index] : -1};
   int64_t best = static_cast<int64_t>(index) * p.num_top;
   LogprobsWanted wanted{p.num_logprobs ? p.num_logprobs[index] : 0,
                         result_->top_tokens ? result_->top_tokens + best : nullptr,
