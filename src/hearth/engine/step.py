@@ -138,7 +138,7 @@ class StepBuilder:
             self._fill_single_rows(decision)
         else:
             self._fill_rows(decision, num_tokens)
-        num_logits = self._fill_logits(decision)
+        num_logits = self._fill_logits(decision, num_tokens)
         copies = np.array(decision.copies, np.int32).reshape(-1, 3) if decision.copies else None
         num_top, has_given = self._sampling.num_top, self._sampling.has_given
         shape = (num_tokens, num_sequences, num_blocks, num_logits, num_top, has_given)
@@ -228,27 +228,35 @@ class StepBuilder:
             base = starts[group, :-1] - firsts[group]
             slots[group] = self._blocks[base[owner] + block] * self._block_size + offset
 
-    def _fill_logits(self, decision: StepDecision) -> int:
+    def _fill_logits(self, decision: StepDecision, num_tokens: int) -> int:
         """Logits rows and how each is sampled; returns their number."""
-        sampling = self._sampling
-        first = num_rows = end_row = 0
+        sequences, has_given = decision.sequences, any(decision.num_given)
+        num_sequences = len(sequences)
+        if num_tokens == num_sequences == decision.num_logits.count(1) and not has_given:
+            self._logit_rows[:num_sequences] = self._ramp[:num_sequences]
+            np.add(self._context[:num_sequences], 1, out=self._sampling.position[:num_sequences])
+            self._sampling.fill(sequences, has_given=False)
+            return num_sequences
+        rows, positions, given = array("i"), array("i"), array("i")
         owners: list[Sequence] = []
+        end_row = 0
         for index, count in enumerate(decision.num_logits):
             end_row += decision.num_tokens[index]
             if count == 0:
                 continue
-            sequence = decision.sequences[index]
-            end = decision.starts[index] + decision.num_tokens[index]
-            first, num_rows = num_rows, num_rows + count
-            self._logit_rows[first:num_rows] = self._ramp[end_row - count : end_row]
-            sampling.position[first:num_rows] = self._ramp[:count] + (end - count + 1)
-            sampling.given[first:num_rows] = -1
-            if num_given := decision.num_given[index]:
-                tokens = sequence.tokens[end - count + 1 : end - count + 1 + num_given]
-                sampling.given[first : first + num_given] = tokens
-            owners += [sequence] * count
-        sampling.fill(owners, has_given=any(decision.num_given))
-        return num_rows
+            first = decision.starts[index] + decision.num_tokens[index] - count + 1
+            num_given = decision.num_given[index]
+            rows.extend(range(end_row - count, end_row))
+            positions.extend(range(first, first + count))
+            owners += [sequences[index]] * count
+            if has_given:
+                given.extend(sequences[index].tokens[first : first + num_given])
+                given.extend([-1] * (count - num_given))
+        self._logit_rows[: len(rows)] = rows
+        self._sampling.position[: len(rows)] = positions
+        self._sampling.given[: len(given)] = given
+        self._sampling.fill(owners, has_given=has_given)
+        return len(rows)
 
     def _with_edits(
         self, shape: tuple[int, ...], copies: NDArray[np.int32], edits: LogitEdits
