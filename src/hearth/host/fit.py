@@ -108,7 +108,7 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     """What is needed whatever the context."""
     program = request.program
     weights = arena_bytes(program.slots)
-    num_parameters = sum(slot.rows * max(1, slot.cols) for slot in program.slots)
+    num_parameters = sum(slot.total_rows * max(1, slot.cols) for slot in program.slots)
     tokens = request.max_num_batched_tokens
     rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES

@@ -206,4 +206,4 @@ def _is_equal(a: TensorEntry, b: TensorEntry, maps: Mapping[Path, mmap.mmap]) ->
 
 
 def _slot_bytes(slot: WeightSlot) -> int:
-    return slot.rows * slot.cols * slot.quant.dtype.num_bytes
+    return slot.total_rows * slot.cols * slot.quant.dtype.num_bytes
