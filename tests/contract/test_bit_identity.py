@@ -77,6 +77,22 @@ GEMMA2: dict[str, Any] = {
     "sliding_window": 33,
     "tie_word_embeddings": False,
 }
+GLM4_MOE: dict[str, Any] = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "model_type": "glm4_moe",
+    "hidden_size": 72,
+    "intermediate_size": 90,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 12,
+    "n_group": 3,
+    "topk_group": 2,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 2.5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 COMMON = {
     "num_hidden_layers": 2,
     "vocab_size": VOCABULARY,
@@ -241,7 +257,9 @@ class Audit:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "config", [LLAMA, GLM4, QWEN3, GEMMA2], ids=["llama", "glm4", "qwen3", "gemma2"]
+    "config",
+    [LLAMA, GLM4, QWEN3, GEMMA2, GLM4_MOE],
+    ids=["llama", "glm4", "qwen3", "gemma2", "glm4_moe"],
 )
 def test_a_context_has_the_same_logits_in_every_run(
     tmp_path: Path, config: dict[str, Any], dtype: str

@@ -34,12 +34,11 @@ def route(logits: torch.Tensor, router: RouterSpec, bias: torch.Tensor | None) -
     """Chooses the experts of each row of logits, [T, E]."""
     is_softmax = router.scoring is RouterScoring.SOFTMAX
     scores = logits.softmax(dim=-1) if is_softmax else logits.sigmoid()
-    # The logits stand in the order of their softmax, without what it rounds away.
-    rank = logits if is_softmax else scores
-    if bias is not None:
-        rank = scores + bias
+    rank = scores if bias is None else scores + bias
     if router.num_groups > 1:
         rank = _of_best_groups(rank, router)
+    elif is_softmax and bias is None:  # the same order, without what the softmax rounds away
+        rank = logits
     experts = _best(rank, router.top_k).sort(dim=-1).values
     weights = scores.gather(-1, experts)
     if router.normalize:

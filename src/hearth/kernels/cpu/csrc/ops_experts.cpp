@@ -115,15 +115,18 @@ void Model::experts(const hearth_op& op, int part, int tile, int thread) {
   }
 }
 
-// Scores and ranks of all experts. The logits themselves rank where the scores are their softmax:
-// the order is the same, without what the softmax rounds away.
+// Scores and ranks of all experts. Where a softmax alone decides, the logits rank: the order is the
+// same, without what the softmax rounds away.
 void Model::score(const hearth_op& op, const float* logits, RouteScratch& scratch) {
   float *scores = scratch.scores.data(), *ranks = scratch.ranks.data();
   if (op.scoring == HEARTH_SCORE_SOFTMAX) {
     float most = kernels_.maximum(logits, op.experts);
     auto total = static_cast<float>(kernels_.exp_sum(logits, op.experts, most, 1.0f, scores));
+    // The vector exponential clamps what is not finite: a router that failed must not look well.
+    for (int e = 0; e < op.experts; e++) total += 0.0f * logits[e];
     for (int e = 0; e < op.experts; e++) scores[e] /= total;
-    std::copy(logits, logits + op.experts, ranks);
+    const float* ranked = op.expert_groups > 1 ? scores : logits;
+    std::copy(ranked, ranked + op.experts, ranks);
   } else {
     for (int e = 0; e < op.experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
     std::copy(scores, scores + op.experts, ranks);
