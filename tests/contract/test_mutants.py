@@ -14,7 +14,7 @@ from tests.contract.comparison import LOGITS_TOLERANCE, Difference, compare_logi
 from tests.contract.conftest import Build
 from tests.contract.plan_builder import Mutate, PlanBuilder, teacher_forced
 from tests.support.executors import Setup
-from tests.support.hf_models import CASES, Expected, ModelCase
+from tests.support.hf_models import CASES, MIXTRAL, Expected, ModelCase
 
 from hearth.core.spec import (
     Activation,
@@ -44,9 +44,8 @@ QWEN2, QWEN3, MISTRAL, PHI3, GEMMA2, GEMMA3 = (
     next(case for case in CASES if case.family == family)
     for family in ("qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3")
 )
-QWEN3_MOE, MIXTRAL, GLM4_MOE = (
-    next(case for case in CASES if case.family == family)
-    for family in ("qwen3_moe", "mixtral", "glm4_moe")
+QWEN3_MOE, GLM4_MOE = (
+    next(case for case in CASES if case.family == family) for family in ("qwen3_moe", "glm4_moe")
 )
 
 MutateSpec = Callable[[ModelSpec], ModelSpec]

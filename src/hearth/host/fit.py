@@ -15,7 +15,7 @@ from hearth.core.blocks import max_blocks_held
 from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
-from hearth.core.program import BufferRows, StepProgram
+from hearth.core.program import BufferRows, Experts, StepProgram
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
@@ -96,8 +96,12 @@ def _logit_rows(request: FitRequest) -> int:
 
 
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
-    """Bytes of the program's buffers for one step: padded float32 rows of tokens and of logits."""
-    return 4 * sum(
+    """Bytes of the program's buffers for one step: padded float32 rows of tokens and of logits.
+
+    Beside them, the numbers of the pairs of token and expert.
+    """
+    top_k = max((op.router.top_k for op in program.ops if isinstance(op, Experts)), default=0)
+    return 4 * max_tokens * top_k + 4 * sum(
         round_up(buffer.width, PANEL_COLUMNS)
         * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
         for buffer in program.buffers

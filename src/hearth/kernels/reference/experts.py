@@ -54,13 +54,17 @@ def mix(
     activate: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """The weighted sum of each row's experts, [T, hidden]."""
-    out = torch.zeros_like(x)
-    for expert in sorted(set(routes.experts.flatten().tolist())):
-        row, rank = torch.where(routes.experts == expert)
-        gate, up = functional.linear(x[row], weights.gate_up[expert]).chunk(2, dim=-1)
-        gated = activate(gate) * up * routes.weights[row, rank, None]
-        out = out.index_add(0, row, functional.linear(gated, weights.down[expert]))
-    return out
+    chosen = routes.experts.flatten()
+    pairs = chosen.argsort(stable=True)  # of row and expert, in the order of the experts
+    row = pairs // routes.experts.shape[-1]
+    counts = chosen.bincount(minlength=weights.down.shape[0]).tolist()
+    parts = []
+    for expert, rows in enumerate(torch.split(x[row], counts)):
+        if counts[expert]:
+            gate, up = functional.linear(rows, weights.gate_up[expert]).chunk(2, dim=-1)
+            parts.append(functional.linear(activate(gate) * up, weights.down[expert]))
+    weighted = torch.cat(parts) * routes.weights.flatten()[pairs, None]
+    return torch.zeros_like(x).index_add(0, row, weighted)
 
 
 def _best(values: torch.Tensor, count: int) -> torch.Tensor:
