@@ -3,7 +3,8 @@
 A case is built once a session, saved as a checkpoint, and run through `generate` and a forward
 pass; every parity test, at whatever level, compares with the same `Expected`. Weights have a
 deviation of 3/√(fan-in), so that attention is sharp and logits are well apart; norm weights and
-biases are random, so that a norm or a bias left out shows.
+biases are random, so that a norm or a bias left out shows. The file is long because most of it is
+the cases' sizes.
 """
 
 from __future__ import annotations

@@ -74,13 +74,11 @@ class _OpEncoder:
                     rotary_dim=op.rope.rotary_dim,
                     pairing=abi.PAIRING_CODES[op.rope.pairing],
                 )
-            case HeadNorm() | KvWrite() | Attend():
-                return self._head_norm(op) if isinstance(op, HeadNorm) else self._attention(op)
+            case HeadNorm() | KvWrite() | Attend() | Experts():
+                return self._composite(op)
             case Gate():
                 activation = abi.ACTIVATION_CODES[op.activation]
                 return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out, activation=activation)
-            case Experts():
-                return self._experts(op)
             case Add():
                 return abi.COp(kind=abi.OP_ADD, x=op.x, y=op.y)
             case Select():
@@ -89,6 +87,12 @@ class _OpEncoder:
                 return abi.COp(kind=abi.OP_SOFT_CAP, x=op.x, soft_cap=op.cap)
             case Sample():
                 return abi.COp(kind=abi.OP_SAMPLE, x=op.logits)
+
+    def _composite(self, op: HeadNorm | KvWrite | Attend | Experts) -> abi.COp:
+        """Operations of many fields."""
+        if isinstance(op, HeadNorm):
+            return self._head_norm(op)
+        return self._experts(op) if isinstance(op, Experts) else self._attention(op)
 
     def _weight(self, name: str) -> int:
         try:

@@ -34,6 +34,13 @@ const char* panel_of(const hearth_weight& w, int64_t matrix, int panel) {
   return static_cast<const char*>(w.data) + (matrix * panels(w.rows) + panel) * panel_bytes;
 }
 
+LinearArgs linear_args(const hearth_weight& w) {
+  LinearArgs args{};
+  args.bf16 = w.dtype == HEARTH_BF16;
+  args.cols = w.cols;
+  return args;
+}
+
 // The highest rank among those that are not out; of equals the first one. NaN never outranks, so
 // that a row that is not finite still gets experts.
 int best_of(const float* ranks, const uint8_t* is_out, int count) {
@@ -197,8 +204,10 @@ void Model::expert_gated(const hearth_op& op, int tile) {
   int64_t columns = std::min<int64_t>(kPanel, w.rows - panel * kPanel);
   alignas(64) float both[kLinearTileRows * 2 * kPanel];  // a row's gates, then its ups
   int64_t offsets[kLinearTileRows];
-  LinearArgs args{x.data,     x.stride, nullptr, w.dtype == HEARTH_BF16, w.cols, nullptr, both,
-                  2 * kPanel, 0,        offsets};
+  LinearArgs args = linear_args(w);
+  args.x = x.data;
+  args.x_offsets = offsets;
+  args.ldo = 2 * kPanel;
   int last = pairs_.first[static_cast<size_t>(expert) + 1];
   for (int begin = pairs_.first[static_cast<size_t>(expert)]; begin < last; begin += args.rows) {
     args.rows = std::min(kLinearTileRows, last - begin);
@@ -226,9 +235,12 @@ void Model::expert_down(const hearth_op& op, int panel) {
   for (int t = 0; t < plan_->num_tokens; t++)
     std::fill_n(row(op.out, t) + panel * kPanel, kPanel, 0.0f);
   int64_t x_offsets[kLinearTileRows], out_offsets[kLinearTileRows];
-  LinearArgs args{gated.data, 0,         nullptr,     w.dtype == HEARTH_BF16,
-                  w.cols,     nullptr,   out.data,    0,
-                  0,          x_offsets, out_offsets, true};
+  LinearArgs args = linear_args(w);
+  args.x = gated.data;
+  args.x_offsets = x_offsets;
+  args.out = out.data;
+  args.out_offsets = out_offsets;
+  args.accumulate = true;
   for (int place = 0; place < pairs_.num_active; place++) {
     auto expert = static_cast<size_t>(pairs_.active[static_cast<size_t>(place)]);
     args.weight = panel_of(w, static_cast<int64_t>(expert), panel);
