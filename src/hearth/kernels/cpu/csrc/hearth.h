@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 3
+#define HEARTH_ABI_VERSION 4
 
 enum {
   HEARTH_OK = 0,
