@@ -77,6 +77,22 @@ GEMMA2: dict[str, Any] = {
     "sliding_window": 33,
     "tie_word_embeddings": False,
 }
+GLM4_MOE: dict[str, Any] = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "model_type": "glm4_moe",
+    "hidden_size": 72,
+    "intermediate_size": 90,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 12,
+    "n_group": 3,
+    "topk_group": 2,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 2.5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 COMMON = {
     "num_hidden_layers": 2,
     "vocab_size": VOCABULARY,
@@ -128,6 +144,7 @@ def requests_of(random: np.random.Generator) -> list[Request]:
             temperature=0.8 * (number % 2),
             top_p=0.95,
             seed=number,
+            num_prompt_logprobs=0 if number % 4 == 2 else -1,
             **PENALTIES[number % len(PENALTIES)],
         )
         requests.append(Request(f"r{number}", prompt, 60, sampling))
@@ -167,6 +184,7 @@ class Audit:
         load_weights(loaded, self._weights, "dummy", seed=5)
         self._ledger: dict[bytes, int] = {}
         self._answers: dict[str, list[int]] = {}
+        self._scores: dict[str, list[float]] = {}  # of the prompts that ask
         self.num_rows = 0
         self.num_preemptions = 0
         self.num_resumed = 0
@@ -186,6 +204,11 @@ class Audit:
     def num_distinct_tokens(self) -> int:
         """Different tokens in all answers."""
         return len({token for answer in self._answers.values() for token in answer})
+
+    @property
+    def num_scored_prompts(self) -> int:
+        """Prompts whose log-probabilities were told."""
+        return len(self._scores)
 
     def run(self, run: Run, requests: list[Request]) -> None:
         """Computes the requests in this way; every difference is an AssertionError."""
@@ -219,8 +242,12 @@ class Audit:
         assert auditor.differing == [], run
         for index in set(run.order) - run.cancelled:
             name = requests[index].request_id
-            tokens = driver.outcomes[name].tokens
+            outcome = driver.outcomes[name]
+            tokens, scores = outcome.tokens, outcome.scores
             assert self._answers.setdefault(name, tokens) == tokens, (name, run)
+            if scores:  # a resumed request has had them before
+                assert self._scores.setdefault(name, scores) == scores, (name, run)
+                assert len(scores) == len(requests[index].prompt) - 1
         stats = engine.stats()
         self.num_rows += auditor.num_repeated
         self.num_preemptions += stats.num_preemptions
@@ -230,7 +257,9 @@ class Audit:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "config", [LLAMA, GLM4, QWEN3, GEMMA2], ids=["llama", "glm4", "qwen3", "gemma2"]
+    "config",
+    [LLAMA, GLM4, QWEN3, GEMMA2, GLM4_MOE],
+    ids=["llama", "glm4", "qwen3", "gemma2", "glm4_moe"],
 )
 def test_a_context_has_the_same_logits_in_every_run(
     tmp_path: Path, config: dict[str, Any], dtype: str
@@ -248,6 +277,7 @@ def test_a_context_has_the_same_logits_in_every_run(
     assert audit.num_preemptions > 2
     assert audit.num_hit_tokens > 0
     assert audit.num_resumed > 0
+    assert audit.num_scored_prompts == 3
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
 
 

@@ -14,9 +14,20 @@ from tests.contract.comparison import LOGITS_TOLERANCE, Difference, compare_logi
 from tests.contract.conftest import Build
 from tests.contract.plan_builder import Mutate, PlanBuilder, teacher_forced
 from tests.support.executors import Setup
-from tests.support.hf_models import CASES, Expected, ModelCase
+from tests.support.hf_models import CASES, MIXTRAL, Expected, ModelCase
 
-from hearth.core.spec import Activation, AttentionSpec, LayerSpec, ModelSpec, RopePairing
+from hearth.core.spec import (
+    Activation,
+    AttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    MoeSpec,
+    RopePairing,
+    RouterScoring,
+    WeightSlot,
+    WeightSource,
+)
 from hearth.core.step import StepPlan
 from hearth.models.loader import load_model_spec
 from hearth.models.lower import lower
@@ -32,6 +43,9 @@ GLM4 = next(case for case in CASES if case.name == "glm4-7x1-untied-sharded")
 QWEN2, QWEN3, MISTRAL, PHI3, GEMMA2, GEMMA3 = (
     next(case for case in CASES if case.family == family)
     for family in ("qwen2", "qwen3", "mistral", "phi3", "gemma2", "gemma3")
+)
+QWEN3_MOE, GLM4_MOE = (
+    next(case for case in CASES if case.family == family) for family in ("qwen3_moe", "glm4_moe")
 )
 
 MutateSpec = Callable[[ModelSpec], ModelSpec]
@@ -122,7 +136,66 @@ def one_rotation_for_all(spec: ModelSpec) -> ModelSpec:
 
 
 def silu(layer: LayerSpec) -> LayerSpec:
+    assert isinstance(layer.mlp, MlpSpec)
     return replace(layer, mlp=replace(layer.mlp, activation=Activation.SILU))
+
+
+def experts_of(layer: LayerSpec) -> MoeSpec:
+    assert isinstance(layer.mlp, MoeSpec)
+    return layer.mlp
+
+
+def router_with(**changes: Any) -> MutateSpec:
+    """Breaks the router of the last layer."""
+
+    def changed(layer: LayerSpec) -> LayerSpec:
+        moe = experts_of(layer)
+        assert any(getattr(moe.router, name) != value for name, value in changes.items())
+        return replace(layer, mlp=replace(moe, router=replace(moe.router, **changes)))
+
+    return one_layer(changed)
+
+
+def top_k_off_by(step: int) -> MutateSpec:
+    def changed(layer: LayerSpec) -> LayerSpec:
+        moe = experts_of(layer)
+        router = replace(moe.router, top_k=moe.router.top_k + step)
+        return replace(layer, mlp=replace(moe, router=router))
+
+    return one_layer(changed)
+
+
+def no_shared_expert(layer: LayerSpec) -> LayerSpec:
+    moe = experts_of(layer)
+    assert moe.shared is not None
+    return replace(layer, mlp=replace(moe, shared=None))
+
+
+def slot_with(part: str, change: Callable[[tuple[WeightSource, ...]], Any]) -> MutateSpec:
+    """Rearranges the sources of a slot of the last layer's experts."""
+
+    def changed(spec: ModelSpec) -> ModelSpec:
+        name: str = getattr(experts_of(spec.layers[-1]), part)
+
+        def mutated(slot: WeightSlot) -> WeightSlot:
+            return replace(slot, sources=change(slot.sources)) if slot.name == name else slot
+
+        return replace(spec, slots=tuple(mutated(slot) for slot in spec.slots))
+
+    return changed
+
+
+def first_two_swapped(sources: tuple[WeightSource, ...]) -> tuple[WeightSource, ...]:
+    return (sources[1], sources[0], *sources[2:])
+
+
+def rotated(sources: tuple[WeightSource, ...]) -> tuple[WeightSource, ...]:
+    return (*sources[1:], sources[0])
+
+
+EXPERTS_SWAPPED = slot_with("down", first_two_swapped)
+EXPERTS_SHIFTED = slot_with("down", rotated)
+GATE_AND_UP_SWAPPED = slot_with("gate_up", first_two_swapped)
 
 
 def no_logit_cap(spec: ModelSpec) -> ModelSpec:
@@ -166,6 +239,24 @@ SPEC_MUTANTS: list[tuple[str, ModelCase, MutateSpec]] = [
     ("one rotation for all layers", GEMMA3, one_rotation_for_all),
     ("no head norms", GEMMA3, NO_HEAD_NORMS),
     ("no window", GEMMA3, without_window),
+    ("one expert too many", QWEN3_MOE, top_k_off_by(1)),
+    ("one expert too few", QWEN3_MOE, top_k_off_by(-1)),
+    ("no renormalization", QWEN3_MOE, router_with(normalize=False)),
+    ("two experts swapped", QWEN3_MOE, EXPERTS_SWAPPED),
+    ("experts shifted by one", QWEN3_MOE, EXPERTS_SHIFTED),
+    ("an expert's gate and up swapped", QWEN3_MOE, GATE_AND_UP_SWAPPED),
+    ("one expert too many", MIXTRAL, top_k_off_by(1)),
+    ("no renormalization", MIXTRAL, router_with(normalize=False)),
+    ("two experts swapped", MIXTRAL, EXPERTS_SWAPPED),
+    ("one expert too few", GLM4_MOE, top_k_off_by(-1)),
+    ("no shared expert", GLM4_MOE, one_layer(no_shared_expert)),
+    ("no correction of the ranks", GLM4_MOE, router_with(bias=None)),
+    ("no renormalization", GLM4_MOE, router_with(normalize=False)),
+    ("no scale of the experts", GLM4_MOE, router_with(scale=1.0)),
+    ("all groups", GLM4_MOE, router_with(top_groups=3)),
+    ("one group too few", GLM4_MOE, router_with(top_groups=1)),
+    ("softmax for sigmoid", GLM4_MOE, router_with(scoring=RouterScoring.SOFTMAX)),
+    ("no head norms", GLM4_MOE, NO_HEAD_NORMS),
 ]
 
 
@@ -185,9 +276,12 @@ def run(
 ) -> Difference:
     """The comparison of the parity suite, with the spec or the plans changed."""
     loaded = load_model_spec(expected.path)
-    program = lower(change(loaded.spec)) if change else loaded.program
+    if change:
+        spec = change(loaded.spec)
+        loaded = replace(loaded, spec=spec, program=lower(spec))
+    program = loaded.program
     setup = Setup(loaded, max_tokens=BUDGET)
-    executor = build(setup, program)
+    executor = build(setup)
     num_groups = len(program.kv_groups)
     builder = PlanBuilder(setup.block_size, setup.num_blocks, num_groups=num_groups)
     sequences = [expected.sequence(i) for i in SEQUENCES]

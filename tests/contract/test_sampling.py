@@ -73,3 +73,53 @@ def test_equal_logits_are_ranked_by_id(tmp_path: Path, build: Build) -> None:
     assert set(result.tokens[1::3].tolist()) == {0, 1, 2}
     assert len(set(result.tokens[2::3].tolist())) > 80
     assert result.tokens.tolist() == sample_rows(result.logits, plan.sampling).tokens.tolist()
+
+
+def given_plan(vocab_size: int, num_top: int) -> StepPlan:
+    """Every second row has a token given; each asks for another number of the best."""
+    plan = varied_plan(SETTINGS["all"], vocab_size)
+    random = np.random.default_rng(6)
+    given = random.integers(0, vocab_size, NUM_ROWS).astype(np.int32)
+    given[1::2] = -1
+    wanted = (np.arange(NUM_ROWS) % (num_top + 2) - 1).astype(np.int32)
+    sampling = replace(plan.sampling, given=given, num_logprobs=wanted, num_top=num_top)
+    return replace(plan, sampling=sampling)
+
+
+def test_given_tokens_are_scored_and_leave_other_rows_as_they_are(
+    expected_of: ExpectedOf, build: Build
+) -> None:
+    loaded = load_model_spec(expected_of(CASES[2]).path)
+    plan = given_plan(loaded.spec.vocab_size, num_top=7)
+    given, wanted = plan.sampling.given, plan.sampling.num_logprobs
+    assert given is not None
+    assert wanted is not None
+    result = build(Setup(loaded)).execute(plan)
+    assert result.logits is not None
+    plain = sample_rows(result.logits, plan.sampling)
+    assert result.tokens.tolist() == plain.tokens.tolist()
+    assert result.tokens[0::2].tolist() == given[0::2].tolist()
+    sampled = sample_rows(result.logits, replace(plan.sampling, given=None))
+    assert result.tokens[1::2].tolist() == sampled.tokens[1::2].tolist()
+    np.testing.assert_allclose(result.logprobs, plain.logprobs, atol=1e-5)
+    assert np.isnan(result.logprobs).tolist() == (wanted < 0).tolist()
+    assert result.ranks is not None
+    assert plain.ranks is not None
+    assert result.ranks.tolist() == plain.ranks.tolist()
+    assert set(result.ranks[1::2].tolist()) == {0}
+    assert result.top_tokens is not None
+    assert plain.top_tokens is not None
+    assert result.top_tokens.tolist() == plain.top_tokens.tolist()
+
+
+def test_equal_logits_have_the_ranks_of_their_ids(tmp_path: Path, build: Build) -> None:
+    model = build_model(CASES[0])
+    model.lm_head.weight.data.zero_()
+    model.save_pretrained(tmp_path)
+    loaded = load_model_spec(tmp_path)
+    plan = given_plan(loaded.spec.vocab_size, num_top=0)
+    result = build(Setup(loaded)).execute(plan)
+    given = plan.sampling.given
+    assert given is not None
+    assert result.ranks is not None
+    assert result.ranks.tolist() == np.where(given < 0, 0, given + 1).tolist()

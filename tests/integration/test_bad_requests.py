@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -99,3 +101,22 @@ def test_special_characters_survive_the_round_trip(server: Server) -> None:
     assert server.chat(text, max_tokens=2).status_code == 200
     body = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 2})
     assert post(server, body.encode()).status_code == 200
+
+
+def test_a_body_of_a_million_values_holds_nobody_up(server: Server) -> None:
+    values = ",".join(["[]"] * 1_000_000)
+    body = f'{{"prompt": "hearth", "max_tokens": 1, "x": [{values}]}}'.encode()
+    url = f"{server.url}/v1/completions"
+    httpx.post(url, content=body[:30_000] + b"0" + b",0" * 20_000, timeout=60)  # the child starts
+    with ThreadPoolExecutor(1) as thread, httpx.Client(timeout=60) as client:
+        started = time.perf_counter()
+        large = thread.submit(httpx.post, url, content=body, timeout=60)
+        longest = 0.0
+        while not large.done():
+            before = time.perf_counter()
+            client.get(f"{server.url}/version")
+            longest = max(longest, time.perf_counter() - before)
+        total = time.perf_counter() - started
+    answer = large.result().json()
+    assert [warning["param"] for warning in answer["warnings"]] == ["x"]
+    assert longest < total / 2

@@ -87,7 +87,8 @@ class AuditExecutor:
         for owner, context in enumerate(plan.context.tolist()):
             self._file_sequence(plan, owner, context, result.hashes)
         wanted = plan.logit_rows
-        return StepResult(result.tokens[wanted], result.logprobs[wanted])
+        ranks = None if result.ranks is None else result.ranks[wanted]
+        return StepResult(result.tokens[wanted], result.logprobs[wanted], ranks=ranks)
 
     def close(self) -> None:
         self._inner.close()
@@ -135,6 +136,9 @@ def _spread(plan: StepPlan, num_rows: int) -> SamplingArrays:
         at(sampling.seed, 0),
         at(sampling.position, 0),
         at(sampling.choice, 0),
+        # Nobody wants the best tokens here: only their numbers are left out.
+        np.minimum(at(sampling.num_logprobs, -1), 0) if sampling.num_logprobs is not None else None,
+        given=None if sampling.given is None else at(sampling.given, -1),
         edits=None if sampling.edits is None else _spread_edits(sampling.edits, wanted, num_rows),
     )
 

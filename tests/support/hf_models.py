@@ -3,7 +3,8 @@
 A case is built once a session, saved as a checkpoint, and run through `generate` and a forward
 pass; every parity test, at whatever level, compares with the same `Expected`. Weights have a
 deviation of 3/√(fan-in), so that attention is sharp and logits are well apart; norm weights and
-biases are random, so that a norm or a bias left out shows.
+biases are random, so that a norm or a bias left out shows. The file is long because most of it is
+the cases' sizes.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ from transformers import (
     Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 NUM_NEW_TOKENS = 64
@@ -48,6 +55,9 @@ _CLASSES: dict[str, tuple[Any, Any]] = {
     "phi3": (Phi3Config, Phi3ForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "glm4_moe": (Glm4MoeConfig, Glm4MoeForCausalLM),
 }
 
 
@@ -263,6 +273,66 @@ CASES = (
             },
         },
     ),
+    ModelCase(
+        "qwen3-moe-4x2-some-layers",
+        "qwen3_moe",
+        41,
+        {
+            "hidden_size": 68,
+            "intermediate_size": 90,
+            "moe_intermediate_size": 70,
+            "num_experts": 7,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 20,
+            "vocab_size": 251,
+            "num_hidden_layers": 3,
+        },
+    ),
+    ModelCase(
+        "glm4-moe-4x2-groups-shared",
+        "glm4_moe",
+        15,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 90,
+            "moe_intermediate_size": 40,
+            "n_routed_experts": 12,
+            "n_group": 3,
+            "topk_group": 2,
+            "num_experts_per_tok": 4,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 2.5,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 237,
+            "num_hidden_layers": 3,
+        },
+    ),
+)
+# Differs from the others in its names only: compared by the mutants' suite alone.
+MIXTRAL = ModelCase(
+    "mixtral-6x2-sharded",
+    "mixtral",
+    3,
+    {
+        "hidden_size": 72,
+        "intermediate_size": 65,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 219,
+        "num_hidden_layers": 2,
+    },
+    max_shard_size="100KB",
 )
 
 
@@ -300,11 +370,16 @@ def build_model(case: ModelCase) -> Any:
     config_class, model_class = _CLASSES[case.family]
     common = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     sizes = {"max_position_embeddings": 512, **common, **case.sizes}
-    config = config_class(attn_implementation="eager", **sizes)
+    # The default grouped product of the experts wants widths that are multiples of four.
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    config = config_class(**plain, **sizes)
     config.eos_token_id = None
     torch.manual_seed(case.seed)
     model = model_class(config).eval()
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.2)
         for name, parameter in model.named_parameters():
             _randomize(name, parameter, tied=config.tie_word_embeddings)
             if case.family.startswith("gemma"):
@@ -337,8 +412,8 @@ def expect(case: ModelCase, path: Path, prepare: Callable[[Any], None] | None = 
 
 def _randomize(name: str, parameter: torch.Tensor, *, tied: bool) -> None:
     """An embedding that is the head as well is made small, or every token would repeat itself."""
-    if parameter.ndim == 2:
-        scale = 3.0 * parameter.shape[1] ** -0.5
+    if parameter.ndim >= 2:
+        scale = 3.0 * parameter.shape[-1] ** -0.5
         if "embed_tokens" in name:
             scale = scale / 2 if tied else 1.0
         parameter.normal_(0.0, scale)

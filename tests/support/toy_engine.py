@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class ToySizes:
     max_queued: int = 1000
     prefix_caching: bool = True
     vocab_size: int = 97
+    num_scored_rows: int = 0  # logits rows beside one a sequence
 
 
 def toy_engine(
@@ -48,8 +50,9 @@ def toy_engine(
         debug_hashes=True,
         debug_checks=True,
     )
-    rows = min(sizes.max_num_seqs, sizes.budget)
-    limits = StepLimits(sizes.budget, rows, rows, sizes.max_model_len)
+    sequences = min(sizes.max_num_seqs, sizes.budget)
+    rows = min(sizes.max_num_seqs + sizes.num_scored_rows, sizes.budget)
+    limits = StepLimits(sizes.budget, sequences, rows, sizes.max_model_len)
     kv = KvConfig(sizes.block_size, sizes.num_blocks, "float32")
     executor = ToyExecutor(toy_program(sizes.vocab_size, sizes.windows), limits, kv)
     return Engine(config, executor, EngineShape(limits, kv), clock=clock), executor
@@ -61,6 +64,7 @@ class Outcome:
 
     tokens: list[int] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # of the prompt's tokens after the first
     reason: FinishReason | None = None
     last: WireEvent | None = None
 
@@ -87,6 +91,10 @@ class Driver:
             assert outcome.reason is None, "an event after the terminal event"
             outcome.tokens += event.tokens
             outcome.hashes += event.hashes
+            if event.prompt_logprobs is not None:
+                assert event.prompt_logprobs.start == len(outcome.scores) + 1
+                assert not outcome.tokens, "a prompt's scores after its answer began"
+                outcome.scores += array("f", event.prompt_logprobs.logprobs)
             outcome.reason, outcome.last = event.finish_reason, event
 
     def run(

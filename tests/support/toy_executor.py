@@ -8,6 +8,7 @@ whatever goes wrong with blocks, slots, positions, windows, rows or seeds change
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class ToyExecutor:
         for group, memory in enumerate(self.memory):
             assert len(set(plan.slots[group].tolist())) == len(plan.tokens), "a slot twice"
             memory[plan.slots[group]] = plan.tokens
-        tokens, hashes = [], []
+        tokens, hashes, logprobs = [], [], []
         owners = np.searchsorted(plan.row_start, plan.logit_rows, side="right") - 1
         for index, (row, owner) in enumerate(zip(plan.logit_rows, owners)):
             digest = self._digest(plan, int(row), int(owner))
@@ -75,6 +76,13 @@ class ToyExecutor:
                 draw = repr((int(plan.sampling.seed[index]), position, choice)).encode()
             edits = plan.sampling.edits
             forbidden: set[int] = set()
+            given = -1 if plan.sampling.given is None else int(plan.sampling.given[index])
+            if given >= 0:
+                assert edits is None or not _edits_digest(edits, index), "nothing is sampled here"
+                tokens.append(given)
+                hashes.append(0)
+                logprobs.append(toy_logprob(digest, given))
+                continue
             if edits is not None:
                 draw += _edits_digest(edits, index)
                 changes = slice(*edits.bias_start[index : index + 2].tolist())
@@ -86,10 +94,12 @@ class ToyExecutor:
                 token = (token + 1) % self._program.vocab_size
             tokens.append(token)
             hashes.append(int.from_bytes(digest[:8], "little"))
+            logprobs.append(0.0)
         return StepResult(
             np.array(tokens, np.int32),
-            np.zeros(len(tokens), np.float32),
+            np.array(logprobs, np.float32),
             np.array(hashes, np.uint64) if plan.want_hashes else None,
+            ranks=None if plan.sampling.given is None else np.ones(len(tokens), np.int32),
         )
 
     def close(self) -> None:
@@ -136,19 +146,39 @@ def _edits_digest(edits: LogitEdits, row: int) -> bytes:
     return repr((values, sorted(zip(tokens, counts)))).encode() if tokens else b""
 
 
+def toy_logprob(digest: bytes, token: int) -> float:
+    """What the toy says of a given token after the context of this digest."""
+    raw = hashlib.sha256(digest + token.to_bytes(4, "little")).digest()
+    return -float(int.from_bytes(raw[:3], "little"))
+
+
+def solo_scores(program: StepProgram, prompt: tuple[int, ...]) -> list[float]:
+    """Log-probabilities of a prompt's tokens after the first, without blocks or plan."""
+    return [
+        toy_logprob(solo_digest(program, prompt[:end]), prompt[end])
+        for end in range(1, len(prompt))
+    ]
+
+
+def solo_digest(program: StepProgram, known: Sequence[int]) -> bytes:
+    """The hash of a context, each group seeing its window of it."""
+    digest = hashlib.sha256()
+    position = len(known) - 1
+    for spec in program.kv_groups:
+        first = max(0, position - spec.window + 1) if spec.window else 0
+        indices = np.arange(first, position + 1)
+        digest.update(np.array(known[first:], np.int64).tobytes() + indices.tobytes())
+    return digest.digest()
+
+
 def solo_tokens(
     program: StepProgram, prompt: tuple[int, ...], num_tokens: int, *, seed: int | None = None
 ) -> list[int]:
     """What a request alone would answer, computed without blocks, scheduler or plan."""
     known = list(prompt)
     for _ in range(num_tokens):
-        digest = hashlib.sha256()
-        position = len(known) - 1
-        for spec in program.kv_groups:
-            first = max(0, position - spec.window + 1) if spec.window else 0
-            indices = np.arange(first, position + 1)
-            digest.update(np.array(known[first:], np.int64).tobytes() + indices.tobytes())
-        draw = b"" if seed is None else repr((seed, position + 1, 0)).encode()
-        token = int.from_bytes(hashlib.sha256(digest.digest() + draw).digest()[:8], "little")
+        draw = b"" if seed is None else repr((seed, len(known), 0)).encode()
+        digest = solo_digest(program, known)
+        token = int.from_bytes(hashlib.sha256(digest + draw).digest()[:8], "little")
         known.append(token % program.vocab_size)
     return known[len(prompt) :]

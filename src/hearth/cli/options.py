@@ -15,6 +15,7 @@ import typer
 from hearth.cli.quantity import parse_quantity
 
 ENV_PREFIX = "HEARTH_"
+MAX_PORT = 65535
 
 
 def option(flag: str, text: str, *, prefix: str = "", **settings: Any) -> Any:
@@ -33,6 +34,13 @@ def _quantity(text: str | int) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def _port(text: str | int) -> int:
+    digits = str(text)
+    if not (digits.isascii() and digits.isdigit() and int(digits) <= MAX_PORT):
+        raise typer.BadParameter(f"{digits!r} is not a port (permitted: 0 to {MAX_PORT})")
+    return int(digits)
+
+
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -49,7 +57,11 @@ Host = Annotated[
 Port = Annotated[
     int,
     option(
-        "--port", "Port to listen on; 0 takes a free one.", min=0, max=65535, rich_help_panel="HTTP"
+        "--port",
+        "Port to listen on; 0 takes a free one.",
+        parser=_port,
+        metavar="PORT",
+        rich_help_panel="HTTP",
     ),
 ]
 ServedModelName = Annotated[

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
-from hearth.core.spec import Activation, RopeSpec, WeightSlot
+from hearth.core.spec import Activation, RopeSpec, RouterSpec, WeightSlot
 
 PROGRAM_VERSION = 1
 
@@ -158,6 +158,28 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """out[t] = Σ of weight · down · (act(gate · x[t]) · (up · x[t])) over row t's experts.
+
+    The sum is taken by ascending index of the expert. What stands between the steps of the
+    operation lies in buffers: routes[t] takes the router's choice from logits[t], `top_k` indices
+    ascending and then their weights; gated[t] takes the weighted inputs of `down`, `top_k` times
+    `intermediate_size`, in the same order. The slots are those of `MoeSpec`.
+    """
+
+    x: int
+    logits: int
+    routes: int
+    gated: int
+    out: int
+    router: RouterSpec
+    gate_up: str
+    down: str
+    intermediate_size: int
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
 class Add:
     """x[t] += y[t], in place."""
 
@@ -198,6 +220,7 @@ Op: TypeAlias = (
     | KvWrite
     | Attend
     | Gate
+    | Experts
     | Add
     | Select
     | SoftCap

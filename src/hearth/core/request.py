@@ -23,7 +23,8 @@ class SamplingParams:
     0 ≤ seed < 2⁶⁴; penalties are finite, repetition_penalty > 0 (1: none). `logit_bias`: (token,
     finite bias), a token once. `bad_words`: token sequences whose last token is forbidden where
     the others have just been generated. Before `min_tokens` are generated no stop token is chosen.
-    `num_logprobs`: −1 none, 0 those of the chosen tokens, k of the k best at each place too.
+    `num_logprobs`: −1 none, 0 those of the chosen tokens, k of the k best at each place too;
+    `num_prompt_logprobs`: the same for the tokens of the prompt after the first.
     """
 
     temperature: float = 1.0
@@ -38,6 +39,7 @@ class SamplingParams:
     bad_words: tuple[tuple[int, ...], ...] = ()
     min_tokens: int = 0
     num_logprobs: int = -1
+    num_prompt_logprobs: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class Request:
 
     `generated` holds tokens already produced for this request (resuming): they count towards
     `max_tokens` and are not emitted again. `cache_key` separates prefix-cache entries (an adapter,
-    a tenant); equal keys share. `max_tokens` ≥ 1 has been resolved against the context. `choice`
+    a tenant); equal keys share. `max_tokens` ≥ 0 has been resolved against the context; with 0
+    nothing is generated: the prompt is scored, where its log-probabilities are asked for. A request
+    that brings generated tokens along had those of its prompt before, and gets none. `choice`
     numbers the answers to one prompt (n > 1): same seed, other draws; those after the first name
     the first's id in `follows`, and wait until its prompt is computed, to find it in the prefix
     cache. `deadline`: the `time.monotonic` (one clock for all processes of a machine) at which it
@@ -75,6 +79,23 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of the prompt's tokens from index `start` on, as packed native arrays.
+
+    All events of a request together describe each token but the first exactly once, in order. For
+    n tokens: `logprobs` float32 [n], `ranks` int32 [n] (1: the best), `top_tokens` int32
+    [n, num_top] (−1: the vocabulary is smaller), `top_logprobs` float32 [n, num_top].
+    """
+
+    start: int
+    num_top: int
+    logprobs: bytes
+    ranks: bytes
+    top_tokens: bytes = b""
+    top_logprobs: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """News of one request after a step: new tokens and, last of all, why it ended."""
 
@@ -87,3 +108,4 @@ class TokenEvent:
     error_code: str = ""  # with FinishReason.ERROR: the `code` of the error tree
     hashes: tuple[int, ...] = field(default=())  # debug: logits hash per new token
     logprobs: tuple[TokenLogprobs, ...] = ()  # one a token, where the request asks
+    prompt_logprobs: PromptLogprobs | None = None  # before the first token, where it asks

@@ -59,12 +59,15 @@ class QuantSpec:
 class WeightSource:
     """`num_rows` rows from `first_row` of one checkpoint tensor.
 
-    0 rows: the whole tensor, which then is the slot's only source.
+    0 rows: the whole tensor, which then is the slot's only source. Of a tensor with three
+    dimensions the first two count as rows. `otherwise` is where a checkpoint without `tensor`
+    keeps the same rows.
     """
 
     tensor: str
     num_rows: int
     first_row: int = 0
+    otherwise: WeightSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class WeightSlot:
 
     A vector has `cols` 1. Slots of norm weights have "norm" in their names. `offset` is added to
     every element of a vector when it is loaded, in float32 (Gemma's norms multiply by 1 + w).
+    A linear slot may stack `stack` matrices of `rows` rows (experts), each of which is packed by
+    itself; its sources then have `total_rows` rows.
     """
 
     name: str
@@ -82,6 +87,12 @@ class WeightSlot:
     sources: tuple[WeightSource, ...]
     quant: QuantSpec = QuantSpec()
     offset: float = 0.0
+    stack: int = 1
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of all stacked matrices together."""
+        return self.rows * self.stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +154,52 @@ class MlpSpec:
     down_bias: str | None = None
 
 
+class RouterScoring(StrEnum):
+    """What makes scores of a router's logits."""
+
+    SOFTMAX = "softmax"  # over all experts
+    SIGMOID = "sigmoid"  # each expert on its own
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """Which experts serve a row, and with what weight.
+
+    The `top_k` experts that rank best are chosen; of equals the one with the lower index. Experts
+    rank by score, or by score + `bias` (a vector slot) where there is one. With `num_groups` > 1
+    only experts of the `top_groups` best groups are considered, and a group's rank is the sum of
+    its two best experts'. A chosen expert's weight is its score, divided by the sum of the chosen
+    ones where `normalize`, times `scale`.
+    """
+
+    num_experts: int
+    top_k: int
+    scoring: RouterScoring
+    normalize: bool
+    scale: float = 1.0
+    bias: str | None = None
+    num_groups: int = 1
+    top_groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """Mixture of gated MLPs: the weighted sum of those that the router chooses for a row.
+
+    `router_weight` gives the logits, [num_experts, hidden]. `gate_up` stacks gate and up of expert
+    after expert, [intermediate, hidden] each; `down` stacks [hidden, intermediate]. A `shared` MLP
+    serves every row, with weight 1.
+    """
+
+    router: RouterSpec
+    router_weight: str
+    intermediate_size: int
+    activation: Activation
+    gate_up: str
+    down: str
+    shared: MlpSpec | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One decoder layer. `post_*` norms are applied to a branch before its residual add."""
@@ -150,7 +207,7 @@ class LayerSpec:
     attention_norm: NormSpec
     attention: AttentionSpec
     mlp_norm: NormSpec
-    mlp: MlpSpec
+    mlp: MlpSpec | MoeSpec
     post_attention_norm: NormSpec | None = None
     post_mlp_norm: NormSpec | None = None
 

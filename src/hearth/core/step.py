@@ -52,6 +52,8 @@ class SamplingArrays:
     min_p 0 switch the filter off. The draw is Philox4x32-10 with key = seed and counter =
     (position, choice, draw, 0); position is the absolute index of the token that is sampled.
     num_logprobs: −1 none, 0 that of the token alone, k ≤ num_top of the k best too; None: all 0.
+    given: −1 where a token is sampled; otherwise nothing is, and the row is asked for the
+    log-probability and the rank of this token (of a prompt): filters and edits have no part in it.
     """
 
     temperature: Float32
@@ -63,6 +65,7 @@ class SamplingArrays:
     choice: Int32
     num_logprobs: Int32 | None = None
     num_top: int = 0  # the largest of num_logprobs: the columns of StepResult.top_tokens
+    given: Int32 | None = None  # None: every row is sampled
     edits: LogitEdits | None = None  # None: no row has any
 
 
@@ -90,12 +93,13 @@ class StepPlan:
 class StepResult:
     """What a step produced; row r belongs to logit_rows[r]."""
 
-    tokens: Int32  # [R]
-    logprobs: Float32  # [R]; natural log of the chosen token's raw probability; NaN: not wanted
+    tokens: Int32  # [R]; the sampled one, or the given one
+    logprobs: Float32  # [R]; natural log of the token's raw probability; NaN: not wanted
     hashes: UInt64 | None = None  # [R]; hash of the raw logits' bits
     logits: Float32 | None = None  # [R, vocabulary]; raw, before temperature
     top_tokens: Int32 | None = None  # [R, num_top]; the best by raw logit; −1 beyond a row's own
     top_logprobs: Float32 | None = None  # [R, num_top]; raw: before edits and temperature
+    ranks: Int32 | None = None  # [R]; a given token's place by raw logit, 1 the best; 0: sampled
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,13 @@ def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -
     """Raises RequestError or ContextOverflowError when the request cannot be run as it stands."""
     if not request.prompt:
         raise RequestError("the prompt has no tokens", param="prompt")
-    if request.max_tokens < 1:
+    if request.max_tokens < 0:
         raise RequestError(
-            f"max_tokens is {request.max_tokens}, it must be at least 1", param="max_tokens"
+            f"max_tokens is {request.max_tokens}, it must be at least 0", param="max_tokens"
         )
     num_known = len(request.prompt) + len(request.generated)
-    if len(request.prompt) >= max_model_len or num_known > max_model_len:
+    least_answer = min(request.max_tokens, 1)
+    if len(request.prompt) + least_answer > max_model_len or num_known > max_model_len:
         raise ContextOverflowError(
             f"the prompt has {format_count(num_known)} tokens, which leaves no room for an answer "
             f"in a context of {format_count(max_model_len)}",
@@ -55,6 +56,7 @@ def _validate_sampling(request: Request, vocab_size: int) -> None:
         "repetition_penalty": 0 < sampling.repetition_penalty < math.inf,
         "min_tokens": 0 <= sampling.min_tokens <= request.max_tokens,
         "num_logprobs": -1 <= sampling.num_logprobs <= MAX_LOGPROBS,
+        "num_prompt_logprobs": -1 <= sampling.num_prompt_logprobs <= MAX_LOGPROBS,
         "logit_bias": _is_bias(sampling.logit_bias, vocab_size),
         "bad_words": all(
             word and min(word) >= 0 and max(word) < vocab_size for word in sampling.bad_words

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from hearth.core.config import EngineConfig
 from hearth.core.errors import EngineError, HearthError, RequestError
 from hearth.core.events import EngineObserver, EngineStats
@@ -18,7 +20,7 @@ from hearth.core.request import Request, TokenLogprobs
 from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
 from hearth.engine.decision import StepDecision
 from hearth.engine.kv.blocks import BlockManager
-from hearth.engine.logprobs import row_logprobs
+from hearth.engine.logprobs import prompt_logprobs, row_logprobs
 from hearth.engine.messages import WireEvent
 from hearth.engine.scheduler import Scheduler
 from hearth.engine.stats import Counters
@@ -69,6 +71,7 @@ class Engine:
             self._blocks,
             max_model_len=shape.limits.max_model_len,
             vocab_size=program.vocab_size,
+            max_logit_rows=shape.limits.max_logit_rows,
             observers=self._observers,
             clock=clock,
         )
@@ -174,6 +177,7 @@ class Engine:
             sampled,
             self._hashes(decision, result),
             self._logprobs(decision, plan, result),
+            prompt_logprobs(decision, result) if any(decision.num_given) else None,
         )
         num_tokens, num_sequences = len(plan.tokens), len(decision.sequences)
         for observer in self._observers:
@@ -186,6 +190,9 @@ class Engine:
         wanted = plan.sampling.num_logprobs
         if wanted is None or not len(wanted) or wanted.max() < 0:
             return None
+        given = plan.sampling.given
+        if given is not None:
+            wanted = np.where(given < 0, wanted, np.int32(-1))
         return self._builder.distribute(decision, row_logprobs(wanted, result))
 
     def _hashes(self, decision: StepDecision, result: StepResult) -> list[list[int]] | None:

@@ -18,7 +18,13 @@ import msgspec
 from hearth.core import errors
 from hearth.core.config import EngineConfig, Resolved
 from hearth.core.events import EngineStats
-from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from hearth.core.request import (
+    FinishReason,
+    PromptLogprobs,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+)
 from hearth.core.step import ExecutorInfo
 from hearth.models.generation_config import GenerationDefaults
 
@@ -99,6 +105,7 @@ class WireEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error_code: str = ""
     hashes: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: PromptLogprobs | None = None
 
     def to_event(self) -> TokenEvent:
         """The same news in the vocabulary of core."""
@@ -112,6 +119,7 @@ class WireEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
             self.error_code,
             self.hashes,
             self.logprobs,
+            self.prompt_logprobs,
         )
 
 

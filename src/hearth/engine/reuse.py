@@ -9,12 +9,13 @@ from hearth.engine.sequence import Sequence
 def matched_hashes(sequence: Sequence, blocks: BlockManager) -> list[bytes]:
     """Hashes of the leading blocks that the cache holds.
 
-    Never all known tokens: the last one must be computed to have logits to sample from.
+    Never all known tokens: the last one must be computed to have logits to sample from, and
+    a token of the prompt whose log-probability is wanted, the one before it.
     """
     if not blocks.enable_prefix_caching:
         return []
     block_size = blocks.block_size
-    digests = sequence.block_hashes((sequence.num_known - 1) // block_size, block_size)
+    digests = sequence.block_hashes(sequence.first_wanted_row // block_size, block_size)
     return digests[: blocks.match(digests)]
 
 

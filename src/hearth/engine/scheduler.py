@@ -17,6 +17,7 @@ the number of logits rows a sequence, several decisions may be in flight (overla
 
 from __future__ import annotations
 
+import sys
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ from hearth.core.errors import (
     RequestError,
 )
 from hearth.core.events import EngineObserver
-from hearth.core.request import FinishReason, Request, TokenLogprobs
+from hearth.core.request import FinishReason, PromptLogprobs, Request, TokenLogprobs
 from hearth.engine.admission import validate_request
 from hearth.engine.budget import share_by_priority
 from hearth.engine.candidates import find_candidates
@@ -57,10 +58,12 @@ class Scheduler:
         *,
         max_model_len: int,
         vocab_size: int,
+        max_logit_rows: int = sys.maxsize,
         observers: Iterable[EngineObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        self.max_logit_rows = max_logit_rows
         self.blocks = blocks
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
@@ -123,7 +126,7 @@ class Scheduler:
         for sequence in self._deadlines.expired():
             message = "the request's time was over before it was complete"
             self._finish(sequence, FinishReason.ERROR, message, DeadlineExceededError.code)
-        decision = StepDecision()
+        decision = StepDecision(self.max_logit_rows)
         decoding, prefills = self._split_running()
         has_room = True
         for sequence in decoding:
@@ -143,12 +146,14 @@ class Scheduler:
         sampled: Rows[Rows[int]],
         hashes: Rows[Rows[int]] | None = None,
         logprobs: Rows[Rows[TokenLogprobs | None]] | None = None,
+        scores: Rows[PromptLogprobs | None] | None = None,
     ) -> None:
         """Takes a step's results in: `sampled[i]` are the new tokens of `decision.sequences[i]`.
 
         Empty for a chunk that does not reach the last known token; more than one when drafted
         tokens were accepted. `hashes[i]`: the hashes of their logits, for debugging; `logprobs[i]`:
-        their log-probabilities, None where the request does not ask.
+        their log-probabilities, None where the request does not ask; `scores[i]`: those of the
+        prompt's tokens that `num_given[i]` of its rows stood for.
         """
         for index, sequence in enumerate(decision.sequences):
             num_tokens = decision.num_tokens[index]
@@ -157,13 +162,18 @@ class Scheduler:
                 self._let_go(sequence)
                 continue
             sequence.num_computed += num_tokens
+            if scores and decision.num_given[index]:
+                self._tell_scores(sequence, decision.num_given[index], scores[index])
             tokens = sampled[index]
             if tokens:
                 digests = tuple(hashes[index]) if hashes else ()
                 known = [p for p in logprobs[index] if p is not None] if logprobs else ()
                 self._accept(sequence, tokens, digests, known)
-            elif sequence.num_computed >= sequence.settle_at:
+                continue
+            if sequence.num_computed >= sequence.settle_at:
                 settle_blocks(sequence, self.blocks)
+            if sequence.is_scored and sequence.num_known >= sequence.max_known:
+                self._finish(sequence, FinishReason.LENGTH)  # nothing is to be generated
 
     def fail(self, decision: StepDecision, error: HearthError) -> None:
         """The step of `decision` failed: its sequences end with an ERROR event."""
@@ -198,11 +208,11 @@ class Scheduler:
         assert len(self._sequences) == len(self._running) + len(self._waiting), "one in no queue"
 
     def _finish_resumed(self, sequence: Sequence) -> None:
-        """A resumed request may have been complete already."""
+        """A resumed request may have been complete already; one without an answer too."""
         generated = sequence.request.generated
         if generated and generated[-1] in sequence.stop_token_ids:
             self._finish(sequence, FinishReason.STOP, stop_token=generated[-1])
-        elif sequence.num_known >= sequence.max_known:
+        elif sequence.is_scored and sequence.num_known >= sequence.max_known:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -218,6 +228,9 @@ class Scheduler:
         """Plans tokens of a running sequence; False when blocks ran short."""
         if sequence.state is not SequenceState.RUNNING or sequence.num_in_flight:
             return True  # preempted a moment ago, or its step is not committed yet
+        num_tokens = decision.fitting(sequence, sequence.num_computed, num_tokens)
+        if num_tokens == 0:
+            return True  # the step has no logits row left for it
         end = sequence.num_computed + num_tokens
         table = sequence.table
         has_room = end <= table.end_block * self.blocks.block_size or self.blocks.allocate(
@@ -260,7 +273,8 @@ class Scheduler:
         # Matched anew: blocks that were found before may have been evicted for others just now.
         matched = matched_hashes(sequence, self.blocks)
         start = len(matched) * self.blocks.block_size
-        if not self.blocks.admit(sequence.table, matched, start + num_tokens):
+        num_tokens = decision.fitting(sequence, start, num_tokens)
+        if num_tokens == 0 or not self.blocks.admit(sequence.table, matched, start + num_tokens):
             return False
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_rank)
@@ -312,6 +326,15 @@ class Scheduler:
             sequence.num_cached = min(num_hit, len(sequence.request.prompt))
         for observer in self._observers:
             observer.on_prefix(sequence.num_known, num_hit)
+
+    def _tell_scores(
+        self, sequence: Sequence, num_given: int, scores: PromptLogprobs | None
+    ) -> None:
+        """Tells of the prompt's log-probabilities; a preemption does not ask for them again."""
+        assert scores is not None
+        assert scores.start == sequence.num_scored, "a log-probability lost or doubled"
+        sequence.note_scores(num_given)
+        self._events.append(WireEvent(sequence.request_id, prompt_logprobs=scores))
 
     def _accept(
         self,

@@ -37,12 +37,14 @@ class Sequence:
     __slots__ = (
         "edits",
         "hashes",
+        "is_scored",
         "max_known",
         "num_cached",
         "num_computed",
         "num_in_flight",
         "num_known",
         "num_preemptions",
+        "num_scored",
         "rank",
         "request",
         "request_id",
@@ -65,6 +67,11 @@ class Sequence:
         self.tokens.extend(request.generated)
         self.num_known = len(self.tokens)
         self.max_known = min(len(request.prompt) + request.max_tokens, max_model_len)
+        # Prompt tokens whose log-probabilities were told, or are not wanted; the first has none.
+        # They stay told through a preemption.
+        wants_scores = request.sampling.num_prompt_logprobs >= 0 and not request.generated
+        self.num_scored = 1 if wants_scores else len(request.prompt)
+        self.is_scored = self.num_scored == len(request.prompt)
         self.num_computed = 0
         self.num_in_flight = 0
         self.num_cached = -1  # prompt tokens found in the prefix cache; −1: never admitted
@@ -80,6 +87,24 @@ class Sequence:
     def num_generated(self) -> int:
         """Tokens after the prompt, those of an earlier life included."""
         return self.num_known - len(self.request.prompt)
+
+    def note_scores(self, num_tokens: int) -> None:
+        """So many more tokens of the prompt had their log-probabilities told."""
+        self.num_scored += num_tokens
+        self.is_scored = self.num_scored == len(self.request.prompt)
+
+    @property
+    def num_wanted(self) -> int:
+        """Tokens to compute: the last one only where its logits are sampled from."""
+        return self.num_known - (self.request.max_tokens == 0)
+
+    @property
+    def first_wanted_row(self) -> int:
+        """The first index whose logits are wanted: what the prefix cache holds must end before.
+
+        The logits at index i are those of token i + 1.
+        """
+        return self.num_known - 1 if self.is_scored else self.num_scored - 1
 
     def append(self, sampled: Rows[int]) -> tuple[FinishReason | None, int | None]:
         """Takes sampled tokens in, up to the one that ends the request.

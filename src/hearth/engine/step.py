@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from hearth.core.step import KvConfig, LogitEdits, SamplingArrays, StepLimits, StepPlan
 from hearth.core.units import ceil_div
 from hearth.engine.decision import StepDecision
-from hearth.engine.edits import EditArrays
+from hearth.engine.edits import EditArrays, SequenceEdits
 from hearth.engine.sequence import Sequence
 
 Value = TypeVar("Value")
 
 
 class _Sampling:
-    """Sampling arrays for `num_rows` logits rows; all but `position` change only with the rows."""
+    """Sampling arrays for `num_rows` logits rows.
+
+    All but `position` and `given` change only with the rows' owners.
+    """
 
     def __init__(self, max_rows: int) -> None:
         self.temperature = np.zeros(max_rows, np.float32)
@@ -37,17 +40,19 @@ class _Sampling:
         self.position = np.zeros(max_rows, np.int32)
         self.choice = np.zeros(max_rows, np.int32)
         self.num_logprobs = np.full(max_rows, -1, np.int32)
+        self.given = np.full(max_rows, -1, np.int32)
+        self.has_given = False
         self.num_top = 0
         self._owners: list[Sequence] = []
+        self._row_edits: list[SequenceEdits | None] = []
         self._edits: EditArrays | None = None  # None: no row has any
 
-    def fill(self, owners: list[Sequence], positions: list[int]) -> None:
-        """Row r is sampled for `owners[r]`, as the token at absolute index `positions[r]`."""
-        num_rows = len(owners)
-        self.position[:num_rows] = positions
-        if owners == self._owners:
+    def fill(self, owners: list[Sequence], *, has_given: bool) -> None:
+        """Row r belongs to `owners[r]`; `position` and `given` have been filled before."""
+        if owners == self._owners and not has_given and not self.has_given:
             return
-        self._owners = owners
+        num_rows = len(owners)
+        self._owners, self.has_given = owners, has_given
         params = [owner.request.sampling for owner in owners]
         self.temperature[:num_rows] = [p.temperature for p in params]
         self.top_k[:num_rows] = [p.top_k for p in params]
@@ -55,20 +60,30 @@ class _Sampling:
         self.min_p[:num_rows] = [p.min_p for p in params]
         self.seed[:num_rows] = [p.seed for p in params]
         self.choice[:num_rows] = [owner.request.choice for owner in owners]
-        wanted = [p.num_logprobs for p in params]
-        self.num_logprobs[:num_rows] = wanted
-        self.num_top = max(0, *wanted) if wanted else 0
+        self.num_logprobs[:num_rows] = [p.num_logprobs for p in params]
+        self._row_edits = [owner.edits for owner in owners]
+        if has_given:  # of these no token is chosen: nothing changes their logits
+            is_given = self.given[:num_rows] >= 0
+            self.num_logprobs[:num_rows][is_given] = [
+                p.num_prompt_logprobs for p, given in zip(params, is_given.tolist()) if given
+            ]
+            for row in np.flatnonzero(is_given).tolist():
+                self._row_edits[row] = None
+        self.num_top = max(0, int(self.num_logprobs[:num_rows].max(initial=0)))
         self._edits = None
-        if any(owner.edits is not None for owner in owners):
-            self._edits = EditArrays([(owner.request, owner.edits) for owner in owners])
+        if any(edits is not None for edits in self._row_edits):
+            requests = [owner.request for owner in owners]
+            self._edits = EditArrays(list(zip(requests, self._row_edits, strict=True)))
 
     def edits(self) -> LogitEdits | None:
         """What changes the logits of the rows of the last `fill`, for this step."""
         if self._edits is None:
             return None
-        for owner, position in zip(self._owners, self.position.tolist(), strict=False):
+        for row, owner in enumerate(self._owners):
             # Rows after a draft will need counts of their own.
-            assert owner.edits is None or position == owner.num_known, "edits count known tokens"
+            assert self._row_edits[row] is None or self.position[row] == owner.num_known, (
+                "edits count known tokens"
+            )
         return self._edits.build([owner.tokens for owner in self._owners])
 
     def view(self, num_rows: int) -> SamplingArrays:
@@ -83,6 +98,7 @@ class _Sampling:
             self.choice[:num_rows],
             self.num_logprobs[:num_rows],
             self.num_top,
+            self.given[:num_rows] if self.has_given else None,
         )
 
 
@@ -122,10 +138,10 @@ class StepBuilder:
             self._fill_single_rows(decision)
         else:
             self._fill_rows(decision, num_tokens)
-        num_logits = self._fill_logits(decision)
+        num_logits = self._fill_logits(decision, num_tokens)
         copies = np.array(decision.copies, np.int32).reshape(-1, 3) if decision.copies else None
-        num_top = self._sampling.num_top
-        shape = (num_tokens, num_sequences, num_blocks, num_logits, num_top)
+        num_top, has_given = self._sampling.num_top, self._sampling.has_given
+        shape = (num_tokens, num_sequences, num_blocks, num_logits, num_top, has_given)
         edits = self._sampling.edits()
         if edits is not None:
             return self._with_edits(shape, self._empty if copies is None else copies, edits)
@@ -136,13 +152,13 @@ class StepBuilder:
         return plan
 
     def distribute(self, decision: StepDecision, values: list[Value]) -> list[list[Value]]:
-        """Values of the logits rows, grouped by the decision's sequences."""
-        if decision.num_logits.count(1) == len(decision.sequences):
+        """Values of the logits rows that are sampled, grouped by the decision's sequences."""
+        if decision.num_logits.count(1) == len(decision.sequences) and not any(decision.num_given):
             return [[value] for value in values]
         grouped: list[list[Value]] = []
         row = 0
-        for num_logits in decision.num_logits:
-            grouped.append(values[row : row + num_logits])
+        for num_logits, num_given in zip(decision.num_logits, decision.num_given, strict=True):
+            grouped.append(values[row + num_given : row + num_logits])
             row += num_logits
         return grouped
 
@@ -212,21 +228,34 @@ class StepBuilder:
             base = starts[group, :-1] - firsts[group]
             slots[group] = self._blocks[base[owner] + block] * self._block_size + offset
 
-    def _fill_logits(self, decision: StepDecision) -> int:
+    def _fill_logits(self, decision: StepDecision, num_tokens: int) -> int:
         """Logits rows and how each is sampled; returns their number."""
-        rows: list[int] = []
+        sequences, has_given = decision.sequences, any(decision.num_given)
+        num_sequences = len(sequences)
+        if num_tokens == num_sequences == decision.num_logits.count(1) and not has_given:
+            self._logit_rows[:num_sequences] = self._ramp[:num_sequences]
+            np.add(self._context[:num_sequences], 1, out=self._sampling.position[:num_sequences])
+            self._sampling.fill(sequences, has_given=False)
+            return num_sequences
+        rows, positions, given = array("i"), array("i"), array("i")
         owners: list[Sequence] = []
-        positions: list[int] = []
         end_row = 0
-        for index, sequence in enumerate(decision.sequences):
-            count = decision.num_tokens[index]
-            end_row += count
-            for back in range(decision.num_logits[index], 0, -1):
-                rows.append(end_row - back)
-                owners.append(sequence)
-                positions.append(decision.starts[index] + count - back + 1)
+        for index, count in enumerate(decision.num_logits):
+            end_row += decision.num_tokens[index]
+            if count == 0:
+                continue
+            first = decision.starts[index] + decision.num_tokens[index] - count + 1
+            num_given = decision.num_given[index]
+            rows.extend(range(end_row - count, end_row))
+            positions.extend(range(first, first + count))
+            owners += [sequences[index]] * count
+            if has_given:
+                given.extend(sequences[index].tokens[first : first + num_given])
+                given.extend([-1] * (count - num_given))
         self._logit_rows[: len(rows)] = rows
-        self._sampling.fill(owners, positions)
+        self._sampling.position[: len(rows)] = positions
+        self._sampling.given[: len(given)] = given
+        self._sampling.fill(owners, has_given=has_given)
         return len(rows)
 
     def _with_edits(
@@ -239,7 +268,7 @@ class StepBuilder:
 
     def _view(self, shape: tuple[int, ...], copies: NDArray[np.int32]) -> StepPlan:
         """The filled parts of the arrays."""
-        num_tokens, num_sequences, num_blocks, num_logits, _ = shape
+        num_tokens, num_sequences, num_blocks, num_logits = shape[:4]
         groups = self._num_groups
         starts = self._block_start[: groups * (num_sequences + 1)]
         return StepPlan(

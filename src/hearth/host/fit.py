@@ -15,7 +15,7 @@ from hearth.core.blocks import max_blocks_held
 from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
-from hearth.core.program import BufferRows, StepProgram
+from hearth.core.program import BufferRows, Experts, StepProgram
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
@@ -27,6 +27,9 @@ from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes
 RUNTIME_BYTES = 100 * MIB
 KV_SHARE = 2  # the KV cache may take one part in so many of what is free
 LEAST_MODEL_LEN = 16
+# Logits rows of a step beside one a sequence: prompts are scored so many tokens a step, or fewer
+# (a prefill of 64 rows is bound by arithmetic, not by reading weights).
+SCORED_ROWS = 64
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
 
@@ -77,8 +80,9 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     kv_bytes = sum(n * b for n, b in zip(num_blocks, _block_bytes(request)))
     kv_item = MemoryItem("KV cache", kv_bytes, _describe_kv(request, num_blocks, budget))
     plan = MemoryPlan((*fixed, kv_item), memory.available_bytes, num_blocks)
-    rows = min(request.max_num_seqs, request.max_num_batched_tokens)
-    limits = StepLimits(request.max_num_batched_tokens, rows, rows, max_model_len.num_tokens)
+    sequences = min(request.max_num_seqs, request.max_num_batched_tokens)
+    rows = _logit_rows(request)
+    limits = StepLimits(request.max_num_batched_tokens, sequences, rows, max_model_len.num_tokens)
     choices = (
         Choice("max_model_len", format_count(limits.max_model_len), max_model_len.reason),
         Choice("kv_cache", format_bytes(kv_bytes), kv_item.reason),
@@ -86,9 +90,18 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
 
 
+def _logit_rows(request: FitRequest) -> int:
+    """Logits rows of a step: one a sequence that samples, and those of prompts to be scored."""
+    return min(request.max_num_seqs + SCORED_ROWS, request.max_num_batched_tokens)
+
+
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
-    """Bytes of the program's buffers for one step: padded float32 rows of tokens and of logits."""
-    return 4 * sum(
+    """Bytes of the program's buffers for one step: padded float32 rows of tokens and of logits.
+
+    Beside them, the numbers of the pairs of token and expert.
+    """
+    top_k = max((op.router.top_k for op in program.ops if isinstance(op, Experts)), default=0)
+    return 4 * max_tokens * top_k + 4 * sum(
         round_up(buffer.width, PANEL_COLUMNS)
         * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
         for buffer in program.buffers
@@ -99,9 +112,9 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     """What is needed whatever the context."""
     program = request.program
     weights = arena_bytes(program.slots)
-    num_parameters = sum(slot.rows * max(1, slot.cols) for slot in program.slots)
+    num_parameters = sum(slot.total_rows * max(1, slot.cols) for slot in program.slots)
     tokens = request.max_num_batched_tokens
-    rows = min(request.max_num_seqs, tokens)
+    rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
     scratch = scratch_bytes(program, tokens, rows) + sampler
     return (
@@ -111,8 +124,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
         MemoryItem(
             "scratch",
             scratch,
-            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows, sampling in "
-            f"{request.num_threads} threads",
+            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows ({SCORED_ROWS} of "
+            f"them for prompts to be scored), sampling in {request.num_threads} threads",
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
     )

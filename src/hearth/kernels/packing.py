@@ -2,8 +2,9 @@
 
 Linear weights are packed in panels of PANEL_COLUMNS output columns: [ceil(rows / 64)][cols][64],
 so that one vector holds neighbouring outputs and the reduction over `cols` runs strictly in
-order. Tables that are not tied to the head keep [rows][cols padded to 16]. Vectors are float32,
-padded with zeros to a multiple of 64. All packed tensors start at ALIGNMENT bytes.
+order. Stacked matrices lie behind each other, each in panels of its own. Tables that are not tied
+to the head keep [rows][cols padded to 16]. Vectors are float32, padded with zeros to a multiple of
+64. All packed tensors start at ALIGNMENT bytes.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16].
@@ -67,6 +68,11 @@ def packed_bytes(slot: WeightSlot) -> int:
         return round_up(slot.rows, PANEL_COLUMNS) * 4
     if slot.kind is SlotKind.TABLE:
         return slot.rows * round_up(slot.cols, LANES) * slot.quant.dtype.num_bytes
+    return slot.stack * matrix_bytes(slot)
+
+
+def matrix_bytes(slot: WeightSlot) -> int:
+    """Bytes of one of the stacked matrices of a linear slot."""
     return round_up(slot.rows, PANEL_COLUMNS) * slot.cols * slot.quant.dtype.num_bytes
 
 

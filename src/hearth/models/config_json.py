@@ -48,7 +48,7 @@ class ConfigJson:
         value = self.values[key]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not _is_integer(value) or not minimum <= value <= maximum:
+        if not is_integer(value) or not minimum <= value <= maximum:
             raise self.error(key, f"an integer from {minimum} to {maximum}")
         return int(value)
 
@@ -98,7 +98,7 @@ class ConfigJson:
         if value is None:
             return ()
         listed = value if isinstance(value, list) else [value]
-        if not all(_is_integer(item) for item in listed):
+        if not all(is_integer(item) for item in listed):
             raise self.error(key, "a token id or a list of token ids")
         return tuple(dict.fromkeys(listed))
 
@@ -160,5 +160,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether a JSON value is an integer (true and false are none)."""
     return isinstance(value, int) and not isinstance(value, bool)

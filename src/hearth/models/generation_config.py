@@ -2,29 +2,30 @@
 
 Stop tokens: those of generation_config.json where it names any, else those of config.json
 (transformers' precedence). Sampling: explicit `do_sample: false` is greedy whatever else is set;
-otherwise the file's temperature, top_p, top_k and min_p; what the file leaves open stays None, so
-that the server's own default (temperature 1, OpenAI's) applies. Fields that change the output and
-that are not applied are named in `warnings`.
+otherwise the file's temperature, top_p, top_k and min_p; repetition_penalty and max_new_tokens
+apply to both. What the file leaves open stays None, so that the server's own default (temperature
+1, OpenAI's) applies. These are the fields that vLLM takes from the file, but max_new_tokens is a
+default here, never a bound on what a request asks for. Fields that change the output and that are
+not applied are named in `warnings`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hearth.core.errors import ModelError
 from hearth.models.config_json import ConfigJson, is_number, read_json, shown
 
 FILE_NAME = "generation_config.json"
+MAX_REPETITION_PENALTY = 100.0  # also what a request may ask for
 
 # Fields that change what is generated, with the values that do nothing.
 _NOT_APPLIED: dict[str, tuple[object, ...]] = {
-    "repetition_penalty": (None, 1, 1.0),
     "encoder_repetition_penalty": (None, 1, 1.0),
     "no_repeat_ngram_size": (None, 0),
     "min_length": (None, 0),
     "min_new_tokens": (None, 0),
-    "max_new_tokens": (None,),
     "bad_words_ids": (None, []),
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
@@ -51,6 +52,8 @@ class GenerationDefaults:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
     reason: str = "no generation_config.json"
     warnings: tuple[str, ...] = ()
 
@@ -71,18 +74,30 @@ def read_generation_defaults(
     ]
     if not path.exists():
         return GenerationDefaults(eos, warnings=tuple(warnings))
-    if not generation.flag("do_sample", default=True):
-        reason = f"{FILE_NAME}: do_sample is false"
-        return GenerationDefaults(eos, 0.0, reason=reason, warnings=tuple(warnings))
-    return GenerationDefaults(
+    always = GenerationDefaults(
         eos,
+        repetition_penalty=_bounded(
+            generation, "repetition_penalty", 0.0, MAX_REPETITION_PENALTY, open_below=True
+        ),
+        max_new_tokens=_max_new_tokens(generation),
+        reason=FILE_NAME,
+        warnings=tuple(warnings),
+    )
+    if not generation.flag("do_sample", default=True):
+        return replace(always, temperature=0.0, reason=f"{FILE_NAME}: do_sample is false")
+    return replace(
+        always,
         temperature=_bounded(generation, "temperature", 0.0, 100.0),
         top_p=_bounded(generation, "top_p", 0.0, 1.0, open_below=True),
         top_k=_top_k(generation, vocab_size),
         min_p=_bounded(generation, "min_p", 0.0, 1.0),
-        reason=FILE_NAME,
-        warnings=tuple(warnings),
     )
+
+
+def _max_new_tokens(source: ConfigJson) -> int | None:
+    if not source.has("max_new_tokens"):
+        return None
+    return source.integer("max_new_tokens", minimum=1, maximum=1 << 31)
 
 
 def _valid_ids(source: ConfigJson, vocab_size: int, warnings: list[str]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from hearth.core.program import (
     BufferRows,
     BufferSpec,
     Embed,
+    Experts,
     Gate,
     HeadNorm,
     KvGroupSpec,
@@ -28,7 +29,15 @@ from hearth.core.program import (
     SoftCap,
     StepProgram,
 )
-from hearth.core.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
+from hearth.core.spec import (
+    AttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    MoeSpec,
+    NormSpec,
+    RopeSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,10 @@ def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace) -> None:
     _write_attention(writer, layer.attention, place, (normed, branch))
     _write_residual(writer, layer.post_attention_norm)
     writer.ops.append(_norm(layer.mlp_norm, hidden, normed))
-    _write_mlp(writer, layer.mlp, (normed, branch))
+    if isinstance(layer.mlp, MoeSpec):
+        _write_experts(writer, layer.mlp, (normed, branch))
+    else:
+        _write_mlp(writer, layer.mlp, (normed, branch))
     _write_residual(writer, layer.post_mlp_norm)
 
 
@@ -157,6 +169,31 @@ def _write_mlp(writer: _Writer, mlp: MlpSpec, x_out: tuple[int, int]) -> None:
         Gate(gate_up, mlp.activation, gated),
         Linear(gated, mlp.down, mlp.down_bias, out),
     ]
+
+
+def _write_experts(writer: _Writer, moe: MoeSpec, x_out: tuple[int, int]) -> None:
+    x, out = x_out
+    router = moe.router
+    logits = writer.buffer("router_logits", router.num_experts)
+    writer.ops += [
+        Linear(x, moe.router_weight, None, logits),
+        Experts(
+            x=x,
+            logits=logits,
+            routes=writer.buffer("routes", 2 * router.top_k),
+            gated=writer.buffer("expert_gated", router.top_k * moe.intermediate_size),
+            out=out,
+            router=router,
+            gate_up=moe.gate_up,
+            down=moe.down,
+            intermediate_size=moe.intermediate_size,
+            activation=moe.activation,
+        ),
+    ]
+    if moe.shared is not None:
+        shared = writer.buffer("shared_expert", writer.spec.hidden_size)
+        _write_mlp(writer, moe.shared, (x, shared))
+        writer.ops.append(Add(out, shared))
 
 
 def _write_residual(writer: _Writer, post_norm: NormSpec | None) -> None:

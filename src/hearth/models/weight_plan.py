@@ -6,8 +6,9 @@ small enough that the mapped pages of one piece are a negligible part of memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import DType, ModelSpec, SlotKind, WeightSlot, WeightSource
@@ -55,18 +56,31 @@ class WeightPlan:
 
 def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
     """Plans the load. Raises WeightsError for missing tensors, wrong dtypes and shapes."""
-    needed = _rows_needed(spec.slots)
+    resolved = [_resolve(slot, checkpoint) for slot in spec.slots]
+    needed = _rows_needed(resolved)
     _check_missing(needed, checkpoint)
-    for slot in spec.slots:
+    for slot in resolved:
         for source in slot.sources:
             _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
-    slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint))) for slot in spec.slots)
+    slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint))) for slot in resolved)
     return WeightPlan(
         slots=slots,
         num_bytes=sum(piece.num_bytes for plan in slots for piece in plan.pieces),
         num_tensors=len(needed),
         warnings=_unexpected(spec, needed, checkpoint),
     )
+
+
+def _resolve(slot: WeightSlot, checkpoint: Checkpoint) -> WeightSlot:
+    """The slot with the sources that the checkpoint has; one that it lacks stays as it is."""
+
+    def resolve(source: WeightSource) -> WeightSource:
+        candidate: WeightSource | None = source
+        while candidate is not None and candidate.tensor not in checkpoint.tensors:
+            candidate = candidate.otherwise
+        return candidate or source
+
+    return replace(slot, sources=tuple(resolve(source) for source in slot.sources))
 
 
 def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
@@ -77,7 +91,7 @@ def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
     needed: dict[str, int] = {}
     for slot in slots:
         for source in slot.sources:
-            last = source.first_row + (source.num_rows or slot.rows)
+            last = source.first_row + (source.num_rows or slot.total_rows)
             needed[source.tensor] = max(needed.get(source.tensor, 0), last)
     return needed
 
@@ -108,7 +122,10 @@ def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
             hint="quantized checkpoints are not read yet: use the unquantized one",
         )
     expected = (rows,) if slot.kind is SlotKind.VECTOR else (rows, slot.cols)
-    if entry.shape != expected:
+    shape = entry.shape
+    if slot.stack > 1 and len(shape) == 3:  # the matrices of all experts in one tensor
+        shape = (math.prod(shape[:2]), shape[2])
+    if shape != expected:
         raise WeightsError(
             f"{where}: shape is {list(entry.shape)}; config.json makes it {list(expected)}"
         )
@@ -117,7 +134,7 @@ def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
 def _pieces(slot: WeightSlot, checkpoint: Checkpoint) -> Iterable[Piece]:
     slot_row = 0
     for source in slot.sources:
-        num_rows = source.num_rows or slot.rows
+        num_rows = source.num_rows or slot.total_rows
         yield from _split(slot, source, checkpoint.tensors[source.tensor], slot_row)
         slot_row += num_rows
 
@@ -130,13 +147,13 @@ def _split(
     step = max(1, PIECE_BYTES // row_bytes)
     if step > _PIECE_ROWS:
         step -= step % _PIECE_ROWS
-    total = source.num_rows or slot.rows
+    total = source.num_rows or slot.total_rows
     for first in range(0, total, step):
         rows = min(step, total - first)
         yield Piece(
             entry=entry,
             dtype=dtype,
-            shape=(rows, *entry.shape[1:]),
+            shape=(rows,) if slot.kind is SlotKind.VECTOR else (rows, slot.cols),
             begin=entry.begin + (source.first_row + first) * row_bytes,
             num_bytes=rows * row_bytes,
             slot_row=slot_row + first,

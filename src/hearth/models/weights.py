@@ -28,6 +28,9 @@ from hearth.models.weight_plan import PIECE_BYTES, TIED_HEAD, Piece, SlotPlan, p
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MAX_THREADS = 8
+# Around a page that is touched Linux maps what is in the page cache: 64 KiB, since 6.18 the whole
+# large folio, which has up to 2 MiB.
+_FAULT_AROUND_BYTES = 2 << 20
 
 Progress = Callable[[int, int], None]
 Task = Callable[[], None]
@@ -162,9 +165,15 @@ def _prefetch(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
 
 
 def _drop_pages(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
-    """Gives the mapped pages back; a neighbour's bytes in them are read again when needed."""
-    start = begin - begin % mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, start, begin + num_bytes - start)
+    """Gives the mapped pages back; a neighbour's bytes in them are read again when needed.
+
+    Also those that the kernel mapped around the piece: of small tensors (experts) that neighbour
+    in the file and are read at other times, half would stay.
+    """
+    first = max(0, begin - _FAULT_AROUND_BYTES)
+    start = first - first % mmap.PAGESIZE
+    end = min(len(mapped), begin + num_bytes + _FAULT_AROUND_BYTES)
+    mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def _check_tied_head(
@@ -206,4 +215,4 @@ def _is_equal(a: TensorEntry, b: TensorEntry, maps: Mapping[Path, mmap.mmap]) ->
 
 
 def _slot_bytes(slot: WeightSlot) -> int:
-    return slot.rows * slot.cols * slot.quant.dtype.num_bytes
+    return slot.total_rows * slot.cols * slot.quant.dtype.num_bytes

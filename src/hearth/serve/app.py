@@ -13,6 +13,7 @@ from hearth import __version__
 from hearth.serve.chat_service import ChatService
 from hearth.serve.completion_service import CompletionService
 from hearth.serve.engine_port import EnginePort
+from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat import chat_router
 from hearth.serve.http.completion_schemas import (
     CompletionRequest,
@@ -49,9 +50,10 @@ def create_app(
     app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
     chat = ChatService(engine, model, request_timeout_s=request_timeout_s)
     completion = CompletionService(engine, model, request_timeout_s=request_timeout_s)
-    app.include_router(chat_router(chat, max_body_bytes))
-    app.include_router(completions_router(completion, max_body_bytes))
-    app.include_router(tokens_router(chat, max_body_bytes))
+    bodies = Bodies(max_body_bytes)
+    app.include_router(chat_router(chat, bodies))
+    app.include_router(completions_router(completion, bodies))
+    app.include_router(tokens_router(chat, bodies))
     app.include_router(models_router(model))
     app.include_router(health_router(engine, model.names[0]))
     app.include_router(docs_router(OPENAPI_URL))

@@ -6,12 +6,12 @@ order of its choices' indices; `AnswerGroup` runs them as one.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from hearth.core.errors import RequestError
+from hearth.serve.merge import merged
 from hearth.serve.pipeline import Call, Pipeline
 from hearth.serve.running_answer import Delta, Job, RunningAnswer, Usage
 
@@ -30,17 +30,21 @@ class CompletionCall(Call):
 
 @dataclass(frozen=True, slots=True)
 class CompletionJob:
-    """Jobs of one request, and what each answer begins with."""
+    """Jobs of one request."""
 
     request_id: str
     model_name: str
     jobs: tuple[Job, ...]
-    echoes: tuple[str, ...]
 
     @property
     def num_choices(self) -> int:
         """Answers to all prompts together."""
         return sum(job.n for job in self.jobs)
+
+    @property
+    def num_truncated(self) -> int:
+        """Tokens that were left out of all prompts together."""
+        return sum(job.num_truncated for job in self.jobs)
 
 
 class CompletionService(Pipeline):
@@ -52,12 +56,12 @@ class CompletionService(Pipeline):
         model_name = self.model.resolve_name(call.model)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         jobs: list[Job] = []
-        echoes: list[str] = []
         for index, prompt in enumerate(call.prompts):
-            tokens = await self._encode(prompt, add_special_tokens=call.add_special_tokens)
-            jobs.append(self.job(self._bounded(call, len(tokens)), tokens, f"{request_id}-{index}"))
-            echoes.append(self._text_of(prompt) if call.echo else "")
-        return CompletionJob(request_id, model_name, tuple(jobs), tuple(echoes))
+            tokens = await self._encode(call, prompt)
+            bounded = self._bounded(call, len(self.truncated(call, tokens)))
+            echo = self._echo_of(call, prompt, tokens) if call.echo else ""
+            jobs.append(self.job(bounded, tokens, f"{request_id}-{index}", echo))
+        return CompletionJob(request_id, model_name, tuple(jobs))
 
     def submit_all(self, job: CompletionJob) -> AnswerGroup:
         """Starts all jobs or none; the caller must close what it gets.
@@ -72,15 +76,19 @@ class CompletionService(Pipeline):
             for answer in started:
                 answer.close()
             raise
-        return AnswerGroup(started, job.echoes)
+        return AnswerGroup(started)
 
-    async def _encode(self, prompt: Prompt, *, add_special_tokens: bool) -> Sequence[int]:
+    async def _encode(self, call: CompletionCall, prompt: Prompt) -> Sequence[int]:
         tokens: Sequence[int]
         if isinstance(prompt, str):
-            self.check_length(prompt)
-            tokenizer = self.model.text.tokenizer
-            tokens = await tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens)
+            if call.truncate_prompt_tokens is None:
+                self.check_length(prompt)
+            tokens = await self.model.text.tokenizer.encode_async(
+                prompt, add_special_tokens=call.add_special_tokens
+            )
         else:
+            if len(prompt) > self.model.max_model_len and call.truncate_prompt_tokens is None:
+                self._max_tokens(len(prompt), call.max_tokens)  # before each of them is looked at
             self.check_token_ids("prompt", prompt)
             tokens = prompt
         if not tokens:
@@ -98,24 +106,25 @@ class CompletionService(Pipeline):
         room = self.model.max_model_len - num_prompt
         return replace(call, max_tokens=max(1, min(DEFAULT_MAX_TOKENS, room)))
 
-    def _text_of(self, prompt: Prompt) -> str:
-        return prompt if isinstance(prompt, str) else self.model.text.tokenizer.decode(prompt)
+    def _echo_of(self, call: CompletionCall, prompt: Prompt, tokens: Sequence[int]) -> str:
+        """The prompt as it was sent, or the text of what truncation leaves of it."""
+        kept = self.truncated(call, tokens)
+        if isinstance(prompt, str) and len(kept) == len(tokens):
+            return prompt
+        return self.model.text.tokenizer.decode(kept)
 
 
 class AnswerGroup:
     """Running answers of one request. `deltas` is consumed once; `close` frees them all."""
 
-    def __init__(self, answers: Sequence[RunningAnswer], prefixes: Sequence[str]) -> None:
-        """`prefixes`: what each answer's text begins with."""
+    def __init__(self, answers: Sequence[RunningAnswer]) -> None:
         self._answers = tuple(answers)
-        self._prefixes = tuple(prefixes)
         num_before = 0
         firsts: list[int] = []
         for answer in answers:
             firsts.append(num_before)
             num_before += answer.job.n
         self._firsts = tuple(firsts)  # the index of each answer's first choice
-        self._num_choices = num_before
 
     @property
     def usage(self) -> Usage:
@@ -132,44 +141,16 @@ class AnswerGroup:
         for answer in self._answers:
             answer.close()
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    def deltas(self) -> AsyncIterator[Delta]:
         """Text of all choices as it comes, in order within each; each ends with its reason.
 
         Raises EngineError (or a kind of it) when one of them could not be completed.
         """
-        if len(self._answers) == 1:  # as most requests are: without a queue and a task
-            async for found in self._deltas_of(0):
-                yield found
-            return
-        news: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
-        tasks = [asyncio.ensure_future(self._follow(i, news)) for i in range(len(self._answers))]
-        num_left = self._num_choices
-        try:
-            while num_left:
-                item = await news.get()
-                if isinstance(item, BaseException):
-                    raise item
-                num_left -= item.finish_reason is not None
-                yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            self.close()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        pairs = zip(self._answers, self._firsts, strict=True)
+        return merged([_renumbered(answer.deltas(), first) for answer, first in pairs])
 
-    async def _deltas_of(self, which: int) -> AsyncIterator[Delta]:
-        """One answer's deltas, with the indices of this request's choices."""
-        answer, first, prefix = self._answers[which], self._firsts[which], self._prefixes[which]
-        if prefix:
-            for choice in range(answer.job.n):
-                yield Delta(prefix, index=first + choice)
-        async for delta in answer.deltas():
-            yield replace(delta, index=first + delta.index) if first else delta
 
-    async def _follow(self, which: int, news: asyncio.Queue[Delta | BaseException]) -> None:
-        """Hands on one answer's deltas, or the error that ended it."""
-        try:
-            async for delta in self._deltas_of(which):
-                news.put_nowait(delta)
-        except Exception as error:  # noqa: BLE001 -- handed to the consumer, who raises it
-            news.put_nowait(error)
+async def _renumbered(deltas: AsyncIterator[Delta], first: int) -> AsyncIterator[Delta]:
+    """One answer's deltas with the indices of the request's choices."""
+    async for delta in deltas:
+        yield replace(delta, index=first + delta.index) if first else delta

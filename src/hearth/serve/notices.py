@@ -15,6 +15,8 @@ IGNORED_FIELD = "ignored_field"  # a known field of the API that is not applied 
 UNKNOWN_FIELD = "unknown_field"  # a field that no version of hearth knows
 OVERRIDDEN_FIELD = "overridden_field"  # two fields contradict each other; the message says who won
 
+TRUNCATED_PROMPT = "truncated_prompt"  # the request asked for it; the message says how much
+
 
 @dataclass(frozen=True, slots=True)
 class Notice:

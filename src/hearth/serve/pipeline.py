@@ -38,6 +38,7 @@ class Call:
     priority: int = 0  # lower goes first
     timeout_s: float | None = None
     arrived: float = field(default_factory=time.monotonic)  # from here the timeout counts
+    truncate_prompt_tokens: int | None = None  # keep so many of the last; −1: as many as fit
 
 
 class Pipeline:
@@ -63,23 +64,42 @@ class Pipeline:
         """
         return RunningAnswer(self.engine, self.model, job)
 
-    def job(self, call: Call, prompt: Sequence[int], request_id: str) -> Job:
-        """A job for tokens. Raises RequestError and its kinds."""
+    def job(self, call: Call, prompt: Sequence[int], request_id: str, echo: str = "") -> Job:
+        """A job for tokens, truncated where the call asks. Raises RequestError and its kinds."""
         model_name = self.model.resolve_name(call.model)
         self.check_token_ids("stop_token_ids", call.stop_token_ids)
         self.check_token_ids("logit_bias", call.sampling.logit_bias)
+        kept = self.truncated(call, prompt)
         stops = call.stop_token_ids | (frozenset() if call.ignore_eos else self._eos)
         request = Request(
             request_id=request_id,
-            prompt=tuple(prompt),
-            max_tokens=self._max_tokens(len(prompt), call.max_tokens),
+            prompt=tuple(kept),
+            max_tokens=self._max_tokens(len(kept), call.max_tokens),
             sampling=self._sampling(call),
             stop_token_ids=stops,
             priority=call.priority,
             deadline=self._deadline(call),
         )
         self._check_min_tokens(request)
-        return Job(request, model_name, call.stop, call.include_stop, call.n)
+        return Job(
+            request,
+            model_name,
+            call.stop,
+            call.include_stop,
+            call.n,
+            echo,
+            num_truncated=len(prompt) - len(kept),
+        )
+
+    def truncated(self, call: Call, prompt: Sequence[int]) -> Sequence[int]:
+        """The prompt's last tokens, as many as the call wants kept."""
+        keep = call.truncate_prompt_tokens
+        if keep is None:
+            return prompt
+        if keep < 0:
+            least_answer = 1 if call.max_tokens is None else call.max_tokens
+            keep = max(1, self.model.max_model_len - least_answer)
+        return prompt[-keep:]
 
     @property
     def _eos(self) -> frozenset[int]:
@@ -118,11 +138,12 @@ class Pipeline:
         """The answer's bound, resolved against the context. Raises ContextOverflowError."""
         limit = self.model.max_model_len
         room = limit - num_prompt
-        if room < 1 or (asked is not None and asked > room):
+        needed = 0 if asked == 0 else 1
+        if room < needed or (asked is not None and asked > room):
             wanted = "" if asked is None else f" + max_tokens {format_count(asked)}"
             hint = (
-                f"shorten the {self.prompt_param} by {format_count(1 - room)} tokens or more"
-                if room < 1
+                f"shorten the {self.prompt_param} by {format_count(needed - room)} tokens or more"
+                if room < needed
                 else f"set max_tokens to {format_count(room)} or less, or shorten the "
                 f"{self.prompt_param}"
             )
@@ -130,9 +151,12 @@ class Pipeline:
                 f"the prompt has {format_count(num_prompt)} tokens{wanted}, but the context "
                 f"(max_model_len) is {format_count(limit)} tokens",
                 hint=hint,
-                param=self.prompt_param if room < 1 else "max_tokens",
+                param=self.prompt_param if room < needed else "max_tokens",
             )
-        return room if asked is None else asked
+        if asked is not None:
+            return asked
+        # The model's own default never refuses a prompt that fits.
+        return min(room, self.model.defaults.max_new_tokens or room)
 
     def _sampling(self, call: Call) -> SamplingParams:
         params = resolve_sampling(call.sampling, self.model.defaults)

@@ -9,7 +9,6 @@ ends the whole answer. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
@@ -25,26 +24,40 @@ from hearth.core.errors import (
 from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from hearth.engine.text.stop import StopMatcher
 from hearth.serve.engine_port import EnginePort
+from hearth.serve.merge import merged
 from hearth.serve.model import ServedModel
+from hearth.serve.prompt_scores import PromptScores, scores_for
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that fits the context and can be submitted; `request` is that of choice 0."""
+    """A request that fits the context and can be submitted; `request` is that of choice 0.
+
+    `echo`: what every answer begins with. `num_truncated`: tokens that were left out at the
+    prompt's beginning, because the call asked for it.
+    """
 
     request: Request
     model_name: str
     stop: tuple[str, ...]
     include_stop: bool = False
     n: int = 1
+    echo: str = ""
+    num_truncated: int = 0
 
     def request_of(self, choice: int) -> Request:
-        """The request of one choice; those after the first share its prompt's blocks."""
+        """The request of one choice; those after the first share its prompt's blocks and scores."""
         first = self.request
         if choice == 0:
             return first
         request_id = f"{first.request_id}-{choice}"
-        return replace(first, request_id=request_id, choice=choice, follows=first.request_id)
+        return replace(
+            first,
+            request_id=request_id,
+            choice=choice,
+            follows=first.request_id,
+            sampling=replace(first.sampling, num_prompt_logprobs=-1),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +75,15 @@ class Delta:
 
     `logprobs`: (token, its log-probabilities), where the request asks; they may come before their
     text, which waits for whole characters and for the end of what may become a stop string.
+    `prompt_scores`: of the whole prompt, in the first delta of each choice where the request asks;
+    its text is what the answer echoes.
     """
 
     text: str
     finish_reason: str | None = None
     index: int = 0
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    prompt_scores: PromptScores | None = None
 
 
 class RunningAnswer:
@@ -103,37 +119,31 @@ class RunningAnswer:
 
         Raises EngineError (or a kind of it) when the engine could not complete a choice.
         """
-        return self._choices[0].deltas() if self.job.n == 1 else self._merged()
+        deltas = merged([choice.deltas() for choice in self._choices])
+        if self.job.request.sampling.num_prompt_logprobs >= 0:
+            return self._after_scores(deltas)
+        return self._after_echo(deltas) if self.job.echo else deltas
 
-    async def _merged(self) -> AsyncIterator[Delta]:
-        """The deltas of all choices in the order of their coming."""
-        queue: asyncio.Queue[Delta | HearthError | None] = asyncio.Queue()
+    async def _after_echo(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+        for choice in range(self.job.n):
+            yield Delta(self.job.echo, index=choice)
+        async for delta in deltas:
+            yield delta
 
-        async def pump(choice: _RunningChoice) -> None:
-            try:
-                async for delta in choice.deltas():
-                    queue.put_nowait(delta)
-            except HearthError as error:
-                queue.put_nowait(error)
-            finally:
-                queue.put_nowait(None)
-
-        tasks = [asyncio.ensure_future(pump(choice)) for choice in self._choices]
-        try:
-            num_open = len(tasks)
-            while num_open:
-                item = await queue.get()
-                if item is None:
-                    num_open -= 1
-                elif isinstance(item, HearthError):
-                    raise item
-                else:
-                    yield item
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            self.close()
+    async def _after_scores(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+        """Every choice begins with the scores, which come with the first one's news."""
+        held: list[Delta] | None = []  # that came before the scores
+        async for delta in deltas:
+            if held is None:
+                yield delta
+            elif delta.prompt_scores is None:
+                held.append(delta)
+            else:
+                for choice in range(self.job.n):
+                    yield replace(delta, text=self.job.echo, index=choice)
+                for one in held:
+                    yield one
+                held = None
 
 
 class _RunningChoice:
@@ -147,6 +157,7 @@ class _RunningChoice:
         self._min_tokens = self._request.sampling.min_tokens
         self._detokenizer = model.text.tokenizer.detokenizer()
         self._matcher = StopMatcher(job.stop)
+        self._scores = scores_for(self._request)
         self.num_completion = 0
         self.num_cached = 0
         self._is_ended = False
@@ -160,8 +171,15 @@ class _RunningChoice:
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """See RunningAnswer."""
+        scores = self._scores
         try:
+            if scores is not None and scores.is_complete:  # a single token: there is nothing to say
+                yield Delta("", None, self._index, prompt_scores=scores)
             async for event in self._events:
+                if scores is not None and event.prompt_logprobs is not None:
+                    scores.add(event.prompt_logprobs)
+                    if scores.is_complete:
+                        yield Delta("", None, self._index, prompt_scores=scores)
                 delta = self._take(event)
                 if delta.text or delta.logprobs or delta.finish_reason is not None:
                     yield delta

@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 
 from hearth.core.config import Choice
 from hearth.core.request import SamplingParams
+from hearth.core.units import format_count
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.models.generation_config import GenerationDefaults
 
 MAX_SEED = 2**64 - 1
-# OpenAI's defaults; top_k and min_p do not exist there and are off.
-_FALLBACK = {"temperature": 1.0, "top_p": 1.0, "top_k": 0.0, "min_p": 0.0}
+# OpenAI's defaults; the last three do not exist there and are off.
+_FALLBACK = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class SamplingChoices:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int | None = None
     num_logprobs: int = -1  # −1: none; k: of the k best tokens too
+    num_prompt_logprobs: int = -1
 
 
 def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> SamplingParams:
@@ -51,10 +59,11 @@ def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> Sa
         seed=random.getrandbits(64) if asked.seed is None else asked.seed,
         frequency_penalty=asked.frequency_penalty or 0.0,
         presence_penalty=asked.presence_penalty or 0.0,
-        repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
+        repetition_penalty=pick("repetition_penalty", asked.repetition_penalty),
         logit_bias=tuple(asked.logit_bias.items()),
         min_tokens=asked.min_tokens or 0,
         num_logprobs=asked.num_logprobs,
+        num_prompt_logprobs=asked.num_prompt_logprobs,
     )
 
 
@@ -78,6 +87,9 @@ def sampling_choice(defaults: GenerationDefaults) -> Choice:
     """The defaults as one line of the banner."""
     given = _given(defaults)
     shown = ", ".join(f"{name} {value:g}" for name, value in {**_FALLBACK, **given}.items())
+    if defaults.max_new_tokens is not None:
+        shown += f", max_tokens {format_count(defaults.max_new_tokens)}"
+        given["max_tokens"] = defaults.max_new_tokens
     if not given:
         return Choice("sampling", shown, f"OpenAI's defaults ({defaults.reason})")
     return Choice("sampling", shown, f"{', '.join(given)}: {defaults.reason}")

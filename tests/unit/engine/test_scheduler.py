@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.support.toy_engine import Driver, ToySizes, toy_engine
-from tests.support.toy_executor import solo_tokens, toy_program
+from tests.support.toy_executor import solo_scores, solo_tokens, toy_program
 
 from hearth.core.errors import KernelError
 from hearth.core.request import FinishReason, Request, SamplingParams
@@ -241,7 +241,7 @@ def test_equal_requests_with_other_seeds_or_choices_differ_and_the_same_agree() 
         greedy("r", (), 5),
         greedy("r", (1, 97), 5),
         greedy("r", (1, -1), 5),
-        greedy("r", (1,), 0),
+        greedy("r", (1,), -1),
         greedy("r", prompt_of(64), 1),
         Request("r", (1,), 5, SamplingParams(top_p=0.0)),
         Request("r", (1,), 5, SamplingParams(temperature=float("nan"))),
@@ -351,3 +351,53 @@ def test_blocks_behind_a_window_are_freed_and_the_answer_is_the_same() -> None:
     driver.submit(greedy("r", prompt_of(30), 30))
     driver.run()
     assert driver.outcomes["r"].tokens == expected(prompt_of(30), 30, windows)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_a_preemption_while_a_prompt_is_scored_loses_and_doubles_nothing(max_tokens: int) -> None:
+    sizes = ToySizes(num_blocks=(6,), max_num_seqs=2)  # one logits row is left for the prompt
+    engine, _ = toy_engine(sizes)
+    driver = Driver(engine)
+    prompt = prompt_of(12)
+    scored = Request("b", prompt, max_tokens, SamplingParams(0, num_prompt_logprobs=0))
+    driver.submit(greedy("a", prompt_of(4), 16))
+    driver.submit(scored)
+    preempted_at: list[int] = []
+
+    def watch(_: int) -> None:
+        sequence = engine.scheduler._sequences.get("b")
+        if sequence is not None and sequence.num_preemptions > len(preempted_at):
+            preempted_at.append(sequence.num_scored)
+
+    driver.run(before_step=watch)
+    assert 1 < preempted_at[0] < len(prompt)
+    outcome = driver.outcomes["b"]
+    assert outcome.scores == solo_scores(toy_program(), prompt)
+    assert outcome.tokens == solo_tokens(toy_program(), prompt, max_tokens)
+    assert outcome.reason is FinishReason.LENGTH
+
+
+def test_a_prompt_that_is_only_scored_leaves_its_blocks_to_others() -> None:
+    engine, executor = toy_engine(ToySizes(num_scored_rows=64))
+    driver = Driver(engine)
+    prompt = prompt_of(13)
+    driver.submit(Request("a", prompt, 0, SamplingParams(0, num_prompt_logprobs=0)))
+    driver.run()
+    assert executor.computed == [12]
+    driver.submit(greedy("b", prompt, 2))
+    driver.run()
+    assert driver.outcomes["b"].last is not None
+    assert driver.outcomes["b"].last.num_cached_tokens == 12
+    driver.submit(Request("c", prompt, 0, SamplingParams(0, num_prompt_logprobs=0)))
+    driver.run()
+    assert driver.outcomes["c"].scores == driver.outcomes["a"].scores
+
+
+def test_nothing_is_computed_where_nothing_is_asked_for() -> None:
+    engine, executor = toy_engine(ToySizes())
+    driver = Driver(engine)
+    driver.submit(greedy("a", prompt_of(9), 0))
+    driver.submit(Request("b", prompt_of(1), 0, SamplingParams(0, num_prompt_logprobs=0)))
+    driver.run()
+    assert executor.num_steps == 0
+    assert {o.reason for o in driver.outcomes.values()} == {FinishReason.LENGTH}

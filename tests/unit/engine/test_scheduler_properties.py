@@ -8,8 +8,8 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.support.toy_engine import Driver, ToySizes, toy_engine
-from tests.support.toy_executor import solo_tokens, toy_program
+from tests.support.toy_engine import Driver, Outcome, ToySizes, toy_engine
+from tests.support.toy_executor import solo_scores, solo_tokens, toy_program
 
 from hearth.core.blocks import max_blocks_held
 from hearth.core.request import FinishReason, Request, SamplingParams
@@ -30,6 +30,7 @@ class EngineLife(RuleBasedStateMachine):
         spare_blocks=st.integers(0, 4) | st.integers(0, 20),
         prefix_caching=st.booleans(),
         windows=st.sampled_from([(0,), (0, 5), (7,), (0, 9)]),
+        num_scored_rows=st.sampled_from([0, 1, 7, 64]),
     )
     def begin(
         self,
@@ -38,13 +39,22 @@ class EngineLife(RuleBasedStateMachine):
         spare_blocks: int,
         prefix_caching: bool,
         windows: tuple[int, ...],
+        num_scored_rows: int,
     ) -> None:
         num_blocks = tuple(
             max_blocks_held(MAX_MODEL_LEN, window, budget, BLOCK_SIZE) + spare_blocks
             for window in windows
         )
         sizes = ToySizes(
-            BLOCK_SIZE, num_blocks, windows, MAX_MODEL_LEN, max_num_seqs, budget, 8, prefix_caching
+            BLOCK_SIZE,
+            num_blocks,
+            windows,
+            MAX_MODEL_LEN,
+            max_num_seqs,
+            budget,
+            8,
+            prefix_caching,
+            num_scored_rows=num_scored_rows,
         )
         self.now = 1.0
         self.engine, self.executor = toy_engine(sizes, lambda: self.now)
@@ -57,12 +67,13 @@ class EngineLife(RuleBasedStateMachine):
         text=st.sampled_from(TEXTS),
         length=st.integers(1, 9) | st.integers(1, 40),
         tail=st.lists(st.integers(0, 96), max_size=3),
-        max_tokens=st.integers(1, 12) | st.integers(25, 40),
+        max_tokens=st.integers(0, 12) | st.integers(25, 40),
         seed=st.none() | st.integers(0, 2),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         num_generated=st.integers(0, 3),
         stop_at=st.none() | st.integers(0, 11),
         time_left=st.sampled_from([None, None, None, 0.0, 1.0, 3.0, 12.0]),
+        is_scored=st.booleans(),
     )
     def submit(
         self,
@@ -75,14 +86,19 @@ class EngineLife(RuleBasedStateMachine):
         num_generated: int,
         stop_at: int | None,
         time_left: float | None,
+        is_scored: bool,
     ) -> None:
         prompt = tuple(text[:length] + tail)
-        sampling = SamplingParams(temperature=0 if seed is None else 1, seed=seed or 0)
+        sampling = SamplingParams(
+            temperature=0 if seed is None else 1,
+            seed=seed or 0,
+            num_prompt_logprobs=0 if is_scored else -1,
+        )
         answer = solo_tokens(self.program, prompt, max_tokens, seed=seed)
         stop_ids = frozenset(answer[stop_at : stop_at + 1]) if stop_at is not None else frozenset()
         until = next((i for i, token in enumerate(answer) if token in stop_ids), len(answer))
         name = f"r{len(self.requests)}"
-        generated = tuple(answer[: min(num_generated, until, max_tokens - 1)])
+        generated = tuple(answer[: max(0, min(num_generated, until, max_tokens - 1))])
         request = Request(
             name,
             prompt,
@@ -102,7 +118,7 @@ class EngineLife(RuleBasedStateMachine):
     def submit_a_burst_of_long_answers(self, text: list[int], count: int, length: int) -> None:
         """Admitted together, they outgrow a small pool and must be preempted."""
         for number in range(count):
-            self.submit(text, length, [number], 35, None, 0, 0, None, None)
+            self.submit(text, length, [number], 35, None, 0, 0, None, None, number % 2 == 0)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -155,12 +171,23 @@ class EngineLife(RuleBasedStateMachine):
                 deadline = self.requests[name].deadline
                 assert outcome.last.error_code == "deadline_exceeded"
                 assert 0 < deadline <= self.now, "it was ended before its time"
+            self._check_scores(name, outcome)
             answer = self.stops[name]
             assert outcome.tokens == answer[: len(outcome.tokens)]
             if outcome.reason in {FinishReason.STOP, FinishReason.LENGTH}:
                 room = MAX_MODEL_LEN - len(self.requests[name].prompt)
                 room -= len(self.requests[name].generated)
                 assert len(outcome.tokens) == min(len(answer), room)
+
+    def _check_scores(self, name: str, outcome: Outcome) -> None:
+        """Each token of the prompt once, whatever became of the sequence in between."""
+        request = self.requests[name]
+        expected: list[float] = []
+        if request.sampling.num_prompt_logprobs >= 0 and not request.generated:
+            expected = solo_scores(self.program, request.prompt)
+        assert outcome.scores == expected[: len(outcome.scores)]
+        if outcome.tokens or outcome.reason in {FinishReason.STOP, FinishReason.LENGTH}:
+            assert outcome.scores == expected
 
 
 TestEngineLife = EngineLife.TestCase

@@ -12,7 +12,7 @@ from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
-from hearth.host.fit import RUNTIME_BYTES, SAMPLER_BYTES, Fit, FitRequest, fit
+from hearth.host.fit import RUNTIME_BYTES, SAMPLER_BYTES, SCORED_ROWS, Fit, FitRequest, fit
 from hearth.host.memory import HostMemory, MemoryFact
 
 WEIGHTS_BYTES = 64 * 1024 * 1024 * 2  # one matrix of 64 Mi elements as bfloat16
@@ -28,7 +28,7 @@ PROGRAM = StepProgram(
     vocab_size=32768,
 )
 SAMPLER_SCRATCH = 32768 * SAMPLER_BYTES  # of one thread
-SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * 8) + SAMPLER_SCRATCH
+SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * (8 + SCORED_ROWS)) + SAMPLER_SCRATCH
 REQUEST = FitRequest(PROGRAM, DType.BFLOAT16, 8192, 32, 8, 512)
 
 
@@ -55,7 +55,8 @@ def test_with_plenty_every_sequence_gets_its_whole_context() -> None:
         "runtime": RUNTIME_BYTES,
         "KV cache": 2048 * BLOCK_BYTES,
     }
-    assert fitted.limits.max_logit_rows == fitted.limits.max_sequences == 8
+    assert fitted.limits.max_sequences == 8
+    assert fitted.limits.max_logit_rows == 8 + SCORED_ROWS
 
 
 def test_with_less_the_kv_cache_takes_half_of_what_is_free_after_weights_and_scratch() -> None:
@@ -136,7 +137,7 @@ def test_the_kv_cache_never_exceeds_its_budget_and_holds_one_sequence(
     request = FitRequest(
         replace(PROGRAM, kv_groups=groups), DType.BFLOAT16, 8192, 32, max_num_seqs, budget
     )
-    rows = min(max_num_seqs, budget)
+    rows = min(max_num_seqs + SCORED_ROWS, budget)
     scratch = 4 * (1024 * budget + 32768 * rows) + SAMPLER_SCRATCH
     fixed = WEIGHTS_BYTES + scratch + RUNTIME_BYTES
     try:

@@ -111,7 +111,7 @@ class RecordingSink:
         self.filled: dict[str, int] = {}
 
     def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:
-        shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.rows, slot.cols)
+        shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.total_rows, slot.cols)
         stored = self.slots.setdefault(slot.name, np.full(shape, np.nan, np.float32))
         stored[first_row : first_row + tensor.shape[0]] = as_float32(tensor)
 

@@ -74,6 +74,7 @@ def test_a_top_k_that_keeps_everything_is_off(tmp_path: Path, top_k: int) -> Non
         ({"top_k": 1.5}, "top_k is 1.5; permitted: an integer from 0 (off)"),
         ({"top_k": -3}, "top_k is -3; permitted: an integer from 0 (off)"),
         ({"min_p": "a"}, 'min_p is "a"; permitted: a number from 0 to 1'),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; permitted: a number above 0 to 100"),
         ({"do_sample": 1}, "do_sample is 1; permitted: true, false"),
     ],
 )
@@ -86,10 +87,18 @@ def test_values_out_of_range_are_refused(
 
 
 def test_what_is_not_applied_is_warned_about(tmp_path: Path) -> None:
-    defaults = read(tmp_path, {"repetition_penalty": 1.1, "num_beams": 1, "max_new_tokens": None})
+    defaults = read(tmp_path, {"no_repeat_ngram_size": 3, "num_beams": 1, "min_new_tokens": None})
     assert defaults.warnings == (
-        "generation_config.json: repetition_penalty is 1.1, which is not applied",
+        "generation_config.json: no_repeat_ngram_size is 3, which is not applied",
     )
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_penalty_and_length_count_for_greedy_models_too(tmp_path: Path, do_sample: bool) -> None:
+    values = {"do_sample": do_sample, "repetition_penalty": 1.05, "max_new_tokens": 512}
+    defaults = read(tmp_path, values)
+    assert (defaults.repetition_penalty, defaults.max_new_tokens) == (1.05, 512)
+    assert defaults.warnings == ()
 
 
 def test_a_broken_generation_config_is_refused(tmp_path: Path) -> None:

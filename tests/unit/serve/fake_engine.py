@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -11,7 +12,13 @@ from tests.unit.text import builders, templates
 
 from hearth.core.errors import DeadlineExceededError, EngineDeadError, OverloadedError
 from hearth.core.events import EngineStats
-from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from hearth.core.request import (
+    FinishReason,
+    PromptLogprobs,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+)
 from hearth.engine.text.chat_template import ChatTemplate
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.engine.text.tokenizer_config import TokenizerConfig
@@ -103,6 +110,9 @@ class FakeEngine:
 
     async def _events(self, request: Request) -> AsyncIterator[TokenEvent]:
         request_id = request.request_id
+        for chunk in prompt_scores(request):
+            await asyncio.sleep(0)
+            yield TokenEvent(request_id, prompt_logprobs=chunk)
         tokens = self.tokenizer.encode(self.answer)
         is_cut = len(tokens) > request.max_tokens
         tokens = tokens[: request.max_tokens]
@@ -150,6 +160,24 @@ class FakeEngine:
             finish_reason=FinishReason.ERROR,
             message="the engine process is gone",
             error_code=EngineDeadError.code,
+        )
+
+
+def prompt_scores(request: Request, chunk_tokens: int = 2) -> Iterator[PromptLogprobs]:
+    """−i for the token at index i, rank i, best tokens 1, 2, … with −0.5, −1.5, …"""
+    count = request.sampling.num_prompt_logprobs
+    if count < 0:
+        return
+    for start in range(1, len(request.prompt), chunk_tokens):
+        places = range(start, min(start + chunk_tokens, len(request.prompt)))
+        best = range(1, count + 1)
+        yield PromptLogprobs(
+            start,
+            count,
+            array("f", [-float(i) for i in places]).tobytes(),
+            array("i", places).tobytes(),
+            array("i", [token for _ in places for token in best]).tobytes(),
+            array("f", [0.5 - token for _ in places for token in best]).tobytes(),
         )
 
 

@@ -14,10 +14,11 @@ from hearth.core.errors import (
     OverloadedError,
     RequestError,
 )
+from hearth.models.generation_config import GenerationDefaults
 from hearth.serve.chat_service import ChatCall, ChatService
 from hearth.serve.model import ServedModel
 from hearth.serve.running_answer import Delta, RunningAnswer
-from hearth.serve.sampling import SamplingChoices
+from hearth.serve.sampling import SamplingChoices, sampling_choice
 
 HI: tuple[dict[str, Any], ...] = ({"role": "user", "content": "Hi"},)
 
@@ -156,3 +157,18 @@ async def test_without_a_chat_template_the_request_is_refused(engine: FakeEngine
 async def test_stop_token_ids_outside_the_vocabulary_are_refused(service: ChatService) -> None:
     with pytest.raises(RequestError, match="outside the vocabulary"):
         await service.prepare(ChatCall(messages=HI, stop_token_ids=frozenset({10**6})))
+
+
+async def test_penalty_and_length_of_the_model_hold_where_a_request_says_nothing() -> None:
+    defaults = GenerationDefaults(repetition_penalty=1.05, max_new_tokens=7, reason="a test")
+    model = toy_model(defaults=defaults)
+    service = ChatService(FakeEngine(model.text.tokenizer), model)
+    hi = ({"role": "user", "content": "hi"},)
+    silent = (await service.prepare(ChatCall(messages=hi))).request
+    assert (silent.sampling.repetition_penalty, silent.max_tokens) == (1.05, 7)
+    asked = ChatCall(messages=hi, sampling=SamplingChoices(repetition_penalty=1.0), max_tokens=50)
+    loud = (await service.prepare(asked)).request
+    assert (loud.sampling.repetition_penalty, loud.max_tokens) == (1.0, 50)
+    shown = sampling_choice(defaults)
+    assert "repetition_penalty 1.05, max_tokens 7" in shown.value
+    assert shown.reason == "repetition_penalty, max_tokens: a test"

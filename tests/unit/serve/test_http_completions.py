@@ -134,7 +134,13 @@ async def test_the_default_length_is_openais(client: httpx.AsyncClient, engine: 
         ({"prompt": "a", "best_of": 2}, "best_of", "more answers than are sent"),
         ({"prompt": "a", "min_tokens": 17}, "min_tokens", "shorten the prompt"),
         ({"prompt": "a", "logit_bias": {"1000000": 1}}, "logit_bias", "outside the vocabulary"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "1 or more"),
+        ({"prompt": "a", "max_tokens": -1}, "max_tokens", "0 or more"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "0 to 20"),
+        ({"prompt": "a", "logprobs": True}, "logprobs", "0 to 20"),
+        ({"prompt": "a", "prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "echo with"),
+        ({"prompt": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "1 or more"),
+        ({"prompt": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "1 or more"),
+        ({"prompt": [5] * (MAX_MODEL_LEN + 1), "max_tokens": 0}, "prompt", "by 1 tokens"),
         ({"prompt": "a", "max_tokens": 10**5}, "max_tokens", "context"),
         ({"prompt": [5] * MAX_MODEL_LEN}, "prompt", "shorten the prompt"),
         ({"prompt": "a", "stream_options": {}}, "stream_options", "stream: true"),
@@ -153,9 +159,9 @@ async def test_what_cannot_be_answered_is_refused_by_name(
 
 
 async def test_what_is_not_applied_is_told(client: httpx.AsyncClient) -> None:
-    fields = {"prompt": "a", "logprobs": 2, "suffix": "", "echo": False, "max_completion_tokens": 3}
+    fields = {"prompt": "a", "tools": [1], "suffix": "", "echo": False, "max_completion_tokens": 3}
     body = (await client.post(URL, json=fields)).json()
-    assert [notice["param"] for notice in body["warnings"]] == ["logprobs", "max_completion_tokens"]
+    assert [notice["param"] for notice in body["warnings"]] == ["tools", "max_completion_tokens"]
 
 
 @pytest.mark.parametrize("stream", [True, False])

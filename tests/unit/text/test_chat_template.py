@@ -37,16 +37,43 @@ STYLES = {
 }
 
 
-def _theirs(template: str, messages: list[dict[str, Any]], prompt: bool) -> str:
+def _theirs(
+    template: str, messages: list[dict[str, Any]], prompt: bool, *, goes_on: bool = False
+) -> str:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer_class: Any = PreTrainedTokenizerFast  # its constructor is not typed
     theirs = tokenizer_class(tokenizer_object=builders.byte_fallback(), **SPECIAL)
     rendered = theirs.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
+        messages,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=prompt,
+        continue_final_message=goes_on,
     )
     assert isinstance(rendered, str)
     return rendered
+
+
+@pytest.mark.parametrize("final", ["hearth is", "hearth is \n", " a <b>"])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_last_message_is_left_open_as_transformers_leaves_it(style: str, final: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": final}]
+    ours = ChatTemplate(STYLES[style], SPECIAL).render(
+        messages, add_generation_prompt=False, continue_final_message=True
+    )
+    theirs = _theirs(STYLES[style], messages, False, goes_on=True)
+    assert ours == theirs.replace("CONTINUE_FINAL_MESSAGE_TAG ", "")  # where it is printed twice
+    assert messages[-1]["content"] == final
+
+
+def test_what_cannot_be_continued_is_refused() -> None:
+    silent = ChatTemplate("{{ messages[0].content }}", SPECIAL)
+    two = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(RequestError, match="does not print the last message"):
+        silent.render(two, continue_final_message=True)
+    with pytest.raises(RequestError, match="no text to go on with"):
+        silent.render([{"role": "assistant", "content": None}], continue_final_message=True)
 
 
 @pytest.mark.parametrize("prompt", [True, False])

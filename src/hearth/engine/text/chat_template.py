@@ -35,6 +35,10 @@ from hearth.engine.text.tokenizer_config import TokenizerConfig
 ContentFormat = Literal["string", "either", "parts"]
 Message = dict[str, Any]
 
+# Stands behind the text that is to be continued while it is rendered; the space shows whether the
+# template strips its messages. (transformers finds the place in the same way.)
+_MARK = "HEARTH_END_OF_FINAL_MESSAGE"
+
 # What a template's own code can raise besides jinja2's errors (a wrong type, a missing key …).
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError,
@@ -80,11 +84,13 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt; it already holds every special token that the model wants.
 
-        `variables` are further names for the template, such as `enable_thinking`.
+        `variables` are further names for the template, such as `enable_thinking`. With
+        `continue_final_message` the prompt ends where the last message's text does.
 
         Raises:
             RequestError: the template refused the messages, or failed on them.
@@ -92,8 +98,10 @@ class ChatTemplate:
         context: dict[str, Any] = {**self._special_tokens, "tools": None, "documents": None}
         context.update(variables or {})
         shaped = [self._shape(message) for message in messages]
+        if continue_final_message:
+            shaped[-1]["content"] = _marked(shaped[-1].get("content"))
         try:
-            return self._template.render(
+            rendered = self._template.render(
                 **{**context, "messages": shaped, "add_generation_prompt": add_generation_prompt}
             )
         except _TEMPLATE_FAULTS as error:
@@ -102,6 +110,7 @@ class ChatTemplate:
                 hint="check the roles, their order and the content of the messages",
                 param="messages",
             ) from error
+        return _cut_at_mark(rendered) if continue_final_message else rendered
 
     def _shape(self, message: Message) -> Message:
         """The message as this template can read it; the caller's is not changed."""
@@ -114,6 +123,33 @@ class ChatTemplate:
         if shaped.get("role") == "developer" and not self._knows_developer:
             shaped["role"] = "system"  # OpenAI's newer name of the same role
         return shaped
+
+
+def _marked(content: object) -> object:
+    """Content with the mark behind its text. Raises RequestError."""
+    if isinstance(content, str):
+        return f"{content}{_MARK} "
+    if isinstance(content, list) and content and "text" in content[-1]:
+        return [*content[:-1], {**content[-1], "text": f"{content[-1]['text']}{_MARK} "}]
+    raise RequestError(
+        "continue_final_message: the last message has no text to go on with",
+        hint="end the messages with one that has text, an assistant's as a rule",
+        param="messages",
+    )
+
+
+def _cut_at_mark(rendered: str) -> str:
+    """What stands before the mark. Raises RequestError when the template left the text out."""
+    text, mark, rest = rendered.rpartition(_MARK)
+    if not mark:
+        raise RequestError(
+            "continue_final_message: the model's chat template does not print the last message",
+            hint="leave continue_final_message out",
+            param="continue_final_message",
+        )
+    # A template may print the last message more than once.
+    text = text.replace(f"{_MARK} ", "").replace(_MARK, "")
+    return text if rest.startswith(" ") else text.rstrip()
 
 
 def load_chat_template(model_dir: Path, config: TokenizerConfig) -> ChatTemplate | None:

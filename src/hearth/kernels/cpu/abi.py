@@ -9,13 +9,14 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from hearth.core.program import BufferRows
-from hearth.core.spec import Activation, DType, RopePairing, SlotKind
+from hearth.core.spec import Activation, DType, RopePairing, RouterScoring, SlotKind
 
-ABI_VERSION = 2
+ABI_VERSION = 4
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
 ACTIVATION_CODES = {Activation.SILU: 0, Activation.GELU_TANH: 1}
+SCORING_CODES = {RouterScoring.SOFTMAX: 0, RouterScoring.SIGMOID: 1}
 PAIRING_CODES = {RopePairing.HALF: 0, RopePairing.INTERLEAVED: 1}
 WANT_HASHES = 1
 WANT_LOGITS = 2
@@ -34,7 +35,8 @@ WANT_LOGITS = 2
     OP_SAMPLE,
     OP_HEAD_NORM,
     OP_SOFT_CAP,
-) = range(1, 14)
+    OP_EXPERTS,
+) = range(1, 15)
 
 
 class CStructure(ctypes.Structure):
@@ -68,6 +70,15 @@ class COp(CStructure):
         ("eps", c_float),
         ("scale", c_float),
         ("soft_cap", c_float),
+        ("routes", c_int32),
+        ("gated", c_int32),
+        ("down", c_int32),
+        ("experts", c_int32),
+        ("top_k", c_int32),
+        ("expert_groups", c_int32),
+        ("top_groups", c_int32),
+        ("scoring", c_int32),
+        ("normalize", c_int32),
     )
 
 
@@ -86,6 +97,7 @@ class CWeight(CStructure):
         ("dtype", c_int32),
         ("rows", c_int64),
         ("cols", c_int64),
+        ("stack", c_int64),
     )
 
 
@@ -157,6 +169,7 @@ class CPlan(CStructure):
         ("position", c_void_p),
         ("choice", c_void_p),
         ("num_logprobs", c_void_p),
+        ("given", c_void_p),
         ("repetition", c_void_p),
         ("frequency", c_void_p),
         ("presence", c_void_p),
@@ -179,6 +192,7 @@ class CResult(CStructure):
         ("logits", c_void_p),
         ("top_tokens", c_void_p),
         ("top_logprobs", c_void_p),
+        ("ranks", c_void_p),
     )
 
 

@@ -11,6 +11,7 @@ from hearth.core.program import (
     Angles,
     Attend,
     Embed,
+    Experts,
     Gate,
     HeadNorm,
     KvWrite,
@@ -73,8 +74,8 @@ class _OpEncoder:
                     rotary_dim=op.rope.rotary_dim,
                     pairing=abi.PAIRING_CODES[op.rope.pairing],
                 )
-            case HeadNorm() | KvWrite() | Attend():
-                return self._head_norm(op) if isinstance(op, HeadNorm) else self._attention(op)
+            case HeadNorm() | KvWrite() | Attend() | Experts():
+                return self._composite(op)
             case Gate():
                 activation = abi.ACTIVATION_CODES[op.activation]
                 return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out, activation=activation)
@@ -86,6 +87,12 @@ class _OpEncoder:
                 return abi.COp(kind=abi.OP_SOFT_CAP, x=op.x, soft_cap=op.cap)
             case Sample():
                 return abi.COp(kind=abi.OP_SAMPLE, x=op.logits)
+
+    def _composite(self, op: HeadNorm | KvWrite | Attend | Experts) -> abi.COp:
+        """Operations of many fields."""
+        if isinstance(op, HeadNorm):
+            return self._head_norm(op)
+        return self._experts(op) if isinstance(op, Experts) else self._attention(op)
 
     def _weight(self, name: str) -> int:
         try:
@@ -103,6 +110,28 @@ class _OpEncoder:
             kv_heads=op.num_kv_heads,
             head_dim=op.head_dim,
             eps=op.eps,
+        )
+
+    def _experts(self, op: Experts) -> abi.COp:
+        router = op.router
+        return abi.COp(
+            kind=abi.OP_EXPERTS,
+            x=op.x,
+            y=op.logits,
+            out=op.out,
+            routes=op.routes,
+            gated=op.gated,
+            weight=self._weight(op.gate_up),
+            down=self._weight(op.down),
+            bias=-1 if router.bias is None else self._weight(router.bias),
+            activation=abi.ACTIVATION_CODES[op.activation],
+            experts=router.num_experts,
+            top_k=router.top_k,
+            expert_groups=router.num_groups,
+            top_groups=router.top_groups,
+            scoring=abi.SCORING_CODES[router.scoring],
+            normalize=router.normalize,
+            scale=router.scale,
         )
 
     def _angles(self, op: Angles) -> abi.COp:
@@ -159,6 +188,7 @@ def encode_program(
                 dtype=abi.DTYPE_CODES[slot.quant.dtype],
                 rows=slot.rows,
                 cols=1 if slot.kind is SlotKind.VECTOR else slot.cols,
+                stack=slot.stack,
             )
             for slot in program.slots
         ]

@@ -108,6 +108,7 @@ class CpuExecutor:
             if plan.want_logits
             else None,
             **self._best_arrays(num_rows, plan.sampling.num_top),
+            ranks=None if plan.sampling.given is None else np.empty(num_rows, np.int32),
         )
         if plan is not self._last_plan:  # the same arrays again, with other numbers in them
             self._last_plan = None
@@ -153,6 +154,8 @@ class CpuExecutor:
         c.num_top = sampling.num_top
         wanted = sampling.num_logprobs
         c.num_logprobs = None if wanted is None else _pointer(wanted, np.int32)
+        given = sampling.given
+        c.given = None if given is None else _pointer(given, np.int32)
         self._fill_edits(sampling.edits)
 
     def _fill_edits(self, edits: LogitEdits | None) -> None:
@@ -183,6 +186,7 @@ class CpuExecutor:
         best, values = result.top_tokens, result.top_logprobs
         c.top_tokens = None if best is None else best.ctypes.data
         c.top_logprobs = None if values is None else values.ctypes.data
+        c.ranks = None if result.ranks is None else result.ranks.ctypes.data
 
     def read_buffer(self, index: int, num_rows: int) -> NDArray[np.float32]:
         """Rows of a program buffer as the last step left them, [num_rows, width]; for tests."""

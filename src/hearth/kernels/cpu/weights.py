@@ -17,7 +17,7 @@ from hearth.core.spec import SlotKind, WeightSlot
 from hearth.core.units import format_bytes, round_up
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.library import load_library
-from hearth.kernels.packing import ALIGNMENT, HostTensor, arena_bytes, packed_bytes
+from hearth.kernels.packing import ALIGNMENT, HostTensor, arena_bytes, matrix_bytes, packed_bytes
 
 _HUGE_PAGE_BYTES = 2 << 20
 
@@ -61,48 +61,59 @@ class CpuWeights:
         """Packs all rows of `tensor`, [n, cols] or [n], into rows `first_row` … of the slot."""
         num_rows = tensor.shape[0]
         expected = (num_rows,) if slot.kind is SlotKind.VECTOR else (num_rows, slot.cols)
-        if tensor.shape != expected or first_row + num_rows > slot.rows:
+        if tensor.shape != expected or first_row + num_rows > slot.total_rows:
             raise KernelError(
                 f"a tensor of shape {list(tensor.shape)} does not fit rows {first_row} … of "
-                f"slot {slot.name} [{slot.rows}, {slot.cols}]"
+                f"slot {slot.name} [{slot.total_rows}, {slot.cols}]"
             )
         source = np.ascontiguousarray(tensor.data)
-        self._check(
-            slot,
-            self._library.hearth_pack(
-                self.address(slot),
-                abi.KIND_CODES[slot.kind],
-                abi.DTYPE_CODES[slot.quant.dtype],
-                slot.rows,
-                self._cols(slot),
-                source.ctypes.data,
-                abi.DTYPE_CODES[tensor.dtype],
-                first_row,
-                num_rows,
-            ),
-        )
+        row_bytes = source.nbytes // max(num_rows, 1)
+        done = 0
+        while done < num_rows:  # matrix by matrix of a stack
+            matrix, row = divmod(first_row + done, slot.rows)
+            count = min(num_rows - done, slot.rows - row)
+            self._check(
+                slot,
+                self._library.hearth_pack(
+                    self._matrix_address(slot, matrix),
+                    abi.KIND_CODES[slot.kind],
+                    abi.DTYPE_CODES[slot.quant.dtype],
+                    slot.rows,
+                    self._cols(slot),
+                    source.ctypes.data + done * row_bytes,
+                    abi.DTYPE_CODES[tensor.dtype],
+                    row,
+                    count,
+                ),
+            )
+            done += count
 
     def fill_random(self, slot: WeightSlot, seed: int) -> None:
         """Uniform random values: matrices with variance 1/cols, norm weights 1, small biases."""
         base, amplitude = 0.0, math.sqrt(3.0 / slot.cols)
         if slot.kind is SlotKind.VECTOR:
             base, amplitude = (1.0, 0.0) if "norm" in slot.name else (0.0, 0.02)
-        key = (seed * 1_000_003 + self._offsets[slot.name]) % 2**64
-        self._check(
-            slot,
-            self._library.hearth_fill_random(
-                self.address(slot),
-                abi.KIND_CODES[slot.kind],
-                abi.DTYPE_CODES[slot.quant.dtype],
-                slot.rows,
-                self._cols(slot),
-                0,
-                slot.rows,
-                key,
-                base,
-                amplitude,
-            ),
-        )
+        for matrix in range(slot.stack):
+            address = self._matrix_address(slot, matrix)
+            self._check(
+                slot,
+                self._library.hearth_fill_random(
+                    address,
+                    abi.KIND_CODES[slot.kind],
+                    abi.DTYPE_CODES[slot.quant.dtype],
+                    slot.rows,
+                    self._cols(slot),
+                    0,
+                    slot.rows,
+                    (seed * 1_000_003 + address - self._base) % 2**64,
+                    base,
+                    amplitude,
+                ),
+            )
+
+    def _matrix_address(self, slot: WeightSlot, matrix: int) -> int:
+        """Where one of the stacked matrices begins; other slots have one, matrix 0."""
+        return self.address(slot) + matrix * matrix_bytes(slot)
 
     @staticmethod
     def _cols(slot: WeightSlot) -> int:

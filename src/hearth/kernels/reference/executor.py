@@ -78,6 +78,7 @@ class ReferenceExecutor:
             logits=logits if plan.want_logits else None,
             top_tokens=sampled.top_tokens,
             top_logprobs=sampled.top_logprobs,
+            ranks=sampled.ranks,
         )
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from hearth.core.program import (
     Angles,
     Attend,
     Embed,
+    Experts,
     Gate,
     HeadNorm,
     KvWrite,
@@ -30,6 +31,7 @@ from hearth.core.program import (
     StepProgram,
 )
 from hearth.core.spec import Activation, RopePairing, RopeSpec
+from hearth.kernels.reference.experts import ExpertWeights, mix, route
 from hearth.kernels.reference.kv import KvPlace, KvStore, StepTensors
 
 
@@ -108,6 +110,16 @@ class _Pass:
         gate, up = self.buffers[op.x].chunk(2, dim=-1)
         self.buffers[op.out] = _ACTIVATIONS[op.activation](gate) * up
 
+    def experts(self, op: Experts) -> None:
+        bias = self.weights[op.router.bias] if op.router.bias is not None else None
+        routes = route(self.buffers[op.logits], op.router, bias)
+        count = op.router.num_experts
+        weights = ExpertWeights(
+            _per_expert(self.weights[op.gate_up], count),
+            _per_expert(self.weights[op.down], count),
+        )
+        self.buffers[op.out] = mix(self.buffers[op.x], routes, weights, _ACTIVATIONS[op.activation])
+
     def add(self, op: Add) -> None:
         self.buffers[op.x] = self.buffers[op.x] + self.buffers[op.y]
 
@@ -129,6 +141,7 @@ _HANDLERS: dict[type[Op], Callable[[_Pass, Any], None]] = {
     KvWrite: _Pass.kv_write,
     Attend: _Pass.attend,
     Gate: _Pass.gate,
+    Experts: _Pass.experts,
     Add: _Pass.add,
     Select: _Pass.select,
     SoftCap: _Pass.soft_cap,
@@ -138,6 +151,11 @@ _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.SILU: functional.silu,
     Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
 }
+
+
+def _per_expert(stacked: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """[experts, rows, cols] of [experts · rows, cols]."""
+    return stacked.reshape(num_experts, -1, stacked.shape[-1])
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

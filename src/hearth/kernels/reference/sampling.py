@@ -52,6 +52,7 @@ class SampledRows:
     logprobs: NDArray[np.float32]
     top_tokens: NDArray[np.int32] | None = None  # [R, num_top]
     top_logprobs: NDArray[np.float32] | None = None
+    ranks: NDArray[np.int32] | None = None  # [R]; of given tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +102,23 @@ def sample_rows(logits: NDArray[np.float32], sampling: SamplingArrays) -> Sample
     num_rows = logits.shape[0]
     tokens = np.zeros(num_rows, np.int32)
     logprobs = np.zeros(num_rows, np.float32)
+    given = [-1] * num_rows if sampling.given is None else sampling.given.tolist()
     for r in range(num_rows):
-        edited = logits[r] if sampling.edits is None else edited_row(logits[r], sampling.edits, r)
-        tokens[r] = sample_row(edited, _row(sampling, r))
+        if given[r] >= 0:
+            tokens[r] = given[r]
+        else:
+            edits = sampling.edits
+            edited = logits[r] if edits is None else edited_row(logits[r], edits, r)
+            tokens[r] = sample_row(edited, _row(sampling, r))
         wanted = 0 if sampling.num_logprobs is None else int(sampling.num_logprobs[r])
         logprobs[r] = logprob(logits[r], int(tokens[r])) if wanted >= 0 else np.nan
+    rows = SampledRows(tokens, logprobs)
+    if sampling.given is not None:
+        ranks = [rank_of(logits[r], token) if token >= 0 else 0 for r, token in enumerate(given)]
+        rows = replace(rows, ranks=np.array(ranks, np.int32))
     if sampling.num_top == 0 or sampling.num_logprobs is None:
-        return SampledRows(tokens, logprobs)
-    return _with_best(SampledRows(tokens, logprobs), logits, sampling)
+        return rows
+    return _with_best(rows, logits, sampling)
 
 
 def edited_row(logits: NDArray[np.float32], edits: LogitEdits, row: int) -> NDArray[np.float32]:
@@ -167,6 +177,12 @@ def best_tokens(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     """The first `count` of the ranking, or all."""
     ranking: NDArray[np.int32] = np.argsort(-logits, kind="stable")[:count].astype(np.int32)
     return ranking
+
+
+def rank_of(logits: NDArray[np.float32], token: int) -> int:
+    """A token's place in the ranking; 1 is the best."""
+    ahead = (logits > logits[token]).sum() + (logits[:token] == logits[token]).sum()
+    return int(ahead) + 1
 
 
 def logprob(logits: NDArray[np.float32], token: int) -> float:

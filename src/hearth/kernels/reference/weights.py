@@ -26,12 +26,12 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 
 class ReferenceWeights:
-    """A `WeightSink` that keeps `[rows, cols]` (vectors `[rows]`) tensors by slot name."""
+    """A `WeightSink` that keeps `[total_rows, cols]` (vectors `[rows]`) tensors by slot name."""
 
     def __init__(self, program: StepProgram) -> None:
         self._stored: dict[str, torch.Tensor] = {}
         for slot in program.slots:
-            shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.rows, slot.cols)
+            shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.total_rows, slot.cols)
             self._stored[slot.name] = torch.zeros(shape, dtype=torch_dtype(slot.quant.dtype))
 
     def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:

@@ -25,7 +25,10 @@ FAMILIES: dict[str, str] = {
     "Phi3ForCausalLM": "hearth.models.families.phi3",
     "Qwen2ForCausalLM": "hearth.models.families.qwen",
     "Qwen3ForCausalLM": "hearth.models.families.qwen",
+    "Qwen3MoeForCausalLM": "hearth.models.families.qwen3_moe",
+    "MixtralForCausalLM": "hearth.models.families.mixtral",
     "Glm4ForCausalLM": "hearth.models.families.glm4",
+    "Glm4MoeForCausalLM": "hearth.models.families.glm4_moe",
 }
 
 

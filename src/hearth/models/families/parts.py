@@ -86,15 +86,25 @@ class Parts:
 
     def mlp(self, layer: int, *, has_bias: bool = False, fused: bool = False) -> MlpSpec:
         """The gated MLP of a layer; `fused`: the checkpoint keeps gate and up as gate_up_proj."""
-        sizes, base = self.sizes, f"model.layers.{layer}.mlp"
-        rows = {"gate_proj": sizes.intermediate_size, "up_proj": sizes.intermediate_size}
-        if fused:
-            rows = {"gate_up_proj": 2 * sizes.intermediate_size}
-        gate_up = self._matrix(f"layers.{layer}.gate_up", sizes.hidden_size, base, rows)
-        down_rows = {"down_proj": sizes.hidden_size}
-        down = self._matrix(f"layers.{layer}.down", sizes.intermediate_size, base, down_rows)
+        base = f"model.layers.{layer}.mlp"
+        size = self.sizes.intermediate_size
+        return self._mlp(f"layers.{layer}", base, size, has_bias=has_bias, fused=fused)
+
+    def shared_expert(self, layer: int, intermediate_size: int) -> MlpSpec:
+        """The MLP beside a layer's experts that serves every row."""
+        base = f"model.layers.{layer}.mlp.shared_experts"
+        return self._mlp(f"layers.{layer}.shared", base, intermediate_size)
+
+    def _mlp(
+        self, name: str, base: str, size: int, *, has_bias: bool = False, fused: bool = False
+    ) -> MlpSpec:
+        hidden = self.sizes.hidden_size
+        rows = {"gate_up_proj": 2 * size} if fused else {"gate_proj": size, "up_proj": size}
+        gate_up = self._matrix(f"{name}.gate_up", hidden, base, rows)
+        down_rows = {"down_proj": hidden}
+        down = self._matrix(f"{name}.down", size, base, down_rows)
         return MlpSpec(
-            sizes.intermediate_size,
+            size,
             self.activation,
             gate_up,
             down,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot, WeightSource
@@ -24,6 +25,21 @@ class SlotTable:
     def linear(self, name: str, cols: int, *sources: Rows) -> str:
         """A matrix: its sources' rows behind each other."""
         return self._append(name, SlotKind.LINEAR, cols, sources)
+
+    def router(self, name: str, cols: int, source: WeightSource) -> str:
+        """The matrix of a router; always float32: rounded, it would choose other experts."""
+        quant = QuantSpec(DType.FLOAT32)
+        slot = WeightSlot(name, SlotKind.LINEAR, source.num_rows, cols, (source,), quant)
+        self.slots.append(slot)
+        return name
+
+    def stacked(self, name: str, rows: int, cols: int, sources: Iterable[WeightSource]) -> str:
+        """Matrices of `rows` rows behind each other, one a source."""
+        listed = tuple(sources)
+        quant = QuantSpec(self.dtype)
+        slot = WeightSlot(name, SlotKind.LINEAR, rows, cols, listed, quant, stack=len(listed))
+        self.slots.append(slot)
+        return name
 
     def table(self, name: str, cols: int, source: Rows) -> str:
         """A table that is only gathered from."""

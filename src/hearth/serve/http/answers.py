@@ -6,12 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from fastapi import Response
 from pydantic import BaseModel
 
-from hearth.serve.http.schemas import PromptTokensDetails, UsageBody
+from hearth.serve.http.schemas import ErrorBody, PromptTokensDetails, UsageBody
 from hearth.serve.http.sse import event_bytes
 from hearth.serve.notices import Notice
 from hearth.serve.running_answer import Usage
+
+REQUEST_ID_HEADER = "x-request-id"  # where OpenAI's clients look for it
+_encoder = msgspec.json.Encoder()
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documents the errors of an endpoint, all in one form."""
+    return {
+        status: {"model": ErrorBody, "description": _ERRORS[status]} for status in sorted(statuses)
+    }
+
+
+_ERRORS = {
+    400: "The request cannot be answered as it stands; `param` names the field",
+    404: "The model is not served here",
+    413: "The body is larger than the server accepts",
+    429: "The queue is full, or too many bodies are being read; try again after `Retry-After`",
+    503: "The engine is gone; try again after `Retry-After`",
+}
+BODY_ERRORS = (400, 404, 413, 429)
+ANSWER_ERRORS = (*BODY_ERRORS, 503)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +66,15 @@ class Answer:
     def warnings(self) -> list[dict[str, str]]:
         """The notices as the response shows them."""
         return [notice.body() for notice in self.notices]
+
+
+def json_response(body: Mapping[str, Any], request_id: str) -> Response:
+    """A whole answer; parts of it may have been encoded before."""
+    return Response(
+        _encoder.encode(body),
+        media_type="application/json",
+        headers={REQUEST_ID_HEADER: request_id},
+    )
 
 
 def usage_body(usage: Usage) -> UsageBody:

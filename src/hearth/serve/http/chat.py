@@ -5,32 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from hearth.core.errors import DeadlineExceededError, HearthError
 from hearth.core.request import TokenLogprobs
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.serve.chat_service import ChatService
-from hearth.serve.http.answers import Answer, body_documentation, usage_body
-from hearth.serve.http.body import read_body
-from hearth.serve.http.chat_fields import call_of, notices_of
+from hearth.serve.http.answers import (
+    ANSWER_ERRORS,
+    Answer,
+    body_documentation,
+    error_responses,
+    json_response,
+    usage_body,
+)
+from hearth.serve.http.body import Bodies
+from hearth.serve.http.chat_fields import call_of, notices_of, truncation_notices
 from hearth.serve.http.deadlines import (
     DEADLINE_RESPONSE,
     deadline_response,
     error_event,
     with_timeout,
 )
-from hearth.serve.http.logprobs import logprobs_body
+from hearth.serve.http.logprobs import encoded, logprobs_body, prompt_logprobs_body
 from hearth.serve.http.schemas import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionRequest,
     ChoiceLogprobs,
-    ErrorBody,
     NoticeBody,
 )
 from hearth.serve.http.sse import (
@@ -42,6 +48,7 @@ from hearth.serve.http.sse import (
     until_gone,
 )
 from hearth.serve.notices import log_notices
+from hearth.serve.prompt_scores import PromptScores
 from hearth.serve.running_answer import Delta, RunningAnswer
 
 EXAMPLE = {"messages": [{"role": "user", "content": "What is hearth?"}]}
@@ -53,12 +60,14 @@ class _Gathered:
 
     pieces: list[str] = field(default_factory=list)
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    prompt_scores: PromptScores | None = None
     finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
         """Takes the next delta in."""
         self.pieces.append(delta.text)
         self.logprobs += delta.logprobs
+        self.prompt_scores = delta.prompt_scores or self.prompt_scores
         self.finish_reason = delta.finish_reason or self.finish_reason
 
 
@@ -84,7 +93,7 @@ class _ChatAnswer(Answer):
         )
 
 
-def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
+def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
     """The endpoint, answering with `service`."""
     router = APIRouter(tags=["chat"])
 
@@ -92,18 +101,13 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         "/v1/chat/completions",
         summary="Answer a conversation",
         response_model=ChatCompletion,
-        responses={
-            400: {"model": ErrorBody},
-            404: {"model": ErrorBody},
-            503: {"model": ErrorBody},
-            504: DEADLINE_RESPONSE,
-        },
+        responses={**error_responses(*ANSWER_ERRORS), 504: DEADLINE_RESPONSE},
         openapi_extra=body_documentation(ChatCompletionRequest, EXAMPLE),
     )
     async def create(request: Request) -> Response:
-        body = await read_body(request, ChatCompletionRequest, max_body_bytes)
-        notices = notices_of(body)
+        body = await bodies.read(request, ChatCompletionRequest)
         job = await service.prepare(with_timeout(call_of(body), request, body))
+        notices = [*notices_of(body), *truncation_notices(job.num_truncated)]
         log_notices(job.request.request_id, notices)
         shows_usage = bool(body.stream_options and body.stream_options.include_usage)
         answer = _ChatAnswer(
@@ -118,7 +122,7 @@ def chat_router(service: ChatService, max_body_bytes: int) -> APIRouter:
         )
         chat = service.submit(job)
         if body.stream:
-            return EventStream(_stream(answer, chat), chat.close)
+            return EventStream(_stream(answer, chat), chat.close, answer.request_id)
         try:
             return await until_gone(receive_of(request), _complete(answer, chat))
         except ClientGoneError:
@@ -144,8 +148,13 @@ async def _complete(answer: _ChatAnswer, chat: RunningAnswer) -> Response:
         usage=usage_body(chat.usage),
         warnings=[NoticeBody(**notice) for notice in answer.warnings()] or None,
     )
-    exclude = None if completion.warnings else {"warnings"}
-    return JSONResponse(completion.model_dump(exclude=exclude))
+    body = completion.model_dump(exclude={"prompt_logprobs"})
+    if not completion.warnings:
+        del body["warnings"]
+    if (scores := choices[0].prompt_scores) is not None:
+        make = partial(prompt_logprobs_body, answer.tokenizer, scores, scores.num_top)
+        body["prompt_logprobs"] = await encoded(scores, make)
+    return json_response(body, answer.request_id)
 
 
 async def _stream(answer: _ChatAnswer, chat: RunningAnswer) -> AsyncGenerator[bytes, None]:

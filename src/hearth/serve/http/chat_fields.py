@@ -7,23 +7,27 @@ shape (refused), those that come later (a notice), and those that nobody knows (
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json
 
 from hearth.core.errors import RequestError
+from hearth.core.units import format_count
 from hearth.serve.chat_service import ChatCall
 from hearth.serve.http.schemas import AnswerFields, ChatCompletionRequest, ChatMessage, ContentPart
-from hearth.serve.notices import IGNORED_FIELD, OVERRIDDEN_FIELD, UNKNOWN_FIELD, Notice
+from hearth.serve.notices import (
+    IGNORED_FIELD,
+    OVERRIDDEN_FIELD,
+    TRUNCATED_PROMPT,
+    UNKNOWN_FIELD,
+    Notice,
+)
 from hearth.serve.sampling import SamplingChoices
 
 # Fields that are not applied yet, with the values that ask for nothing.
 _LATER: Mapping[str, tuple[object, ...]] = {
     "length_penalty": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "prompt_logprobs": (None,),
     "tools": (None, []),
     "tool_choice": (None, "none"),
     "parallel_tool_calls": (None, True, False),  # says nothing without tools
@@ -37,10 +41,6 @@ _LATER: Mapping[str, tuple[object, ...]] = {
     "guided_grammar": (None,),
     "skip_special_tokens": (None, True),
     "spaces_between_special_tokens": (None, True, False),
-    "truncate_prompt_tokens": (None,),
-    "add_generation_prompt": (None, True),
-    "continue_final_message": (None, False),
-    "echo": (None, False),
     "reasoning_effort": (None,),
     "verbosity": (None,),
     "prediction": (None,),
@@ -52,8 +52,6 @@ _LATER: Mapping[str, tuple[object, ...]] = {
 MAX_UNKNOWN_FIELDS = 20
 MAX_NAME_CHARS = 64
 MAX_ID_DIGITS = 10
-
-_APPLIED_TO_CHATS = frozenset({"logprobs", "top_logprobs"})
 
 # Fields about accounting elsewhere; an answer is the same with and without them.
 _WITHOUT_EFFECT = frozenset(
@@ -78,7 +76,11 @@ def call_of(body: ChatCompletionRequest) -> ChatCall:
     return ChatCall(
         messages=messages_of(body.messages),
         model=body.model,
-        sampling=sampling_of(body, num_logprobs=(body.top_logprobs or 0) if body.logprobs else -1),
+        sampling=sampling_of(
+            body,
+            num_logprobs=(body.top_logprobs or 0) if body.logprobs else -1,
+            num_prompt_logprobs=given_or_none(body.prompt_logprobs),
+        ),
         max_tokens=body.max_tokens if max_tokens is None else max_tokens,
         n=body.n or 1,
         stop=stops_of(body),
@@ -87,7 +89,11 @@ def call_of(body: ChatCompletionRequest) -> ChatCall:
         stop_token_ids=frozenset(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         priority=body.priority or 0,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
         template_variables=body.chat_template_kwargs or {},
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        echo=bool(body.echo),
     )
 
 
@@ -96,7 +102,22 @@ def messages_of(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
     return tuple(_message_of(index, message) for index, message in enumerate(messages))
 
 
-def sampling_of(body: AnswerFields, num_logprobs: int = -1) -> SamplingChoices:
+def given_or_none(num_logprobs: int | None) -> int:
+    """How many log-probabilities are asked for; −1: none, not even those of the tokens."""
+    return -1 if num_logprobs is None else num_logprobs
+
+
+def truncation_notices(num_truncated: int) -> list[Notice]:
+    """What a truncated prompt has lost, in one notice at most."""
+    if num_truncated == 0:
+        return []
+    message = f"the prompt's first {format_count(num_truncated)} tokens were left out, as asked"
+    return [Notice(TRUNCATED_PROMPT, "truncate_prompt_tokens", message)]
+
+
+def sampling_of(
+    body: AnswerFields, num_logprobs: int = -1, num_prompt_logprobs: int = -1
+) -> SamplingChoices:
     """What the body says about sampling."""
     return SamplingChoices(
         temperature=body.temperature,
@@ -110,6 +131,7 @@ def sampling_of(body: AnswerFields, num_logprobs: int = -1) -> SamplingChoices:
         logit_bias=_biases_of(body.logit_bias or {}),
         min_tokens=body.min_tokens,
         num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
     )
 
 
@@ -135,7 +157,10 @@ def stops_of(body: AnswerFields) -> tuple[str, ...]:
 
 def notices_of(body: ChatCompletionRequest) -> list[Notice]:
     """What the body asks for and does not get."""
-    notices = field_notices(body, _APPLIED_TO_CHATS)
+    notices = field_notices(body)
+    if body.echo and body.messages[-1].role != "assistant":
+        message = "echo repeats a last message of the assistant's; there is none"
+        notices.append(Notice(IGNORED_FIELD, "echo", message))
     limits = (body.max_tokens, body.max_completion_tokens)
     if None not in limits and limits[0] != limits[1]:
         notices.append(
@@ -148,14 +173,12 @@ def notices_of(body: ChatCompletionRequest) -> list[Notice]:
     return notices
 
 
-def field_notices(body: AnswerFields, applied: Collection[str] = ()) -> list[Notice]:
-    """Fields that are not applied, in the body's order; `applied` are those that this one knows."""
+def field_notices(body: AnswerFields) -> list[Notice]:
+    """Fields that are not applied, in the body's order."""
     notices: list[Notice] = []
     unknown: list[str] = []
     extra = body.model_extra or {}
     for name in [*type(body).model_fields, *extra]:
-        if name in applied:
-            continue
         value = extra.get(name) if name in extra else getattr(body, name)
         if name in _LATER:
             if value not in _LATER[name]:
@@ -204,6 +227,18 @@ def refuse_other_shapes(body: AnswerFields) -> None:
             hint="leave it out; n gives several answers",
             param=name,
         )
+    if body.prompt_logprobs is not None and body.stream:
+        raise RequestError(
+            "prompt_logprobs is permitted only without stream",
+            hint="leave stream out; for /v1/completions, echo with logprobs can be streamed",
+            param="prompt_logprobs",
+        )
+    if body.truncate_prompt_tokens == 0:
+        raise RequestError(
+            "truncate_prompt_tokens is 0, which leaves no prompt (permitted: 1 or more, or -1 for "
+            "as many as fit)",
+            param="truncate_prompt_tokens",
+        )
     if body.stream_options is not None and not body.stream:
         raise RequestError(
             "stream_options is permitted only with stream: true",
@@ -222,6 +257,13 @@ def _refuse_other_chats(body: ChatCompletionRequest) -> None:
             "top_logprobs is permitted only with logprobs: true",
             hint="set logprobs to true, or leave top_logprobs out",
             param="top_logprobs",
+        )
+    if body.continue_final_message and body.add_generation_prompt is not False:
+        raise RequestError(
+            "continue_final_message goes on with the last message, add_generation_prompt begins a "
+            "new one (permitted: one of them)",
+            hint="send add_generation_prompt: false",
+            param="continue_final_message",
         )
     if extra.get("audio") or extra.get("modalities") not in (None, [], ["text"]):
         raise RequestError(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from hearth.engine.admission import MAX_LOGPROBS
 from hearth.serve.http.schemas import (
     MAX_MESSAGES,
     TAG_PREFIX,
@@ -13,6 +14,7 @@ from hearth.serve.http.schemas import (
     ChatMessage,
     NoticeBody,
     Open,
+    PromptLogprobsBody,
     UsageBody,
 )
 
@@ -58,12 +60,26 @@ class CompletionRequest(AnswerFields):
         description="a string, a list of strings, a list of token ids, or a list of such lists; "
         f"up to {MAX_PROMPTS} prompts"
     )
-    echo: bool | None = Field(default=None, description="true or false")
+    max_tokens: int | None = Field(default=None, ge=0, description="an integer, 0 or more")
     add_special_tokens: bool | None = Field(default=None, description="true or false")
     suffix: str | None = Field(default=None, description="nothing: infilling is not supported")
     logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="an integer from 0 to 20 (not applied yet)"
+        default=None, ge=0, le=MAX_LOGPROBS, description=f"an integer from 0 to {MAX_LOGPROBS}"
     )
+
+
+class CompletionLogprobs(BaseModel):
+    r"""Log-probabilities of a completion's tokens, those of an echoed prompt before them.
+
+    `top_logprobs`: the token and the most likely ones; null, like `token_logprobs`, for the first
+    token of a prompt. `text_offset`: characters of `text` before each token's own. A token that is
+    a part of a character is written as OpenAI does, `bytes:\xe6\x98`.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
 
 
 class CompletionChoice(BaseModel):
@@ -71,8 +87,9 @@ class CompletionChoice(BaseModel):
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: PromptLogprobsBody | None = None
 
 
 class Completion(BaseModel):

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -26,6 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hearth.core.errors import HearthError, RequestError
 from hearth.serve.http.schemas import TAG_PREFIX, ErrorBody, ErrorDetail
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 logger = logging.getLogger("hearth.serve")
 
@@ -78,6 +80,21 @@ def body_error(error: ValidationError, schema: type[BaseModel]) -> BodyError:
     if len(details) > MAX_SHOWN_ERRORS:
         shown.append(f"and {len(details) - MAX_SHOWN_ERRORS} more")
     return BodyError("; ".join(shown), param=_path(details[0]["loc"]) or None)
+
+
+def validated(raw: bytes | bytearray, schema: type[Schema]) -> Schema:
+    """The body as its schema. Raises BodyError."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BodyError(
+            f"the body is not valid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}",
+            hint="send JSON encoded as UTF-8",
+        ) from error
+    try:
+        return schema.model_validate_json(bytes(raw))
+    except ValidationError as error:
+        raise body_error(error, schema) from error
 
 
 def install_error_handlers(app: FastAPI) -> None:

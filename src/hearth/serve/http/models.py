@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from hearth.serve.http.schemas import ErrorBody, ModelCard, ModelList
+from hearth.serve.http.answers import error_responses
+from hearth.serve.http.schemas import ModelCard, ModelList
 from hearth.serve.model import ServedModel
 
 
@@ -27,7 +28,7 @@ def models_router(model: ServedModel) -> APIRouter:
     @router.get(
         "/v1/models/{name:path}",
         summary="Show one served model",
-        responses={404: {"model": ErrorBody}},
+        responses=error_responses(404),
     )
     async def show_model(name: str) -> ModelCard:
         return card(model.resolve_name(name))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from hearth.engine.admission import MAX_LOGPROBS
+from hearth.models.generation_config import MAX_REPETITION_PENALTY
 from hearth.serve.sampling import MAX_SEED
 
 MAX_STOP_STRINGS = 16
@@ -170,7 +171,11 @@ class AnswerFields(Open):
         default=None, ge=-2, le=2, allow_inf_nan=False, description="a number from -2 to 2"
     )
     repetition_penalty: float | None = Field(
-        default=None, gt=0, le=100, allow_inf_nan=False, description="a number above 0, up to 100"
+        default=None,
+        gt=0,
+        le=MAX_REPETITION_PENALTY,
+        allow_inf_nan=False,
+        description="a number above 0, up to 100",
     )
     logit_bias: LogitBias | None = Field(
         default=None,
@@ -185,6 +190,20 @@ class AnswerFields(Open):
         "characters",
     )
     include_stop_str_in_output: bool | None = Field(default=None, description="true or false")
+    prompt_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description=f"an integer from 0 to {MAX_LOGPROBS}; not with stream",
+    )
+    truncate_prompt_tokens: int | None = Field(
+        default=None,
+        ge=-1,
+        lt=2**31,
+        description="an integer, 1 or more: so many of the prompt's last tokens are kept; -1: as "
+        "many as fit",
+    )
+    echo: bool | None = Field(default=None, description="true or false")
 
 
 class ChatCompletionRequest(AnswerFields):
@@ -201,6 +220,10 @@ class ChatCompletionRequest(AnswerFields):
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="an object with variables of the chat template"
+    )
+    add_generation_prompt: bool | None = Field(default=None, description="true or false")
+    continue_final_message: bool | None = Field(
+        default=None, description="true or false; true only with add_generation_prompt false"
     )
     logprobs: bool | None = Field(default=None, description="true or false")
     top_logprobs: int | None = Field(
@@ -330,6 +353,18 @@ class ChatChoice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
 
+class PromptLogprob(BaseModel):
+    """A token at a place of the prompt: the one that stands there, or one of the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# One entry a token of the prompt, by token id; null for the first, which nothing precedes.
+PromptLogprobsBody = list[dict[str, PromptLogprob] | None]
+
+
 class ChatCompletion(BaseModel):
     """Body of an answer that is not streamed."""
 
@@ -339,4 +374,5 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_logprobs: PromptLogprobsBody | None = None
     warnings: list[NoticeBody] | None = None

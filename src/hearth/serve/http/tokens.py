@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request
 from hearth import __version__
 from hearth.core.errors import RequestError
 from hearth.serve.chat_service import ChatService
-from hearth.serve.http.answers import body_documentation
-from hearth.serve.http.body import read_body
+from hearth.serve.http.answers import BODY_ERRORS, body_documentation, error_responses
+from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat_fields import messages_of
 from hearth.serve.http.completion_schemas import (
     DetokenizeRequest,
@@ -17,13 +17,12 @@ from hearth.serve.http.completion_schemas import (
     TokenizeResponse,
     Version,
 )
-from hearth.serve.http.schemas import ErrorBody
 
 _TOKENIZE_EXAMPLE = {"prompt": "What is hearth?"}
 _DETOKENIZE_EXAMPLE = {"tokens": [1, 2, 3]}
 
 
-def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
+def tokens_router(service: ChatService, bodies: Bodies) -> APIRouter:
     """The endpoints for the tokenizer and chat template of the served model."""
     router = APIRouter(tags=["tokens"])
     model = service.model
@@ -32,12 +31,12 @@ def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/tokenize",
         summary="Tokens of a text or of messages",
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}},
+        responses=error_responses(*BODY_ERRORS),
         openapi_extra=body_documentation(TokenizeRequest, _TOKENIZE_EXAMPLE),
         response_model_exclude_none=True,
     )
     async def tokenize(request: Request) -> TokenizeResponse:
-        body = await read_body(request, TokenizeRequest, max_body_bytes)
+        body = await bodies.read(request, TokenizeRequest)
         model.resolve_name(body.model)
         tokens = await _tokens_of(service, body)
         strings = (
@@ -50,11 +49,11 @@ def tokens_router(service: ChatService, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/detokenize",
         summary="The text of tokens",
-        responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}},
+        responses=error_responses(*BODY_ERRORS),
         openapi_extra=body_documentation(DetokenizeRequest, _DETOKENIZE_EXAMPLE),
     )
     async def detokenize(request: Request) -> DetokenizeResponse:
-        body = await read_body(request, DetokenizeRequest, max_body_bytes)
+        body = await bodies.read(request, DetokenizeRequest)
         model.resolve_name(body.model)
         service.check_token_ids("tokens", body.tokens)
         return DetokenizeResponse(prompt=tokenizer.decode_all(body.tokens))

@@ -46,8 +46,50 @@ void Model::check_program() const {
             "a weight is not aligned to 64 bytes");
     require(weight.dtype == HEARTH_F32 || weight.dtype == HEARTH_BF16,
             "a weight has an unknown type");
+    require(weight.stack > 0 && (weight.stack == 1 || weight.kind == HEARTH_LINEAR),
+            "only linear weights are stacked");
   }
   for (const auto& op : ops_) check_op(op);
+}
+
+const hearth_weight& Model::checked_weight(int32_t index, int32_t kind, int64_t rows,
+                                           int64_t stack) const {
+  require(index >= 0 && index < static_cast<int32_t>(weights_.size()),
+          "an operation names no weight");
+  const hearth_weight& weight = weights_[index];
+  require(weight.kind == kind && weight.rows == rows && weight.stack == stack,
+          "a weight has another shape than its use");
+  return weight;
+}
+
+void Model::check_experts(const hearth_op& op) const {
+  for (int32_t i : {op.x, op.y, op.out, op.routes, op.gated})
+    require(i >= 0 && i < static_cast<int32_t>(buffers_.size()) &&
+                buffers_[i].rows_kind == HEARTH_ROWS_TOKENS,
+            "experts name no buffer of tokens");
+  require(op.experts > 0 && op.experts < 1 << 24 && op.top_k > 0 && op.expert_groups > 0 &&
+              op.top_groups > 0 && op.top_groups <= op.expert_groups &&
+              op.experts % op.expert_groups == 0 &&
+              op.top_k <= op.experts / op.expert_groups * op.top_groups,
+          "a router has fewer experts than it chooses");
+  require(op.scoring == HEARTH_SCORE_SOFTMAX || op.scoring == HEARTH_SCORE_SIGMOID,
+          "a router has an unknown scoring");
+  require(op.activation == HEARTH_ACT_SILU || op.activation == HEARTH_ACT_GELU_TANH,
+          "experts have an unknown activation");
+  const Buffer &x = buffers_[op.x], &gated = buffers_[op.gated], &out = buffers_[op.out];
+  require(buffers_[op.y].width == op.experts && buffers_[op.routes].width == 2 * op.top_k &&
+              gated.width % op.top_k == 0,
+          "experts do not fit their buffers");
+  require(op.x != op.out && op.x != op.gated && op.out != op.gated && op.routes != op.x &&
+              op.routes != op.y && op.routes != op.gated && op.routes != op.out &&
+              op.gated != op.y && op.out != op.y,
+          "experts work in place");
+  int64_t size = gated.width / op.top_k;
+  const auto& gate_up = checked_weight(op.weight, HEARTH_LINEAR, size, 2 * op.experts);
+  const auto& down = checked_weight(op.down, HEARTH_LINEAR, out.width, op.experts);
+  require(gate_up.cols == x.width && down.cols == size,
+          "experts: the columns are not the input's width");
+  if (op.bias >= 0) checked_weight(op.bias, HEARTH_VECTOR, op.experts);
 }
 
 // Indices and widths of one operation, so that no kernel can leave its buffers.
@@ -57,16 +99,13 @@ void Model::check_op(const hearth_op& op) const {
     return buffers_[i];
   };
   auto weight = [&](int32_t i, int32_t kind, int64_t rows) {
-    require(i >= 0 && i < static_cast<int32_t>(weights_.size()), "an operation names no weight");
-    require(weights_[i].kind == kind && weights_[i].rows == rows,
-            "a weight has another shape than its use");
-    return weights_[i];
+    return checked_weight(i, kind, rows);
   };
   switch (op.kind) {
     case HEARTH_OP_EMBED:
       require(op.weight >= 0 && op.weight < static_cast<int32_t>(weights_.size()),
               "embed names no weight");
-      require(weights_[op.weight].kind != HEARTH_VECTOR &&
+      require(weights_[op.weight].kind != HEARTH_VECTOR && weights_[op.weight].stack == 1 &&
                   weights_[op.weight].rows == limits_.vocab_size &&
                   weights_[op.weight].cols == buffer(op.out).width,
               "the embedding has another shape than its use");
@@ -119,6 +158,9 @@ void Model::check_op(const hearth_op& op) const {
       require(buffer(op.x).width == 2 * buffer(op.out).width, "gate needs twice its width");
       require(op.activation == HEARTH_ACT_SILU || op.activation == HEARTH_ACT_GELU_TANH,
               "gate has an unknown activation");
+      break;
+    case HEARTH_OP_EXPERTS:
+      check_experts(op);
       break;
     case HEARTH_OP_ADD:
       require(buffer(op.x).stride == buffer(op.y).stride, "add of different widths");
@@ -200,6 +242,10 @@ void Model::check_sampling(const hearth_plan& p, const hearth_result& result) co
     fail(HEARTH_E_PLAN, "num_top without num_logprobs or a place for the best tokens");
   if (p.num_logprobs)
     check_range("num_logprobs", p.num_logprobs, p.num_logit_rows, -1, p.num_top + 1);
+  if (p.given) {
+    if (!result.ranks) fail(HEARTH_E_PLAN, "given tokens without a place for their ranks");
+    check_range("given", p.given, p.num_logit_rows, -1, limits_.vocab_size);
+  }
   if (!p.repetition) return;
   auto check_ragged = [&](const char* name, const int32_t* start, const int32_t* tokens) {
     check_offsets(name, start, p.num_logit_rows, 0, INT32_MAX);

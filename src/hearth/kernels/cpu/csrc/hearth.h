@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 2
+#define HEARTH_ABI_VERSION 4
 
 enum {
   HEARTH_OK = 0,
@@ -31,6 +31,7 @@ enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
 enum { HEARTH_ROWS_TOKENS = 0, HEARTH_ROWS_LOGITS = 1 };
 enum { HEARTH_PAIR_HALF = 0, HEARTH_PAIR_INTERLEAVED = 1 };
 enum { HEARTH_ACT_SILU = 0, HEARTH_ACT_GELU_TANH = 1 };
+enum { HEARTH_SCORE_SOFTMAX = 0, HEARTH_SCORE_SIGMOID = 1 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
 
 enum {
@@ -47,6 +48,7 @@ enum {
   HEARTH_OP_SAMPLE,
   HEARTH_OP_HEAD_NORM,
   HEARTH_OP_SOFT_CAP,
+  HEARTH_OP_EXPERTS,
 };
 
 // One operation. x, y, out number buffers; weight and bias number weights, −1: none.
@@ -61,6 +63,13 @@ typedef struct hearth_op {
   int32_t activation;                        // HEARTH_ACT_*
   float eps, scale;
   float soft_cap;  // ATTEND: 0 is none
+  // EXPERTS: x rows, y router logits, weight gate and up of each expert, bias of the router's
+  // ranks, scale of the experts' weights; the rest is here.
+  int32_t routes, gated;  // buffers
+  int32_t down;           // weight
+  int32_t experts, top_k;
+  int32_t expert_groups, top_groups;
+  int32_t scoring, normalize;  // HEARTH_SCORE_*; 0 or 1
 } hearth_op;
 
 typedef struct hearth_buffer {
@@ -72,6 +81,7 @@ typedef struct hearth_weight {
   const void* data;  // packed as kernels/packing.py says, 64-byte aligned
   int32_t kind, dtype;
   int64_t rows, cols;
+  int64_t stack;  // matrices of this shape behind each other, each padded to whole panels
 } hearth_weight;
 
 typedef struct hearth_group {
@@ -116,6 +126,7 @@ typedef struct hearth_plan {
   const int32_t* position;
   const int32_t* choice;
   const int32_t* num_logprobs;  // [R]; −1 none, 0 the token's own, k ≤ K of the k best too; or null
+  const int32_t* given;         // [R]; ≥ 0: this token is scored, none is sampled; or null
   // LogitEdits; all null where no row has any. Offsets of row r: start[r] … start[r+1]−1.
   const float* repetition;  // [R]
   const float* frequency;
@@ -137,6 +148,7 @@ typedef struct hearth_result {
   float* logits;        // [R, vocab_size] or null
   int32_t* top_tokens;  // [R, K] or null
   float* top_logprobs;  // [R, K] or null
+  int32_t* ranks;  // [R]; of given tokens, 1 the best; 0 where one is sampled; null: no `given`
 } hearth_result;
 
 typedef struct hearth_model hearth_model;

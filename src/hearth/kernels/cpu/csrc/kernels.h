@@ -8,12 +8,15 @@
 
 namespace hearth {
 
-constexpr int kPanel = 64;     // output columns a weight panel
-constexpr int kRowPad = 64;    // floats to which a row is padded
-constexpr int kKeyGroup = 16;  // neighbouring keys that lie in one vector of the K part
-constexpr int kTile = 64;      // keys a softmax tile, at absolute positions
+constexpr int kPanel = 64;           // output columns a weight panel
+constexpr int kRowPad = 64;          // floats to which a row is padded
+constexpr int kKeyGroup = 16;        // neighbouring keys that lie in one vector of the K part
+constexpr int kLinearTileRows = 96;  // rows that a linear tile takes at a time: with 512 columns of
+                                     // K they stay in the second-level cache
+constexpr int kTile = 64;            // keys a softmax tile, at absolute positions
 constexpr int kSegment = 512;  // keys a segment that is reduced on its own, at absolute positions
 
+// Row i of x is at x + i · ldx, or at x + x_offsets[i] where there are offsets; likewise of out.
 struct LinearArgs {
   const float* x;  // [rows, ldx]
   int64_t ldx;
@@ -24,6 +27,9 @@ struct LinearArgs {
   float* out;         // [rows, ldo], first column of the panel
   int64_t ldo;
   int rows;
+  const int64_t* x_offsets = nullptr;    // [rows] or null
+  const int64_t* out_offsets = nullptr;  // [rows], all different, or null
+  bool accumulate = false;               // sums begin with what stands in `out`
 };
 
 struct NormArgs {

@@ -4,23 +4,32 @@
 
 namespace {
 
+HEARTH_INLINE int64_t row_offset(const int64_t* offsets, int64_t stride, int row) {
+  return offsets ? offsets[row] : row * stride;
+}
+
 // acc[R][V] over cols k0 … k1 of V vectors of a panel; sums so far stand in `out`.
 template <int R, int V, class W>
 HEARTH_INLINE void linear_tile(const LinearArgs& a, const W* weight, int column, int row,
                                int64_t k0, int64_t k1) {
-  const float* x = a.x + row * a.ldx;
-  float* out = a.out + row * a.ldo + column;
+  const float* x[R];
+  float* out[R];
+  unroll<R>([&](auto r) HEARTH_LAMBDA {
+    x[r.value] = a.x + row_offset(a.x_offsets, a.ldx, row + r.value);
+    out[r.value] = a.out + row_offset(a.out_offsets, a.ldo, row + r.value) + column;
+  });
   const W* w = weight + column + k0 * kPanel;
+  bool from_zero = k0 == 0 && !a.accumulate;
   Vec acc[R][V];
   unroll<R * V>([&](auto i) HEARTH_LAMBDA {
     constexpr int r = i.value / V, v = i.value % V;
-    acc[r][v] = k0 == 0 ? vzero() : vload(out + r * a.ldo + v * kLanes);
+    acc[r][v] = from_zero ? vzero() : vload(out[r] + v * kLanes);
   });
   for (int64_t k = k0; k < k1; k++, w += kPanel) {
     Vec row_of_w[V];
     unroll<V>([&](auto v) HEARTH_LAMBDA { row_of_w[v.value] = vload(w + v.value * kLanes); });
     unroll<R>([&](auto r) HEARTH_LAMBDA {
-      Vec xk = vset(x[r.value * a.ldx + k]);
+      Vec xk = vset(x[r.value][k]);
       unroll<V>([&](auto v) HEARTH_LAMBDA {
         acc[r.value][v.value] = vfma(row_of_w[v.value], xk, acc[r.value][v.value]);
       });
@@ -31,7 +40,7 @@ HEARTH_INLINE void linear_tile(const LinearArgs& a, const W* weight, int column,
     constexpr int r = i.value / V, v = i.value % V;
     Vec sum = acc[r][v];
     if (add_bias) sum = vadd(sum, vload(a.bias + column + v * kLanes));
-    vstore(out + r * a.ldo + v * kLanes, sum);
+    vstore(out[r] + v * kLanes, sum);
   });
 }
 

@@ -74,8 +74,14 @@ Model::Model(const hearth_model_desc& desc)
   create_groups(desc);
   check_program();
   create_scratch();
-  stages_.reserve(ops_.size());
-  stage_tiles_.reserve(ops_.size());
+  create_expert_scratch();
+  for (int i = 0; i < desc.num_ops; i++) {
+    first_step_.push_back(static_cast<int>(steps_.size()));
+    for (int part = 0; part < num_parts(ops_[i]); part++) steps_.push_back({i, part});
+  }
+  first_step_.push_back(static_cast<int>(steps_.size()));
+  stages_.reserve(steps_.size());
+  stage_tiles_.reserve(steps_.size());
   team_ = std::make_unique<Team>(desc.num_threads);
 }
 
@@ -136,7 +142,7 @@ void Model::copy_blocks(const hearth_plan& plan) {
   }
 }
 
-// Operations with one tile each that follow each other are one stage: a decode step of one sequence
+// Steps with one tile each that follow each other are one stage: a decode step of one sequence
 // then has half as many barriers.
 void Model::prepare(int first, int last, const hearth_plan& plan, const hearth_result& result) {
   plan_ = &plan;
@@ -146,10 +152,10 @@ void Model::prepare(int first, int last, const hearth_plan& plan, const hearth_r
               row_sequence_.begin() + plan.row_start[s + 1], s);
   stages_.clear();
   stage_tiles_.clear();
-  for (int i = first; i < last; i++) {
-    int tiles = tiles_of(ops_[i]);
+  for (int i = first_step_[first]; i < first_step_[last]; i++) {
+    int tiles = tiles_of(ops_[steps_[i].op], steps_[i].part);
     if (tiles == 1 && !stages_.empty() && stages_.back().tiles == 1) {
-      stages_.back().last_op = i + 1;
+      stages_.back().last_step = i + 1;
       continue;
     }
     stages_.push_back({i, i + 1, tiles});

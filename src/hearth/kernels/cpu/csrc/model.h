@@ -35,6 +35,9 @@ class Arena {
 const Kernels& choose_kernels(const char* isa);  // throws Failure
 const char* best_isa();
 
+// Steps that an operation takes: 1, or the parts of a mixture of experts.
+int num_parts(const hearth_op& op);
+
 class Model {
  public:
   explicit Model(const hearth_model_desc& desc);  // throws Failure
@@ -42,8 +45,12 @@ class Model {
   void read_buffer(int buffer, int rows, float* out) const;
 
  private:
+  // An operation runs in one step, or in several with a barrier between them.
+  struct Step {
+    int op, part;
+  };
   struct Stage {
-    int first_op, last_op, tiles;
+    int first_step, last_step, tiles;
   };
   struct Buffer {
     float* data;
@@ -55,19 +62,35 @@ class Model {
     std::unique_ptr<Arena> pool;
     int64_t value_offset, head_bytes, block_bytes;
   };
+  // Pairs of a row and one of its experts, grouped by expert: row · top_k + place in `routes`.
+  struct ExpertPairs {
+    std::vector<int32_t> first;   // [experts + 1], offsets into `pairs`
+    std::vector<int32_t> pairs;   // [max_tokens · top_k], ascending within an expert
+    std::vector<int32_t> active;  // [experts], those that have rows, ascending
+    int num_active = 0;
+  };
+  // Of one thread, for the rows that it routes.
+  struct RouteScratch {
+    std::vector<float> scores, ranks, group_ranks;
+    std::vector<uint8_t> is_out, is_chosen;
+  };
 
   void create_buffers(const hearth_model_desc& desc);
   void create_groups(const hearth_model_desc& desc);
   void create_scratch();
+  void create_expert_scratch();
   void check_program() const;
   void check_op(const hearth_op& op) const;
+  void check_experts(const hearth_op& op) const;
+  const hearth_weight& checked_weight(int32_t index, int32_t kind, int64_t rows,
+                                      int64_t stack = 1) const;
   void check_plan(const hearth_plan& plan) const;
   void check_blocks(const hearth_plan& plan) const;
   void check_sampling(const hearth_plan& plan, const hearth_result& result) const;
   void copy_blocks(const hearth_plan& plan);
   void prepare(int first, int last, const hearth_plan& plan, const hearth_result& result);
   void keep_results(const hearth_plan& plan, const hearth_result& result);
-  int tiles_of(const hearth_op& op) const;
+  int tiles_of(const hearth_op& op, int part) const;
   int row_tiles(const hearth_op& op, int rows_a_tile) const;
   int rows_of(const Buffer& buffer) const;
   float* row(int buffer, int64_t index) const {
@@ -75,7 +98,7 @@ class Model {
   }
 
   static void run_tile(void* self, int stage, int tile, int thread);
-  void run_op(const hearth_op& op, int tile, int thread);
+  void run_op(const hearth_op& op, int part, int tile, int thread);
   void embed(const hearth_op& op, int row);
   void angles(const hearth_op& op, int row);
   void norm(const hearth_op& op, int tile);
@@ -85,6 +108,15 @@ class Model {
   void kv_write(const hearth_op& op, int row);
   void attend(const hearth_op& op, int tile, int thread);
   void gate(const hearth_op& op, int tile);
+  // ops_experts.cpp
+  int expert_tiles(const hearth_op& op, int part) const;
+  void experts(const hearth_op& op, int part, int tile, int thread);
+  void route(const hearth_op& op, int row, RouteScratch& scratch);
+  void score(const hearth_op& op, const float* logits, RouteScratch& scratch);
+  void group_pairs(const hearth_op& op);
+  void expert_gated(const hearth_op& op, int tile);
+  void expert_down(const hearth_op& op, int panel);
+
   void add(const hearth_op& op, int tile);
   void select(const hearth_op& op, int row);
   void soft_cap(const hearth_op& op, int tile);
@@ -104,6 +136,10 @@ class Model {
   std::vector<int32_t> row_sequence_;          // [max_tokens]
   std::vector<int32_t> previous_tokens_;       // results of the last step that sampled
   int num_previous_tokens_ = 0;
+  ExpertPairs pairs_;
+  std::vector<RouteScratch> route_scratch_;  // [threads]
+  std::vector<Step> steps_;
+  std::vector<int> first_step_;  // [ops + 1], of each operation
   std::vector<Stage> stages_;
   std::vector<int> stage_tiles_;
   const hearth_plan* plan_ = nullptr;

@@ -8,8 +8,7 @@
 namespace hearth {
 namespace {
 
-constexpr int kLinearTileRows = 96;  // rows a linear tile: with 512 columns of K they stay in L2
-constexpr int kSimpleTileRows = 8;   // rows a tile of cheap operations
+constexpr int kSimpleTileRows = 8;  // rows a tile of cheap operations
 
 float bf16_to_float(uint16_t h) {
   uint32_t bits = static_cast<uint32_t>(h) << 16;
@@ -43,8 +42,10 @@ int Model::row_tiles(const hearth_op& op, int rows_a_tile) const {
   return (rows_of(buffers_[buffer]) + rows_a_tile - 1) / rows_a_tile;
 }
 
-int Model::tiles_of(const hearth_op& op) const {
+int Model::tiles_of(const hearth_op& op, int part) const {
   switch (op.kind) {
+    case HEARTH_OP_EXPERTS:
+      return expert_tiles(op, part);
     case HEARTH_OP_LINEAR:
       return static_cast<int>((weights_[op.weight].rows + kPanel - 1) / kPanel) *
              row_tiles(op, kLinearTileRows);
@@ -67,10 +68,13 @@ int Model::tiles_of(const hearth_op& op) const {
 void Model::run_tile(void* self, int stage, int tile, int thread) {
   auto* model = static_cast<Model*>(self);
   const Stage& s = model->stages_[stage];
-  for (int i = s.first_op; i < s.last_op; i++) model->run_op(model->ops_[i], tile, thread);
+  for (int i = s.first_step; i < s.last_step; i++) {
+    const Step& step = model->steps_[i];
+    model->run_op(model->ops_[step.op], step.part, tile, thread);
+  }
 }
 
-void Model::run_op(const hearth_op& op, int tile, int thread) {
+void Model::run_op(const hearth_op& op, int part, int tile, int thread) {
   switch (op.kind) {
     case HEARTH_OP_EMBED:
       return embed(op, tile);
@@ -90,6 +94,8 @@ void Model::run_op(const hearth_op& op, int tile, int thread) {
       return attend(op, tile, thread);
     case HEARTH_OP_GATE:
       return gate(op, tile);
+    case HEARTH_OP_EXPERTS:
+      return experts(op, part, tile, thread);
     case HEARTH_OP_ADD:
       return add(op, tile);
     case HEARTH_OP_SELECT:
@@ -263,9 +269,15 @@ void Model::sample(const hearth_op& op, int index, int thread) {
   float* logits = row(op.x, index);
   RowEdits edits{};
   bool has_edits = p.repetition && row_edits(p, index, edits);
-  SamplingRow params{
-      p.temperature[index], p.top_p[index],    p.min_p[index],  p.top_k[index],
-      p.seed[index],        p.position[index], p.choice[index], has_edits ? &edits : nullptr};
+  SamplingRow params{p.temperature[index],
+                     p.top_p[index],
+                     p.min_p[index],
+                     p.top_k[index],
+                     p.seed[index],
+                     p.position[index],
+                     p.choice[index],
+                     has_edits ? &edits : nullptr,
+                     p.given ? p.given[index] : -1};
   int64_t best = static_cast<int64_t>(index) * p.num_top;
   LogprobsWanted wanted{p.num_logprobs ? p.num_logprobs[index] : 0,
                         result_->top_tokens ? result_->top_tokens + best : nullptr,
@@ -274,6 +286,7 @@ void Model::sample(const hearth_op& op, int index, int thread) {
                                sample_scratch_[static_cast<size_t>(thread)]);
   result_->tokens[index] = sampled.token;
   result_->logprobs[index] = sampled.logprob;
+  if (result_->ranks) result_->ranks[index] = sampled.rank;
   if (plan_->flags & HEARTH_WANT_HASHES)
     result_->hashes[index] = hash_row(logits, limits_.vocab_size);
   if (plan_->flags & HEARTH_WANT_LOGITS)

@@ -173,6 +173,19 @@ float log_probability(float logit, float maximum, double log_total) {
   return static_cast<float>(static_cast<double>(logit - maximum) - log_total);
 }
 
+// The token's place in the ranking of rank_best; blocks without a larger logit are passed over.
+int32_t rank_of(const float* logits, int64_t vocab_size, int32_t token, const SampleScratch& s) {
+  int32_t ahead = 0;
+  float logit = logits[token];
+  for (int64_t block = 0, first = 0; first < vocab_size; block++, first += kRankBlock) {
+    if (s.block_max[block] < logit) continue;
+    int64_t end = std::min(first + kRankBlock, vocab_size);
+    for (int64_t id = first; id < end; id++)
+      ahead += logits[id] > logit || (logits[id] == logit && id < token);
+  }
+  return ahead + 1;
+}
+
 void fill_best(const float* logits, int64_t vocab_size, float maximum, double log_total,
                const LogprobsWanted& wanted, SampleScratch& s) {
   int64_t ranked = rank_best(logits, vocab_size, wanted.count, s);
@@ -203,19 +216,24 @@ Sampled sample_row(const Kernels& kernels, float* logits, int64_t vocab_size,
                    const SamplingRow& row, const LogprobsWanted& wanted, SampleScratch& scratch) {
   float maximum = 0.0f, raw_maximum = 0.0f;
   double log_total = 0.0;
-  if (!row.edits || wanted.count >= 0)
+  if (!row.edits || wanted.count >= 0 || row.given >= 0)
     maximum = raw_maximum = find_block_maxima(kernels, logits, vocab_size, scratch);
   if (wanted.count >= 0)
     log_total = std::log(kernels.exp_sum(logits, vocab_size, maximum, 1.0f, nullptr));
   if (wanted.count > 0) fill_best(logits, vocab_size, maximum, log_total, wanted, scratch);
+  if (row.given >= 0) {
+    float logprob = wanted.count < 0 ? std::numeric_limits<float>::quiet_NaN()
+                                     : log_probability(logits[row.given], maximum, log_total);
+    return {row.given, logprob, rank_of(logits, vocab_size, row.given, scratch)};
+  }
   if (row.edits) {
     apply_edits(logits, *row.edits, scratch);
     maximum = find_block_maxima(kernels, logits, vocab_size, scratch);
   }
   int32_t token = Draw{kernels, logits, vocab_size, row, maximum, scratch}.pick();
   undo_edits(logits, scratch);
-  if (wanted.count < 0) return {token, std::numeric_limits<float>::quiet_NaN()};
-  return {token, log_probability(logits[token], raw_maximum, log_total)};
+  if (wanted.count < 0) return {token, std::numeric_limits<float>::quiet_NaN(), 0};
+  return {token, log_probability(logits[token], raw_maximum, log_total), 0};
 }
 
 uint64_t hash_row(const float* logits, int64_t vocab_size) {

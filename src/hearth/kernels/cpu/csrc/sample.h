@@ -29,6 +29,7 @@ struct SamplingRow {
   uint64_t seed;
   int32_t position, choice;
   const RowEdits* edits;  // null: none
+  int32_t given;          // ≥ 0: this token is scored, none is sampled
 };
 
 // How much of the log-probabilities is wanted: of the token alone (0), of the `count` best too.
@@ -79,6 +80,7 @@ inline int32_t ranked_token(const SampleScratch& scratch, int64_t rank) {
 struct Sampled {
   int32_t token;
   float logprob;  // of the raw logits: before edits, temperature and filters; NaN: not wanted
+  int32_t rank;   // of a given token, 1 the best; 0: it was sampled
 };
 
 // The definition stands in kernels/reference/sampling.py; `logits` is readable to a multiple of 64.

@@ -1,0 +1,265 @@
+// Mixture of experts: a row's experts are chosen, rows are grouped by expert, and each expert's
+// gate, up and down run on its own rows. Four parts, each cut into tiles:
+//
+//   choose  rows: scores, ranks and the choice, to `routes`
+//   group   one tile: the pairs of row and expert in the order of the experts
+//   gated   expert with rows × panel of gate and up: activation and the row's weight, to `gated`
+//   down    panel of down: for each row the sum over its experts, by ascending index
+//
+// The weight is multiplied in before `down`, so that the sum over the experts is one reduction over
+// (expert, column), whose order depends on the row's own choice only. No expert without rows is
+// touched, and which rows go through an expert together changes no bit of any.
+//
+// Measured on one core of an AMD EPYC with AVX-512, 64 experts, 8 a row, 1024 → 512, bfloat16: one
+// row takes 1.16 times, 32 rows take 1.2 times as long as a linear layer of the same bytes with as
+// many rows a weight. Asking for the next panel ahead of time gained nothing.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model.h"
+
+namespace hearth {
+namespace {
+
+enum Part { kChoose, kGroup, kGated, kDown, kNumParts };
+
+constexpr int kRouteTileRows = 8;
+// Keeps a sum of sigmoid scores that all vanish from dividing by zero, as transformers does.
+constexpr float kLeastSum = 1e-20f;
+
+int panels(int64_t rows) {
+  return static_cast<int>((rows + kPanel - 1) / kPanel);
+}
+
+// First byte of a panel of one of the stacked matrices.
+const char* panel_of(const hearth_weight& w, int64_t matrix, int panel) {
+  int64_t panel_bytes = kPanel * w.cols * (w.dtype == HEARTH_BF16 ? 2 : 4);
+  return static_cast<const char*>(w.data) + (matrix * panels(w.rows) + panel) * panel_bytes;
+}
+
+LinearArgs linear_args(const hearth_weight& w) {
+  LinearArgs args{};
+  args.bf16 = w.dtype == HEARTH_BF16;
+  args.cols = w.cols;
+  return args;
+}
+
+// The highest rank among those that are not out; of equals the first one. NaN never outranks, so
+// that a row that is not finite still gets experts.
+int best_of(const float* ranks, const uint8_t* is_out, int count) {
+  int best = -1;
+  for (int i = 0; i < count; i++)
+    if (!is_out[i] && (best < 0 || ranks[i] > ranks[best])) best = i;
+  return best;
+}
+
+float sum_of_two_best(const float* ranks, int count) {
+  float first = ranks[0], second = ranks[1];
+  if (second > first) std::swap(first, second);
+  for (int i = 2; i < count; i++) {
+    if (ranks[i] > first) {
+      second = first;
+      first = ranks[i];
+    } else if (ranks[i] > second) {
+      second = ranks[i];
+    }
+  }
+  return first + second;
+}
+
+}  // namespace
+
+int num_parts(const hearth_op& op) {
+  return op.kind == HEARTH_OP_EXPERTS ? kNumParts : 1;
+}
+
+void Model::create_expert_scratch() {
+  size_t experts = 0, top_k = 0;
+  for (const auto& op : ops_) {
+    if (op.kind != HEARTH_OP_EXPERTS) continue;
+    experts = std::max(experts, static_cast<size_t>(op.experts));
+    top_k = std::max(top_k, static_cast<size_t>(op.top_k));
+  }
+  if (experts == 0) return;
+  pairs_.first.resize(experts + 1);
+  pairs_.active.resize(experts);
+  pairs_.pairs.resize(static_cast<size_t>(limits_.max_tokens) * top_k);
+  size_t padded = (experts + 15) / 16 * 16;  // kernels write whole vectors
+  for (int i = 0; i < limits_.num_threads; i++)
+    route_scratch_.push_back({std::vector<float>(padded), std::vector<float>(padded),
+                              std::vector<float>(padded), std::vector<uint8_t>(padded),
+                              std::vector<uint8_t>(padded)});
+}
+
+// How many experts will have rows is not known when a step is cut into tiles: those beyond them
+// have nothing to do.
+int Model::expert_tiles(const hearth_op& op, int part) const {
+  switch (part) {
+    case kChoose:
+      return row_tiles(op, kRouteTileRows);
+    case kGroup:
+      return 1;
+    case kGated: {
+      int64_t most = std::min<int64_t>(op.experts, int64_t{plan_->num_tokens} * op.top_k);
+      return static_cast<int>(most) * panels(weights_[op.weight].rows);
+    }
+    default:
+      return panels(weights_[op.down].rows);
+  }
+}
+
+void Model::experts(const hearth_op& op, int part, int tile, int thread) {
+  switch (part) {
+    case kChoose: {
+      int first = tile * kRouteTileRows;
+      int last = std::min(first + kRouteTileRows, plan_->num_tokens);
+      for (int r = first; r < last; r++) route(op, r, route_scratch_[static_cast<size_t>(thread)]);
+      return;
+    }
+    case kGroup:
+      return group_pairs(op);
+    case kGated:
+      return expert_gated(op, tile);
+    default:
+      return expert_down(op, tile);
+  }
+}
+
+// Scores and ranks of all experts. Where a softmax alone decides, the logits rank: the order is the
+// same, without what the softmax rounds away.
+void Model::score(const hearth_op& op, const float* logits, RouteScratch& scratch) {
+  float *scores = scratch.scores.data(), *ranks = scratch.ranks.data();
+  if (op.scoring == HEARTH_SCORE_SOFTMAX) {
+    float most = kernels_.maximum(logits, op.experts);
+    auto total = static_cast<float>(kernels_.exp_sum(logits, op.experts, most, 1.0f, scores));
+    // The vector exponential clamps what is not finite: a router that failed must not look well.
+    for (int e = 0; e < op.experts; e++) total += 0.0f * logits[e];
+    for (int e = 0; e < op.experts; e++) scores[e] /= total;
+    const float* ranked = op.expert_groups > 1 ? scores : logits;
+    std::copy(ranked, ranked + op.experts, ranks);
+  } else {
+    for (int e = 0; e < op.experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    std::copy(scores, scores + op.experts, ranks);
+  }
+  if (op.bias < 0) return;
+  auto* bias = static_cast<const float*>(weights_[op.bias].data);
+  for (int e = 0; e < op.experts; e++) ranks[e] = scores[e] + bias[e];
+}
+
+void Model::route(const hearth_op& op, int index, RouteScratch& scratch) {
+  score(op, row(op.y, index), scratch);
+  uint8_t *is_out = scratch.is_out.data(), *is_chosen = scratch.is_chosen.data();
+  std::fill(is_out, is_out + op.experts, uint8_t{0});
+  std::fill(is_chosen, is_chosen + op.experts, uint8_t{0});
+  const float* ranks = scratch.ranks.data();
+  if (op.expert_groups > 1) {
+    int size = op.experts / op.expert_groups;
+    float* group_ranks = scratch.group_ranks.data();
+    for (int g = 0; g < op.expert_groups; g++)
+      group_ranks[g] = size > 1 ? sum_of_two_best(ranks + g * size, size) : ranks[g];
+    for (int i = 0; i < op.top_groups; i++)  // is_out: groups that are taken already
+      is_out[best_of(group_ranks, is_out, op.expert_groups)] = 1;
+    for (int g = op.expert_groups - 1; g >= 0; g--)  // downwards: the flags are spread in place
+      std::fill(is_out + g * size, is_out + (g + 1) * size, static_cast<uint8_t>(!is_out[g]));
+  }
+  for (int i = 0; i < op.top_k; i++) {
+    int best = best_of(ranks, is_out, op.experts);
+    is_out[best] = is_chosen[best] = 1;
+  }
+  float *chosen = row(op.routes, index), *weights = chosen + op.top_k, total = 0.0f;
+  for (int e = 0, i = 0; e < op.experts; e++) {
+    if (!is_chosen[e]) continue;
+    chosen[i] = static_cast<float>(e);
+    weights[i++] = scratch.scores[static_cast<size_t>(e)];
+    total += scratch.scores[static_cast<size_t>(e)];
+  }
+  if (op.scoring == HEARTH_SCORE_SIGMOID) total += kLeastSum;
+  for (int i = 0; i < op.top_k; i++)
+    weights[i] = (op.normalize ? weights[i] / total : weights[i]) * op.scale;
+}
+
+// A counting sort: pairs of one expert stay in the order of their rows.
+void Model::group_pairs(const hearth_op& op) {
+  auto& first = pairs_.first;
+  std::fill(first.begin(), first.end(), 0);
+  auto expert_of = [&](int t, int i) { return static_cast<size_t>(row(op.routes, t)[i]); };
+  for (int t = 0; t < plan_->num_tokens; t++)
+    for (int i = 0; i < op.top_k; i++) first[expert_of(t, i) + 1]++;
+  pairs_.num_active = 0;
+  for (int e = 0; e < op.experts; e++) {
+    if (first[static_cast<size_t>(e) + 1])
+      pairs_.active[static_cast<size_t>(pairs_.num_active++)] = e;
+    first[static_cast<size_t>(e) + 1] += first[static_cast<size_t>(e)];
+  }
+  for (int t = 0; t < plan_->num_tokens; t++)  // first[e] runs to the end of e's pairs …
+    for (int i = 0; i < op.top_k; i++)
+      pairs_.pairs[static_cast<size_t>(first[expert_of(t, i)]++)] = t * op.top_k + i;
+  for (size_t e = static_cast<size_t>(op.experts); e > 0; e--) first[e] = first[e - 1];
+  first[0] = 0;  // … and is set back to their begin
+}
+
+void Model::expert_gated(const hearth_op& op, int tile) {
+  const hearth_weight& w = weights_[op.weight];
+  int place = tile / panels(w.rows), panel = tile % panels(w.rows);
+  if (place >= pairs_.num_active) return;
+  int expert = pairs_.active[static_cast<size_t>(place)];
+  const Buffer &x = buffers_[op.x], &gated = buffers_[op.gated];
+  int64_t columns = std::min<int64_t>(kPanel, w.rows - panel * kPanel);
+  alignas(64) float both[kLinearTileRows * 2 * kPanel];  // a row's gates, then its ups
+  int64_t offsets[kLinearTileRows];
+  LinearArgs args = linear_args(w);
+  args.x = x.data;
+  args.x_offsets = offsets;
+  args.ldo = 2 * kPanel;
+  int last = pairs_.first[static_cast<size_t>(expert) + 1];
+  for (int begin = pairs_.first[static_cast<size_t>(expert)]; begin < last; begin += args.rows) {
+    args.rows = std::min(kLinearTileRows, last - begin);
+    const int32_t* pairs = &pairs_.pairs[static_cast<size_t>(begin)];
+    for (int r = 0; r < args.rows; r++) offsets[r] = pairs[r] / op.top_k * x.stride;
+    for (int part = 0; part < 2; part++) {
+      args.weight = panel_of(w, 2 * expert + part, panel);
+      args.out = both + part * kPanel;
+      kernels_.linear(args);
+    }
+    kernels_.gate({both, 2 * kPanel, both, 2 * kPanel, kPanel, args.rows,
+                   op.activation == HEARTH_ACT_GELU_TANH});
+    for (int r = 0; r < args.rows; r++) {
+      int64_t t = pairs[r] / op.top_k, i = pairs[r] % op.top_k;
+      float weight = row(op.routes, t)[op.top_k + i];
+      float* out = gated.data + t * gated.stride + i * w.rows + panel * kPanel;
+      for (int64_t k = 0; k < columns; k++) out[k] = both[r * 2 * kPanel + k] * weight;
+    }
+  }
+}
+
+void Model::expert_down(const hearth_op& op, int panel) {
+  const hearth_weight& w = weights_[op.down];
+  const Buffer &gated = buffers_[op.gated], &out = buffers_[op.out];
+  for (int t = 0; t < plan_->num_tokens; t++)
+    std::fill_n(row(op.out, t) + panel * kPanel, kPanel, 0.0f);
+  int64_t x_offsets[kLinearTileRows], out_offsets[kLinearTileRows];
+  LinearArgs args = linear_args(w);
+  args.x = gated.data;
+  args.x_offsets = x_offsets;
+  args.out = out.data;
+  args.out_offsets = out_offsets;
+  args.accumulate = true;
+  for (int place = 0; place < pairs_.num_active; place++) {
+    auto expert = static_cast<size_t>(pairs_.active[static_cast<size_t>(place)]);
+    args.weight = panel_of(w, static_cast<int64_t>(expert), panel);
+    int last = pairs_.first[expert + 1];
+    for (int begin = pairs_.first[expert]; begin < last; begin += args.rows) {
+      args.rows = std::min(kLinearTileRows, last - begin);
+      const int32_t* pairs = &pairs_.pairs[static_cast<size_t>(begin)];
+      for (int r = 0; r < args.rows; r++) {
+        int64_t t = pairs[r] / op.top_k, i = pairs[r] % op.top_k;
+        x_offsets[r] = t * gated.stride + i * w.cols;
+        out_offsets[r] = t * out.stride + panel * kPanel;
+      }
+      kernels_.linear(args);
+    }
+  }
+}
+
+}  // namespace hearth
