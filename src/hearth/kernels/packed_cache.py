@@ -72,7 +72,7 @@ class PackedCache:
         path = self._path(wanted.key, COMPLETE)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise CacheError(f"{path} cannot be opened: {error.strerror}") from error
