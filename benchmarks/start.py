@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -47,6 +47,8 @@ class Start:
 
     first_token_s: float
     ready_s: float
+    cpu_s: float  # of both processes, up to their end
+    weight_cache: str  # what the banner says of it
     phases_s: dict[str, float] = field(default_factory=dict)
     engine_s: dict[str, float] = field(default_factory=dict)
 
@@ -105,8 +107,8 @@ def phases_of(text: str) -> dict[str, float]:
     return {name.strip(): float(seconds) for name, seconds in _PHASE.findall(text)}
 
 
-def start(model: Path, flags: Sequence[str]) -> Start:
-    """Starts a server, waits for its first token, ends it."""
+def start(model: Path, flags: Sequence[str], done: Callable[[], bool]) -> Start:
+    """Starts a server, waits for its first token and for `done`, ends it."""
     port = free_port()
     command = [sys.executable, "-m", "hearth.cli", "serve", str(model), "--port", str(port)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
@@ -116,14 +118,26 @@ def start(model: Path, flags: Sequence[str]) -> Start:
         )
         try:
             seconds = first_token(port, popen) - begin
+            while not done():
+                time.sleep(0.1)
         finally:
             popen.send_signal(signal.SIGINT)
-            popen.wait()
+            _, status, usage = os.wait4(popen.pid, 0)
+            popen.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
-        line = re.search(r"ready in ([\d.]+) s = (.*); the engine meanwhile: (.*)", out.read())
-    if line is None:
-        raise SystemExit("the server's banner has no line of times")
-    return Start(seconds, float(line[1]), phases_of(line[2]), phases_of(line[3]))
+        banner = out.read()
+    line = re.search(r"ready in ([\d.]+) s = (.*); the engine meanwhile: (.*)", banner)
+    cache = re.search(r"weight cache: (\w+)", banner)
+    if line is None or cache is None:
+        raise SystemExit(f"the server's banner has no line of times:\n{banner}")
+    return Start(
+        seconds,
+        float(line[1]),
+        usage.ru_utime + usage.ru_stime,
+        cache[1],
+        phases_of(line[2]),
+        phases_of(line[3]),
+    )
 
 
 class Bench:
@@ -143,7 +157,15 @@ class Bench:
                 path.unlink()
         files = [*self._cache.iterdir()] if state.startswith("mapped") else self._sources
         (drop_pages if state.endswith("cold") else read_through)(files)
-        return start(self._model, [*kept, *self._flags])
+        found = start(self._model, [*kept, *self._flags], self._is_kept(state))
+        expected = {"p": "off", "w": "written", "m": "mapped"}[state[0]]
+        if found.weight_cache != expected:
+            raise SystemExit(f"{state}: the weight cache is {found.weight_cache}, not {expected}")
+        return found
+
+    def _is_kept(self, state: str) -> Callable[[], bool]:
+        """Whether the file is complete, where one is written: the next state needs it."""
+        return lambda: state != "writing" or any(self._cache.glob("*.packed"))
 
     def disk_limit_s(self) -> float:
         """Reading the sources from disk, nothing else."""
@@ -157,27 +179,45 @@ def medians(starts: Sequence[Start], get: Callable[[Start], dict[str, float]]) -
     return {n: round(statistics.median(get(s).get(n, 0.0) for s in starts), 3) for n in names}
 
 
-def summary(starts: Sequence[Start]) -> dict[str, object]:
-    """What is reported of one state."""
+@dataclass
+class Summary:
+    """What is reported of one state: medians, and the range of the whole."""
+
+    first_token_s: float
+    fastest_s: float
+    slowest_s: float
+    cpu_s: float
+    front_end_s: dict[str, float]
+    engine_s: dict[str, float]
+    first_answer_s: float
+
+
+def summary(starts: Sequence[Start]) -> Summary:
+    """Over the rounds of one state."""
     firsts = sorted(s.first_token_s for s in starts)
-    return {
-        "first_token_s": round(statistics.median(firsts), 3),
-        "range_s": [round(firsts[0], 3), round(firsts[-1], 3)],
-        "front_end_s": medians(starts, lambda s: s.phases_s),
-        "engine_s": medians(starts, lambda s: s.engine_s),
-        "first_answer_s": round(statistics.median(s.first_answer_s for s in starts), 3),
-    }
+    return Summary(
+        first_token_s=round(statistics.median(firsts), 3),
+        fastest_s=round(firsts[0], 3),
+        slowest_s=round(firsts[-1], 3),
+        cpu_s=round(statistics.median(s.cpu_s for s in starts), 3),
+        front_end_s=medians(starts, lambda s: s.phases_s),
+        engine_s=medians(starts, lambda s: s.engine_s),
+        first_answer_s=round(statistics.median(s.first_answer_s for s in starts), 3),
+    )
 
 
-def show(name: str, found: dict[str, object]) -> None:
+def show(state: str, found: Summary) -> None:
     """A state on three lines."""
-    low, high = found["range_s"]  # type: ignore[misc]  # two numbers, from summary
-    print(f"{name:14s} first token {found['first_token_s']:6.2f} s  ({low:.2f} to {high:.2f})")
-    for side in ("front_end_s", "engine_s"):
-        phases: dict[str, float] = found[side]  # type: ignore[assignment]  # from summary
-        text = " + ".join(f"{phase} {seconds:.2f}" for phase, seconds in phases.items())
-        more = f" + first answer {found['first_answer_s']:.2f}" if side == "front_end_s" else ""
-        print(f"{'':14s} {side.removesuffix('_s').replace('_', ' '):9s} {text}{more}")
+    print(
+        f"{state:14s} first token {found.first_token_s:6.2f} s  "
+        f"({found.fastest_s:.2f} to {found.slowest_s:.2f}), processor {found.cpu_s:.2f} s"
+    )
+    own, engine = (
+        " + ".join(f"{phase} {seconds:.2f}" for phase, seconds in phases.items())
+        for phases in (found.front_end_s, found.engine_s)
+    )
+    print(f"{'':14s} front end {own} + first answer {found.first_answer_s:.2f}")
+    print(f"{'':14s} engine    {engine}")
 
 
 def main() -> None:
@@ -187,11 +227,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache-dir", type=Path, help="a local disk; default: a temporary one")
-    parser.add_argument("flags", nargs="*", help="flags of hearth serve, after --")
-    options = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
     rounds: dict[str, list[Start]] = {state: [] for state in STATES}
     with tempfile.TemporaryDirectory(dir=options.cache_dir) as cache:
-        bench = Bench(options.model, Path(cache), options.flags)
+        bench = Bench(options.model, Path(cache), words[end + 1 :])
         for _ in range(options.runs):
             for state in STATES:
                 rounds[state].append(bench.run(state))
@@ -201,7 +242,8 @@ def main() -> None:
         show(state, found)
     print(f"reading the model's files from this disk alone: {limit_s:.2f} s")
     if options.json is not None:
-        report = {"model": options.model.name, "disk_limit_s": round(limit_s, 3), "states": results}
+        states = {state: asdict(found) for state, found in results.items()}
+        report = {"model": options.model.name, "disk_limit_s": round(limit_s, 3), "states": states}
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

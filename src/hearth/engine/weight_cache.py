@@ -50,7 +50,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 # Of the disk space that is free, or taken by the cache itself: one part in so many.
 DISK_SHARE = 4
-_LOWEST_PRIORITY = 19
+# A tenth of the weight of the threads that compute, where they compete; at the lowest priority of
+# all, a busy machine would not get the file done before a short-lived server ends.
+_BACKGROUND_NICE = 10
 _SETTINGS = "--weight-cache-dir says where, --weight-cache-bytes how much; 0: none"
 
 
@@ -224,7 +226,7 @@ def _pack_to_file(
 
 def _commit(draft: Draft, weights: CpuWeights, sources: _Sources) -> None:
     """The thread that makes a file durable; what the model is served from does not change."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
     try:
         if identify(sources.files) != sources.identities:
             draft.discard()
