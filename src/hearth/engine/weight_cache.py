@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -62,7 +62,11 @@ class CpuLoad:
 
     weights: CpuWeights
     choice: Choice
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def with_warnings(self, more: tuple[str, ...]) -> CpuLoad:
+        """The same, with `more` before its own."""
+        return replace(self, warnings=(*more, *self.warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,40 +92,39 @@ def load_cpu_weights(
 
     Raises what `fill` raises, and CapacityError.
     """
-    policy = _choose_cache(config, arena_bytes(loaded.program.slots), os.environ)
+    program = loaded.program
+    policy = _choose_cache(config, arena_bytes(program.slots), os.environ)
     if policy.cache is None:
-        return pack_to_memory(loaded.program, fill, policy.reason)
+        return pack_to_memory(program, fill, policy.reason)
     report = check_weights(loaded)
     sources = _Sources(report.files, identify(report.files))
-    wanted = _wanted(loaded.program.slots, sources)
-    warnings = list(report.warnings)
+    wanted = _wanted(program.slots, sources)
+    problem: tuple[str, ...] = ()
     try:
         found = policy.cache.find(wanted, verify=config.verify)
+        if found is not None:
+            return _use(program, found, on_progress).with_warnings(report.warnings)
     except CacheError as error:
-        warnings.append(f"weight cache: {error}")
-        found = None
-    if found is not None:
-        return _use(loaded.program, found, on_progress, tuple(warnings))
+        problem = (f"weight cache: {error}",)
     try:
         draft = policy.cache.begin(wanted)
     except CacheBusyError as error:
-        return pack_to_memory(loaded.program, fill, str(error), tuple(warnings))
+        return pack_to_memory(program, fill, str(error)).with_warnings(problem)
     except CacheError as error:
-        warnings.append(
-            f"the packed weights are not kept for the next start: {error} ({_SETTINGS})"
-        )
-        return pack_to_memory(loaded.program, fill, str(error), tuple(warnings))
-    return _pack_to_file(loaded.program, draft, sources, fill, policy, tuple(warnings))
+        warning = f"packed weights are not kept for the next start: {error} ({_SETTINGS})"
+        return pack_to_memory(program, fill, str(error)).with_warnings((*problem, warning))
+    load = _pack_to_file(program, fill, draft, sources)
+    directory, budget = policy.cache.directory, format_bytes(policy.cache.max_bytes)
+    reason = f"in {directory} for the next start; up to {budget}: {policy.reason}"
+    choice = replace(load.choice, reason=reason)
+    return replace(load, choice=choice).with_warnings(problem)
 
 
-def pack_to_memory(
-    program: StepProgram, fill: Fill, reason: str, warnings: tuple[str, ...] = ()
-) -> CpuLoad:
+def pack_to_memory(program: StepProgram, fill: Fill, reason: str) -> CpuLoad:
     """Without a cache, for the `reason` that is shown. Raises what `fill` raises, CapacityError."""
     weights = CpuWeights(program)
     report = fill(weights)
-    found = tuple(dict.fromkeys((*warnings, *report.warnings)))
-    return CpuLoad(weights, Choice("weight cache", "off", reason), found)
+    return CpuLoad(weights, Choice("weight cache", "off", reason), report.warnings)
 
 
 def cache_key(slots: tuple[WeightSlot, ...], identities: tuple[FileIdentity, ...], isa: str) -> str:
@@ -187,28 +190,19 @@ def _wanted(slots: tuple[WeightSlot, ...], sources: _Sources) -> PackedHeader:
     return PackedHeader(key, arena_bytes(slots), packed_tensors(slots))
 
 
-def _use(
-    program: StepProgram, found: Found, on_progress: Progress, warnings: tuple[str, ...]
-) -> CpuLoad:
+def _use(program: StepProgram, found: Found, on_progress: Progress) -> CpuLoad:
     """Reads the file in before the engine calls itself ready: the first answer needs all of it."""
     weights = CpuWeights(program, found.memory)
     pages.read_in(weights.base_address, weights.num_bytes, on_progress)
     size = format_bytes(weights.num_bytes)
     reason = f"packed {_describe_age(found.age_s)}: {found.path}"
-    return CpuLoad(weights, Choice("weight cache", f"mapped, {size}", reason), warnings)
+    return CpuLoad(weights, Choice("weight cache", f"mapped, {size}", reason))
 
 
-def _pack_to_file(
-    program: StepProgram,
-    draft: Draft,
-    sources: _Sources,
-    fill: Fill,
-    policy: _Policy,
-    warnings: tuple[str, ...],
-) -> CpuLoad:
+def _pack_to_file(program: StepProgram, fill: Fill, draft: Draft, sources: _Sources) -> CpuLoad:
     try:
         weights = CpuWeights(program, draft.memory)
-        fill(weights)
+        report = fill(weights)
         pages.forbid_writes(weights.base_address, weights.num_bytes)
     except BaseException:
         draft.discard()
@@ -218,10 +212,8 @@ def _pack_to_file(
     threading.Thread(
         target=_commit, args=(draft, weights, sources), name="hearth-weight-cache"
     ).start()
-    assert policy.cache is not None
-    size, budget = format_bytes(weights.num_bytes), format_bytes(policy.cache.max_bytes)
-    reason = f"in {policy.cache.directory} for the next start; up to {budget}: {policy.reason}"
-    return CpuLoad(weights, Choice("weight cache", f"written, {size}", reason), warnings)
+    size = format_bytes(weights.num_bytes)
+    return CpuLoad(weights, Choice("weight cache", f"written, {size}", ""), report.warnings)
 
 
 def _commit(draft: Draft, weights: CpuWeights, sources: _Sources) -> None:

@@ -131,6 +131,9 @@ class PackedCache:
         return self.directory / f"{key}{suffix}"
 
     def _map(self, fd: int, path: Path, wanted: PackedHeader, verify: bool) -> Found:
+        owner = os.fstat(fd).st_uid
+        if owner not in (0, os.geteuid()):
+            raise CacheError(f"{path} belongs to user {owner}, who could change it at any time")
         header = check_file(fd, wanted)
         offset = len(encode_header(header))
         memory = mmap.mmap(

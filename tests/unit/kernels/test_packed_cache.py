@@ -230,6 +230,16 @@ def test_a_directory_for_reading_only_serves_hits_and_refuses_drafts(tmp_path: P
         PackedCache(tmp_path / "file" / "below", MANY).begin(wanted())
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_neither_served_nor_removed(tmp_path: Path) -> None:
+    cache = PackedCache(tmp_path, MANY)
+    path = put(cache)
+    os.chown(path, 12345, -1)
+    with pytest.raises(CacheError, match="belongs to user 12345"):
+        cache.find(wanted())
+    assert path.exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_refuses_the_draft_and_leaves_nothing(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
