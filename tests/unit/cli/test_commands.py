@@ -36,7 +36,7 @@ HEAVY |= {"torch", "transformers", "msgspec", "asyncio"}
 
 @pytest.mark.parametrize("command", ["", "serve", "chat", "complete", "bench", "version"])
 def test_help_loads_nothing_heavy(command: str) -> None:
-    # What is imported decides how long it takes: 0.1 s of processor time on an idle machine.
+    # What is imported decides how long it takes, on a busy machine as on an idle one.
     words = [command] if command else []
     found = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "hearth.cli", *words, "--help"],
