@@ -85,7 +85,7 @@ def packed_tensors(slots: Sequence[WeightSlot]) -> tuple[PackedTensor, ...]:
     offset = 0
     for slot in slots:
         dtype = DType.FLOAT32 if slot.kind is SlotKind.VECTOR else slot.quant.dtype
-        shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.rows, slot.cols)
+        shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.total_rows, slot.cols)
         num_bytes = packed_bytes(slot)
         tensors.append(
             PackedTensor(slot.name, _LAYOUTS[slot.kind], str(dtype), shape, offset, num_bytes)

@@ -17,7 +17,13 @@ from hearth.core.spec import SlotKind, WeightSlot
 from hearth.core.units import format_bytes
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.library import load_library
-from hearth.kernels.packing import HostTensor, arena_bytes, matrix_bytes, packed_bytes, packed_tensors
+from hearth.kernels.packing import (
+    HostTensor,
+    arena_bytes,
+    matrix_bytes,
+    packed_bytes,
+    packed_tensors,
+)
 
 _HUGE_PAGE_BYTES = 2 << 20
 
