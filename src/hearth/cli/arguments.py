@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperOption
+
+from hearth.cli.help import SectionedCommand
 
 SERVED_MODEL_NAME = "--served-model-name"
 
 
-class ServeCommand(TyperCommand):
+class ServeCommand(SectionedCommand):
     """A command with one flag that takes several values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Typer's Click is private

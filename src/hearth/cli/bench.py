@@ -6,7 +6,6 @@ parameters are the flags; the work is in `hearth.bench`.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -223,6 +222,8 @@ def _check_writable(path: Path | None) -> None:
 
 
 def _object(text: str | None) -> dict[str, Any]:
+    import json
+
     try:
         found = json.loads(text or "{}")
     except ValueError:

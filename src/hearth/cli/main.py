@@ -7,10 +7,8 @@ code of its class. A trace is shown only with `--log-level debug`.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
-import traceback
 
 import typer
 
@@ -18,6 +16,7 @@ from hearth.cli.arguments import ServeCommand
 from hearth.cli.bench import bench
 from hearth.cli.chat import chat
 from hearth.cli.complete import complete
+from hearth.cli.help import HELP_OPTIONS, SectionedCommand, show_command_help
 from hearth.cli.options import environment_names
 from hearth.cli.serve import serve
 from hearth.cli.version import show_version, version
@@ -31,14 +30,12 @@ app = typer.Typer(
     help="Serve Hugging Face models on hardware that people own.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # see hearth.cli.help
+    context_settings={"help_option_names": [*HELP_OPTIONS], "max_content_width": 100},
 )
 app.command(cls=ServeCommand)(serve)
-app.command()(chat)
-app.command()(complete)
-app.command()(bench)
-app.command()(version)
+for _command in (chat, complete, bench, version):
+    app.command(cls=SectionedCommand)(_command)
 
 
 @app.callback()
@@ -61,6 +58,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # "×" must not end a server whose log is ASCII
     try:
+        if show_command_help(app, sys.argv[1:]):
+            sys.exit(0)
         code = app(prog_name="hearth", standalone_mode=True)
     except HearthError as error:
         _report(error)
@@ -77,7 +76,11 @@ def _report(error: HearthError) -> None:
     """One message and what to do, on stderr."""
     is_color = sys.stderr.isatty()
     red, dim, plain = ("\033[1;31m", "\033[2m", "\033[0m") if is_color else ("", "", "")
+    import logging
+
     if logging.getLogger().isEnabledFor(logging.DEBUG):
+        import traceback
+
         traceback.print_exception(error)
     print(f"{red}error:{plain} {error.message} {dim}[{error.code}]{plain}", file=sys.stderr)
     if error.hint:

@@ -41,6 +41,11 @@ def _port(text: str | int) -> int:
     return int(digits)
 
 
+def _quantity_or_none(text: str | int) -> int:
+    """As `_quantity`, and 0."""
+    return 0 if str(text).strip() == "0" else _quantity(text)
+
+
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -171,6 +176,37 @@ KvCacheMemoryBytes = Annotated[
         metavar="BYTES",
         rich_help_panel="Engine",
         show_default=False,
+    ),
+]
+WeightCacheBytes = Annotated[
+    int | None,
+    option(
+        "--weight-cache-bytes",
+        "Disk space for packed weights, such as 20G; the least recently used go first, 0 keeps "
+        "none. Default: a quarter of the free space.",
+        parser=_quantity_or_none,
+        metavar="BYTES",
+        rich_help_panel="Engine",
+        show_default=False,
+    ),
+]
+WeightCacheDir = Annotated[
+    str,
+    option(
+        "--weight-cache-dir",
+        "Where packed weights are kept, so that the next start maps them. Default: "
+        "hearth/weights in the user's cache directory.",
+        metavar="DIRECTORY",
+        rich_help_panel="Engine",
+        show_default=False,
+    ),
+]
+WeightCacheVerify = Annotated[
+    bool,
+    option(
+        "--weight-cache-verify/--no-weight-cache-verify",
+        "Compare the checksums of all packed weights at the start.",
+        rich_help_panel="Engine",
     ),
 ]
 Executor = Annotated[

@@ -12,7 +12,7 @@ import typer
 
 from hearth.cli import options as flag
 from hearth.cli.config_file import Config
-from hearth.core.config import CacheConfig, SchedulerConfig
+from hearth.core.config import CacheConfig, SchedulerConfig, WeightCacheConfig
 
 _CACHE = CacheConfig()
 _SCHEDULER = SchedulerConfig()
@@ -36,6 +36,9 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     block_size: flag.BlockSize = _CACHE.block_size,
     enable_prefix_caching: flag.EnablePrefixCaching = _CACHE.enable_prefix_caching,
     kv_cache_memory_bytes: flag.KvCacheMemoryBytes = None,
+    weight_cache_bytes: flag.WeightCacheBytes = None,
+    weight_cache_dir: flag.WeightCacheDir = "",
+    weight_cache_verify: flag.WeightCacheVerify = False,
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
     log_level: flag.LogLevel = "info",
@@ -59,6 +62,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         block_size=block_size,
         enable_prefix_caching=enable_prefix_caching,
         kv_cache_memory_bytes=kv_cache_memory_bytes,
+        weight_cache=WeightCacheConfig(weight_cache_dir, weight_cache_bytes, weight_cache_verify),
         executor=executor,
         threads=threads,
     )

@@ -11,6 +11,7 @@ from hearth.core.config import (
     EngineConfig,
     ModelConfig,
     SchedulerConfig,
+    WeightCacheConfig,
 )
 from hearth.core.errors import ConfigError, ModelNotFoundError
 
@@ -50,6 +51,7 @@ class EngineFlags:
     kv_cache_memory_bytes: int | None
     executor: str
     threads: int | None
+    weight_cache: WeightCacheConfig
 
 
 def find_model(model: str | None) -> Path:
@@ -121,4 +123,5 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             max_queued_requests=flags.max_queued_requests,
         ),
         device=DeviceConfig(threads=flags.threads, executor=flags.executor),
+        weight_cache=flags.weight_cache,
     )

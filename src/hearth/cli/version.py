@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 
 import typer
@@ -12,6 +11,8 @@ from hearth import __version__
 
 def version() -> None:
     """Show the versions of hearth and Python, and the machine."""
+    import platform
+
     print(f"hearth {__version__}")
     print(f"python {platform.python_version()} ({sys.executable})")
     print(f"machine {platform.system()} {platform.machine()}")

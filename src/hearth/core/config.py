@@ -47,6 +47,20 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightCacheConfig:
+    """Packed weights on disk.
+
+    `directory` empty: the user's cache; `max_bytes` None: chosen from the free disk space, 0: off;
+    what packs to less than `min_bytes` is not worth a file.
+    """
+
+    directory: str = ""
+    max_bytes: int | None = None
+    verify: bool = False  # compare the checksums of all tensors at the start
+    min_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything that an engine process is told when it starts."""
 
@@ -54,6 +68,7 @@ class EngineConfig:
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     device: DeviceConfig = DeviceConfig()
+    weight_cache: WeightCacheConfig = WeightCacheConfig()
     debug_hashes: bool = False  # every token event carries the hash of its logits
     debug_checks: bool = False  # the block manager's integrity check, whenever there is no work
 

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hearth.core.config import DeviceConfig, ModelConfig
+from hearth.core.config import Choice, DeviceConfig, EngineConfig
 from hearth.core.errors import KernelError
 from hearth.core.step import Executor
 from hearth.engine.engine import EngineShape
 from hearth.kernels.packing import WeightSink
 from hearth.models.loader import LoadedSpec
-from hearth.models.weights import load_weights
+from hearth.models.weights import LoadReport, load_weights
 
 LoadProgress: TypeAlias = Callable[[int, int], None]
-Fill: TypeAlias = Callable[[WeightSink], None]
+Fill: TypeAlias = Callable[[WeightSink], LoadReport]
 
 INSTALL_HINT = (
     "pip install 'hearth[torch]', or install g++ (apt-get install g++) and install hearth again"
@@ -37,9 +37,10 @@ class BackendChoice:
 
 @dataclass(frozen=True, slots=True)
 class CreatedExecutor:
-    """An executor with its weights loaded, and what the loading warned of."""
+    """An executor with its weights loaded, what was chosen meanwhile, and what was warned of."""
 
     executor: Executor
+    choices: tuple[Choice, ...]
     warnings: tuple[str, ...]
 
 
@@ -72,7 +73,7 @@ def choose_backend(device: DeviceConfig) -> BackendChoice:
 def create_executor(
     backend: BackendChoice,
     loaded: LoadedSpec,
-    model: ModelConfig,
+    config: EngineConfig,
     shape: EngineShape,
     threads: int,
     on_progress: LoadProgress,
@@ -81,27 +82,38 @@ def create_executor(
 
     Raises WeightsError, CapacityError, KernelError.
     """
-    warnings: list[str] = []
+    model = config.model
 
-    def fill(sink: WeightSink) -> None:
-        report = load_weights(loaded, sink, model.load_format, model.seed, on_progress)
-        warnings.extend(report.warnings)
+    def fill(sink: WeightSink) -> LoadReport:
+        return load_weights(loaded, sink, model.load_format, model.seed, on_progress)
 
-    build = _build_cpu if backend.name == "cpu" else _build_reference
-    executor = build(loaded, shape, threads, fill)
-    return CreatedExecutor(executor, tuple(warnings))
+    if backend.name == "cpu":
+        return _create_cpu(loaded, config, shape, threads, fill, on_progress)
+    return _create_reference(loaded, shape, threads, fill)
 
 
-def _build_cpu(loaded: LoadedSpec, shape: EngineShape, threads: int, fill: Fill) -> Executor:
+def _create_cpu(
+    loaded: LoadedSpec,
+    config: EngineConfig,
+    shape: EngineShape,
+    threads: int,
+    fill: Fill,
+    on_progress: LoadProgress,
+) -> CreatedExecutor:
+    from hearth.engine.weight_cache import load_cpu_weights, pack_to_memory
     from hearth.kernels.cpu.executor import CpuExecutor
-    from hearth.kernels.cpu.weights import CpuWeights
 
-    weights = CpuWeights(loaded.program)
-    fill(weights)
-    return CpuExecutor(loaded.program, weights, shape.limits, shape.kv, threads)
+    if config.model.load_format == "dummy":
+        load = pack_to_memory(loaded.program, fill, "--load-format is dummy")
+    else:
+        load = load_cpu_weights(loaded, config.weight_cache, fill, on_progress)
+    executor = CpuExecutor(loaded.program, load.weights, shape.limits, shape.kv, threads)
+    return CreatedExecutor(executor, (load.choice,), load.warnings)
 
 
-def _build_reference(loaded: LoadedSpec, shape: EngineShape, threads: int, fill: Fill) -> Executor:
+def _create_reference(
+    loaded: LoadedSpec, shape: EngineShape, threads: int, fill: Fill
+) -> CreatedExecutor:
     import torch
 
     from hearth.kernels.reference.executor import ReferenceExecutor
@@ -109,8 +121,9 @@ def _build_reference(loaded: LoadedSpec, shape: EngineShape, threads: int, fill:
 
     torch.set_num_threads(threads)
     weights = ReferenceWeights(loaded.program)
-    fill(weights)
-    return ReferenceExecutor(loaded.program, weights, shape.limits, shape.kv)
+    report = fill(weights)
+    executor = ReferenceExecutor(loaded.program, weights, shape.limits, shape.kv)
+    return CreatedExecutor(executor, (), report.warnings)
 
 
 def _require_torch(why: str) -> None:

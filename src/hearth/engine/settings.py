@@ -35,6 +35,8 @@ def check_settings(config: EngineConfig) -> None:
         _check_range("--max-model-len", config.model.max_model_len, 2, 1 << 28)
     if config.cache.memory_bytes is not None:
         _check_range("--kv-cache-memory-bytes", config.cache.memory_bytes, 1, 1 << 50)
+    if config.weight_cache.max_bytes is not None:
+        _check_range("--weight-cache-bytes", config.weight_cache.max_bytes, 0, 1 << 50)
     if config.device.threads is not None:
         _check_range("--threads", config.device.threads, 1, MAX_THREADS)
 

@@ -65,7 +65,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     created = create_executor(
         backend,
         loaded,
-        config.model,
+        config,
         shape,
         threads.count,
         lambda done, total: report("weights", done, total),
@@ -73,7 +73,8 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     timer.end("weights")
     engine = Engine(config, created.executor, shape)
     warnings = (*loaded.warnings, *created.warnings, *filter(None, (backend.warning,)))
-    resolved = _resolve(config, loaded, fitted, _choices(loaded, backend, threads), warnings)
+    choices = (*_choices(loaded, backend, threads), *created.choices)
+    resolved = _resolve(config, loaded, fitted, choices, warnings)
     timer.end("engine")
     ready = Ready(
         resolved=resolved,

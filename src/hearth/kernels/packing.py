@@ -4,7 +4,8 @@ Linear weights are packed in panels of PANEL_COLUMNS output columns: [ceil(rows 
 so that one vector holds neighbouring outputs and the reduction over `cols` runs strictly in
 order. Stacked matrices lie behind each other, each in panels of its own. Tables that are not tied
 to the head keep [rows][cols padded to 16]. Vectors are float32, padded with zeros to a multiple of
-64. All packed tensors start at ALIGNMENT bytes.
+64. All packed tensors start at whole pages, so that the same layout serves in memory and in a file
+that is mapped.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16].
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hearth.core.spec import DType, SlotKind
 from hearth.core.units import round_up
+from hearth.kernels.packed_file import PAGE_BYTES, PackedTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 PACKING_VERSION = 1
 PANEL_COLUMNS = 64
 LANES = 16
-ALIGNMENT = 64
+# Names of the layouts above in files; what is quantized adds its own.
+_LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR: "vector64"}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -76,9 +79,24 @@ def matrix_bytes(slot: WeightSlot) -> int:
     return round_up(slot.rows, PANEL_COLUMNS) * slot.cols * slot.quant.dtype.num_bytes
 
 
+def packed_tensors(slots: Sequence[WeightSlot]) -> tuple[PackedTensor, ...]:
+    """Where each slot lies in the arena of packed weights."""
+    tensors: list[PackedTensor] = []
+    offset = 0
+    for slot in slots:
+        dtype = DType.FLOAT32 if slot.kind is SlotKind.VECTOR else slot.quant.dtype
+        shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.total_rows, slot.cols)
+        num_bytes = packed_bytes(slot)
+        tensors.append(
+            PackedTensor(slot.name, _LAYOUTS[slot.kind], str(dtype), shape, offset, num_bytes)
+        )
+        offset += round_up(num_bytes, PAGE_BYTES)
+    return tuple(tensors)
+
+
 def arena_bytes(slots: Sequence[WeightSlot]) -> int:
-    """Bytes of all packed slots behind each other, each aligned."""
-    return sum(round_up(packed_bytes(slot), ALIGNMENT) for slot in slots)
+    """Bytes of all packed slots behind each other, each aligned; at least a page."""
+    return max(PAGE_BYTES, sum(round_up(packed_bytes(slot), PAGE_BYTES) for slot in slots))
 
 
 def kv_block_bytes(group: KvGroupSpec, block_size: int, dtype: DType) -> int:

@@ -38,11 +38,12 @@ Task = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What was loaded; `warnings` name tensors that were left unread."""
+    """What was loaded, from which files; `warnings` name tensors that were left unread."""
 
     num_bytes: int
     num_tensors: int
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 def load_weights(
@@ -75,7 +76,18 @@ def load_weights(
     _check_tied_head(loaded, checkpoint, maps)
     counter = _Counter(plan.num_bytes, on_progress)
     _run([_pack_task(slot_plan, sink, maps, counter) for slot_plan in plan.slots])
-    return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings)
+    return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings, checkpoint.files)
+
+
+def check_weights(loaded: LoadedSpec) -> LoadReport:
+    """What `load_weights` would report, from the files' headers alone.
+
+    For weights that were packed before. Raises WeightsError as `load_weights` does, except for
+    what only the tensors' bytes could tell.
+    """
+    checkpoint = read_checkpoint(loaded.path)
+    plan = plan_weights(loaded.spec, checkpoint)
+    return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings, checkpoint.files)
 
 
 @dataclass(slots=True)

@@ -12,11 +12,12 @@ from tests.unit.serve.fake_engine import toy_model
 from hearth.cli.banner import Banner, curl_line, print_banner
 from hearth.cli.clock import StartupClock
 from hearth.cli.settings import EngineFlags, ServeSettings, engine_config, find_model
-from hearth.core.config import Choice, Resolved
+from hearth.core.config import Choice, Resolved, WeightCacheConfig
 from hearth.core.step import ExecutorInfo
 from hearth.engine.messages import Ready
 
-FLAGS = EngineFlags("auto", "auto", None, 0, 8, 64, 16, 32, True, None, "auto", None)
+CACHE = WeightCacheConfig()
+FLAGS = EngineFlags("auto", "auto", None, 0, 8, 64, 16, 32, True, None, "auto", None, CACHE)
 READY = Ready(
     resolved=Resolved(
         model_name="toy",

@@ -279,8 +279,9 @@ def test_the_memory_plan_counts_every_expert_and_their_scratch(tmp_path: Path) -
     stacks = [slot.stack for slot in program.slots if slot.stack > 1]
     assert stacks == [2 * EXPERTS, EXPERTS]
     others = arena_bytes([slot for slot in program.slots if slot.stack == 1])
-    per_expert = 2 * 64 * HIDDEN * 4 + 64 * SIZE * 4
-    assert arena_bytes(program.slots) == others + EXPERTS * per_expert
+    experts = [EXPERTS * 2 * 64 * HIDDEN * 4, EXPERTS * 64 * SIZE * 4]
+    whole_pages = sum(round_up(num_bytes, 4096) for num_bytes in experts)
+    assert arena_bytes(program.slots) == others + whole_pages
     widths = {b.name: b.width for b in program.buffers if b.rows is BufferRows.TOKENS}
     assert (widths["expert_gated"], widths["routes"]) == (2 * SIZE, 4)
     rows = sum(round_up(width, 64) for width in widths.values())

@@ -23,7 +23,7 @@ from hearth.core.spec import WeightSlot
 from hearth.kernels.packing import HostTensor
 from hearth.models import weight_plan
 from hearth.models.loader import load_model_spec
-from hearth.models.weights import LoadReport, load_weights
+from hearth.models.weights import LoadReport, check_weights, load_weights
 
 
 def load(directory: Path, **changes: Any) -> RecordingSink:
@@ -105,7 +105,8 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     total = sum(tensor.nbytes for tensor in tensors.values())
     assert seen == sorted(seen)
     assert seen[-1] == (total, total)
-    assert report == LoadReport(total, len(tensors))
+    files = (tmp_path / "model.safetensors",)
+    assert report == LoadReport(total, len(tensors), files=files) == check_weights(loaded)
 
 
 def test_dummy_fills_every_slot_without_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Packed weights of a program in one memory arena, filled tensor by tensor.
+"""Packed weights of a program in one memory arena, filled tensor by tensor or mapped from a file.
 
 Owns the arena; the layouts are those of `kernels/packing`. Nothing is kept of a source tensor.
 """
@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 from hearth.core.errors import CapacityError, KernelError
 from hearth.core.program import StepProgram
 from hearth.core.spec import SlotKind, WeightSlot
-from hearth.core.units import format_bytes, round_up
+from hearth.core.units import format_bytes
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.library import load_library
-from hearth.kernels.packing import ALIGNMENT, HostTensor, arena_bytes, matrix_bytes, packed_bytes
+from hearth.kernels.packing import (
+    HostTensor,
+    arena_bytes,
+    matrix_bytes,
+    packed_bytes,
+    packed_tensors,
+)
 
 _HUGE_PAGE_BYTES = 2 << 20
 
@@ -25,28 +31,29 @@ _HUGE_PAGE_BYTES = 2 << 20
 class CpuWeights:
     """A WeightSink for the CPU executor. `put` may run in several threads for different slots."""
 
-    def __init__(self, program: StepProgram) -> None:
-        """Maps zeroed memory for all slots. Raises CapacityError, KernelError."""
+    def __init__(self, program: StepProgram, memory: mmap.mmap | None = None) -> None:
+        """In zeroed memory of its own, or in `memory`: `arena_bytes`, zeroed or packed already.
+
+        Raises CapacityError, KernelError.
+        """
         self._library = load_library()
-        total = max(arena_bytes(program.slots), ALIGNMENT)
-        try:
-            self._memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise CapacityError(f"cannot map {format_bytes(total)} for weights") from error
-        if total >= _HUGE_PAGE_BYTES:
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        total = arena_bytes(program.slots)
+        if memory is not None and len(memory) != total:
+            raise KernelError(f"{len(memory):,} bytes are given for an arena of {total:,}")
+        self._memory = _anonymous(total) if memory is None else memory
         self._arena: NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
         self._base: int = self._arena.ctypes.data
-        self._offsets: dict[str, int] = {}
-        offset = 0
-        for slot in program.slots:
-            self._offsets[slot.name] = offset
-            offset += round_up(packed_bytes(slot), ALIGNMENT)
+        self._offsets = {tensor.name: tensor.offset for tensor in packed_tensors(program.slots)}
 
     @property
     def num_bytes(self) -> int:
         """Size of the arena."""
         return self._arena.nbytes
+
+    @property
+    def base_address(self) -> int:
+        """Where the arena begins."""
+        return self._base
 
     def address(self, slot: WeightSlot) -> int:
         """Where the packed tensor of a slot begins; valid while this object lives."""
@@ -123,3 +130,14 @@ class CpuWeights:
     def _check(slot: WeightSlot, code: int) -> None:
         if code != 0:
             raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.dtype}")
+
+
+def _anonymous(num_bytes: int) -> mmap.mmap:
+    """Zeroed memory, in huge pages where the kernel has some. Raises CapacityError."""
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise CapacityError(f"cannot map {format_bytes(num_bytes)} for weights") from error
+    if num_bytes >= _HUGE_PAGE_BYTES:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -1,0 +1,63 @@
+"""Pages are read in, protected and moved without their bytes changing."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hearth.kernels.cpu import pages
+
+SIZE = 40 * mmap.PAGESIZE
+
+
+def mapped_file(path: Path, num_bytes: int = SIZE) -> NDArray[np.uint8]:
+    content = np.random.default_rng(0).integers(0, 255, num_bytes, np.uint8)
+    path.write_bytes(content.tobytes())
+    with path.open("r+b") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), np.uint8)
+
+
+def test_reading_in_reports_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_STEP_BYTES", 16 * mmap.PAGESIZE)
+    array = mapped_file(tmp_path / "file")
+    seen: list[tuple[int, int]] = []
+    pages.read_in(array.ctypes.data, SIZE, lambda done, total: seen.append((done, total)))
+    assert seen == [(n * mmap.PAGESIZE, SIZE) for n in (16, 32, 40)]
+
+
+def test_an_older_kernel_reads_in_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_MADV_POPULATE_READ", 12345)
+    array = mapped_file(tmp_path / "file")
+    pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+
+
+def test_a_copy_takes_the_place_of_a_file_at_the_same_address(tmp_path: Path) -> None:
+    array = mapped_file(tmp_path / "file")
+    before, address = array.copy(), array.ctypes.data
+    pages.replace_by_copy(address, SIZE)
+    assert np.array_equal(array, before)
+    (tmp_path / "file").write_bytes(b"")  # would end the process if the pages were still its own
+    assert np.array_equal(array, before)
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    spans = [[int(edge, 16) for edge in re.findall(r"\w+", line.split()[0])] for line in lines]
+    (line,) = (line for line, (low, high) in zip(lines, spans) if low <= address < high)
+    assert "file" not in line
+
+
+def test_a_write_to_protected_pages_ends_the_process() -> None:
+    code = (
+        "import mmap, numpy as np; from hearth.kernels.cpu import pages;"
+        "array = np.frombuffer(mmap.mmap(-1, 4096), np.uint8);"
+        "pages.forbid_writes(array.ctypes.data, 4096); print(array[0], flush=True); array[0] = 1"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.stdout == b"0\n"
+    assert done.returncode == -signal.SIGSEGV
