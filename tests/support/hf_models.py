@@ -387,12 +387,17 @@ def build_model(case: ModelCase) -> Any:
     return model
 
 
-def expect(case: ModelCase, path: Path, prepare: Callable[[Any], None] | None = None) -> Expected:
+def expect(
+    case: ModelCase,
+    path: Path,
+    prepare: Callable[[Any], None] | None = None,
+    build: Callable[[ModelCase], Any] = build_model,
+) -> Expected:
     """Saves the case's checkpoint in `path` and records what transformers answers.
 
-    `prepare` may change the model after it was saved.
+    `prepare` may change the model after it was saved; `build` makes it.
     """
-    model = build_model(case)
+    model = build(case)
     model.save_pretrained(path, max_shard_size=case.max_shard_size)
     if prepare is not None:
         prepare(model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +20,7 @@ from hearth.core.errors import UnknownArchitectureError
 from hearth.models.automodel.interface import AttentionCall, attach
 from hearth.models.automodel.mask import causal_window
 from hearth.models.automodel.spec import AttentionLayer
+from hearth.models.families import supported_names
 
 # Arguments that change nothing in causal attention over given positions.
 _HARMLESS = frozenset(
@@ -87,7 +88,8 @@ def trace(model: Any, sizes: TraceSizes) -> Trace:
 def refusal(name: str, why: str) -> UnknownArchitectureError:
     """The error for an architecture that cannot be served through transformers."""
     return UnknownArchitectureError(
-        f"{name} has no family file, and cannot be served through transformers: {why}",
+        f"{name} cannot be served through transformers' AutoModelForCausalLM: {why}",
+        hint=f"served by kernels of hearth's own: {supported_names()}",
         param="architectures",
     )
 
@@ -195,6 +197,12 @@ class _PeakMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()
                 if storage._cdata not in inputs:
-                    self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    self._alive[storage._cdata] = (_watch(storage), storage.nbytes())
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
         return result
+
+
+def _watch(storage: torch.UntypedStorage) -> Any:
+    """A weak reference that tells whether the storage is gone."""
+    untyped: Any = reductions.StorageWeakRef
+    return untyped(storage)
