@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.contract.comparison import LOGITS_TOLERANCE
 from tests.support.fallback_models import CASES, GPT2, LENGTHS, OLMO2, expect_fallback, start_engine
 from tests.support.hf_models import CASES as FAMILY_CASES
 from tests.support.hf_models import NUM_NEW_TOKENS, Expected, ModelCase
 from tests.support.toy_engine import Driver
 
-from hearth.core.errors import ModelError
+from hearth.core.errors import ModelError, WeightsError
 from hearth.core.request import Request, SamplingParams
 from hearth.models.automodel.attention import PagedSite
 from hearth.models.automodel.interface import AttentionCall
@@ -122,6 +124,26 @@ def test_families_can_be_run_that_way_when_asked(case: ModelCase, expected_of: E
     """Windows, soft caps and alternating layers, with the reference that the kernels have."""
     expected = expected_of(case)
     answers(expected.path, expected, (0, 15), budget=16, executor="automodel")
+
+
+def test_broken_weights_are_an_error_and_no_random_numbers(
+    fallback_of: ExpectedOf, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(fallback_of(OLMO2).path, path)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    missing = "model.layers.1.mlp.up_proj.weight"
+    save_file({k: v for k, v in tensors.items() if k != missing}, file, {"format": "pt"})
+    with pytest.raises(WeightsError, match=missing):
+        start_engine(path)
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(WeightsError):
+        start_engine(path)
+    file.unlink()
+    with pytest.raises(WeightsError, match="safetensors"):
+        start_engine(path)
+    start_engine(path, load_format="dummy").engine.close()
 
 
 def test_sampling_with_a_seed_is_the_same_alone_and_in_company(fallback_of: ExpectedOf) -> None:

@@ -16,7 +16,13 @@ from tests.support.hf_models import CASES, NUM_NEW_TOKENS, Expected, ModelCase
 from tests.support.toy_engine import Driver
 
 from hearth.core.blocks import max_blocks_held
-from hearth.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from hearth.core.config import (
+    CacheConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from hearth.core.errors import ConfigError
 from hearth.core.request import Request, SamplingParams
 from hearth.engine.startup import start
@@ -93,6 +99,25 @@ def test_window_gives_the_answers_of_a_model_with_that_window(
     assert whole != expected.greedy[15]
     # The model for another length is still under the window.
     assert limited.at_length(64).program == limited.program
+
+
+def test_window_does_the_same_to_a_model_of_transformers(
+    as_llama: Path, expected_of: Callable[[ModelCase], Expected]
+) -> None:
+    expected = expected_of(MISTRAL)
+    config = EngineConfig(
+        ModelConfig(str(as_llama), window=MISTRAL.sizes["sliding_window"]),
+        CacheConfig(BLOCK_SIZE, memory_bytes=16 << 20),
+        SchedulerConfig(4, BUDGET),
+        DeviceConfig(1, "automodel"),
+    )
+    driver = Driver(start(config, lambda *_: None).engine)
+    for index in (0, 15):
+        sampling = SamplingParams(temperature=0)
+        driver.submit(Request(str(index), expected.prompts[index], NUM_NEW_TOKENS, sampling))
+    driver.run()
+    for index in (0, 15):
+        assert tuple(driver.outcomes[str(index)].tokens) == expected.greedy[index]
 
 
 def test_window_makes_the_memory_plan_smaller_and_says_so(as_llama: Path) -> None:
