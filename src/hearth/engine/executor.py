@@ -15,6 +15,7 @@ from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
 from hearth.core.step import Executor
 from hearth.engine.engine import EngineShape
+from hearth.host.fit import max_logit_rows
 from hearth.kernels.packing import WeightSink
 from hearth.models import automodel
 from hearth.models.automodel.spec import AutoModelSpec
@@ -117,7 +118,7 @@ def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
     from hearth.models.automodel.load import LoadRequest, load_automodel_spec
 
     num_tokens = scheduler.max_num_batched_tokens
-    num_rows = min(scheduler.max_num_seqs, num_tokens)
+    num_rows = max_logit_rows(scheduler.max_num_seqs, num_tokens)
     path = Path(model.path)
     request = LoadRequest(model.dtype, num_tokens, num_rows, model.window)
     return load_automodel_spec(read_config(path), path, request)

@@ -94,9 +94,13 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
 
 
-def _logit_rows(request: FitRequest) -> int:
+def max_logit_rows(max_num_seqs: int, max_num_batched_tokens: int) -> int:
     """Logits rows of a step: one a sequence that samples, and those of prompts to be scored."""
-    return min(request.max_num_seqs + SCORED_ROWS, request.max_num_batched_tokens)
+    return min(max_num_seqs + SCORED_ROWS, max_num_batched_tokens)
+
+
+def _logit_rows(request: FitRequest) -> int:
+    return max_logit_rows(request.max_num_seqs, request.max_num_batched_tokens)
 
 
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
