@@ -9,7 +9,7 @@ the cases' sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -387,20 +387,25 @@ def build_model(case: ModelCase) -> Any:
     return model
 
 
-def expect(case: ModelCase, path: Path, prepare: Callable[[Any], None] | None = None) -> Expected:
+def expect(
+    case: ModelCase,
+    path: Path,
+    prepare: Callable[[Any], None] | None = None,
+    build: Callable[[ModelCase], Any] = build_model,
+    lengths: Sequence[int] = PROMPT_LENGTHS,
+) -> Expected:
     """Saves the case's checkpoint in `path` and records what transformers answers.
 
-    `prepare` may change the model after it was saved.
+    `prepare` may change the model after it was saved; `build` makes it; `lengths` are those
+    of the prompts.
     """
-    model = build_model(case)
+    model = build(case)
     model.save_pretrained(path, max_shard_size=case.max_shard_size)
     if prepare is not None:
         prepare(model)
     random = np.random.default_rng(case.seed)
     vocab_size = case.sizes["vocab_size"]
-    prompts = tuple(
-        tuple(int(t) for t in random.integers(0, vocab_size, n)) for n in PROMPT_LENGTHS
-    )
+    prompts = tuple(tuple(int(t) for t in random.integers(0, vocab_size, n)) for n in lengths)
     greedy = _generate(model, prompts)
     with torch.no_grad():
         logits = tuple(

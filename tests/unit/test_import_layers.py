@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-TORCH_IS_ALLOWED_IN = ("hearth.kernels.reference", "hearth.finetune", "hearth.quant")
+TORCH_IS_ALLOWED_IN = (
+    "hearth.kernels.reference",
+    "hearth.models.automodel",
+    "hearth.finetune",
+    "hearth.quant",
+)
 HTTP_IS_ALLOWED_IN = ("hearth.serve", "hearth.cli")
 
 

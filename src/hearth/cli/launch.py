@@ -90,7 +90,12 @@ async def _run(
             ready = await client.wait_ready(progress.update)
         clock.end("waiting for the engine")
         model = served_model(
-            settings.names, text, ready.resolved, ready.generation, int(time.time())
+            settings.names,
+            text,
+            ready.resolved,
+            ready.generation,
+            int(time.time()),
+            ready.executor.name,
         )
         app = create_app(
             client,

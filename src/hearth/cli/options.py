@@ -134,6 +134,18 @@ MaxModelLen = Annotated[
         show_default=False,
     ),
 ]
+Window = Annotated[
+    int | None,
+    option(
+        "--window",
+        "Limit the attention of every layer to the last so many tokens, for a model without a "
+        "sliding window: bounds the KV cache; what lies further back is forgotten.",
+        parser=_quantity,
+        metavar="TOKENS",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int,
     option("--seed", "Seed of dummy weights.", min=0, rich_help_panel="Model"),
@@ -210,8 +222,12 @@ WeightCacheVerify = Annotated[
     ),
 ]
 Executor = Annotated[
-    Literal["auto", "cpu", "reference"],
-    option("--executor", "What runs the model.", rich_help_panel="Engine"),
+    Literal["auto", "cpu", "reference", "automodel"],
+    option(
+        "--executor",
+        "What runs the model; automodel: transformers' own code, slower, with hearth[torch].",
+        rich_help_panel="Engine",
+    ),
 ]
 Threads = Annotated[
     int | None,

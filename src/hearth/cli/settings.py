@@ -42,6 +42,7 @@ class EngineFlags:
     dtype: str
     load_format: str
     max_model_len: int | None
+    window: int | None
     seed: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -111,6 +112,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             load_format=flags.load_format,
             max_model_len=flags.max_model_len,
             seed=flags.seed,
+            window=flags.window,
         ),
         cache=CacheConfig(
             block_size=flags.block_size,

@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model, in which precision. `dtype`: auto, float32, bfloat16."""
+    """Which model, in which precision. `dtype`: auto, float32, bfloat16.
+
+    `window`: attention of every layer is limited to so many tokens; None: as the model has it.
+    """
 
     path: str
     dtype: str = "auto"
     load_format: str = "auto"  # auto, safetensors, dummy
     max_model_len: int | None = None
     seed: int = 0
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class DeviceConfig:
     """Where the engine runs. `threads` None: one a physical core that may be used."""
 
     threads: int | None = None
-    executor: str = "auto"  # auto, cpu, reference
+    executor: str = "auto"  # auto, cpu, reference, automodel
 
 
 @dataclass(frozen=True, slots=True)

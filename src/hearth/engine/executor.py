@@ -1,4 +1,4 @@
-"""Chooses and builds the executor; every choice comes with its reason.
+"""Chooses and builds the executor, and loads the model for it; every choice has its reason.
 
 The backends are imported here and only when chosen: the C++ library loads in a millisecond, torch
 takes a second and is an extra.
@@ -7,19 +7,26 @@ takes a second and is an extra.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeAlias
 
-from hearth.core.config import Choice, DeviceConfig, EngineConfig
+from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
 from hearth.core.step import Executor
 from hearth.engine.engine import EngineShape
+from hearth.host.fit import max_logit_rows
 from hearth.kernels.packing import WeightSink
-from hearth.models.loader import LoadedSpec
+from hearth.models import automodel
+from hearth.models.automodel.spec import AutoModelSpec
+from hearth.models.config_json import read_config
+from hearth.models.families import FAMILIES, named_architecture, unsupported
+from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import LoadReport, load_weights
 
 LoadProgress: TypeAlias = Callable[[int, int], None]
 Fill: TypeAlias = Callable[[WeightSink], LoadReport]
+LoadedModel: TypeAlias = LoadedSpec | AutoModelSpec
 
 INSTALL_HINT = (
     "pip install 'hearth[torch]', or install g++ (apt-get install g++) and install hearth again"
@@ -30,7 +37,7 @@ INSTALL_HINT = (
 class BackendChoice:
     """Which backend runs the steps; `warning` is what the user must see, or empty."""
 
-    name: str  # cpu, reference
+    name: str  # cpu, reference, automodel
     reason: str
     warning: str = ""
 
@@ -44,11 +51,44 @@ class CreatedExecutor:
     warnings: tuple[str, ...]
 
 
-def choose_backend(device: DeviceConfig) -> BackendChoice:
-    """The C++ kernels where they are built, else the torch reference with a warning.
+def choose_backend(device: DeviceConfig, model_dir: Path) -> BackendChoice:
+    """What runs the model of a directory.
 
-    Loads the kernel library, nothing else. Raises KernelError when neither can be had.
+    transformers where no family file knows its architecture, else the C++ kernels where they are
+    built, else the torch reference; the last and the first with a warning. Reads config.json and
+    loads the kernel library, nothing else. Raises UnknownArchitectureError, KernelError.
     """
+    config = read_config(model_dir)
+    architecture = named_architecture(config)
+    if device.executor == "automodel":
+        if missing := automodel.missing_packages():
+            message = f"--executor is automodel, and {', '.join(missing)} is not installed"
+            raise KernelError(message, hint=automodel.INSTALL_HINT)
+        return _automodel_choice("--executor")
+    if architecture not in FAMILIES:
+        if device.executor != "auto":
+            hint = "without --executor it is tried through transformers"
+            raise unsupported(config, architecture, hint)
+        if missing := automodel.missing_packages():
+            hint = (
+                f"many others are served through transformers: {automodel.INSTALL_HINT} "
+                f"(missing: {', '.join(missing)})"
+            )
+            raise unsupported(config, architecture, hint)
+        return _automodel_choice(f"no family file for {architecture}")
+    return _kernel_backend(device)
+
+
+def _automodel_choice(reason: str) -> BackendChoice:
+    warning = (
+        f"served through transformers' own model ({reason}): several times slower than hearth's "
+        "kernels, not bit-identical between batches, and the engine process loads torch"
+    )
+    return BackendChoice("automodel", reason, warning)
+
+
+def _kernel_backend(device: DeviceConfig) -> BackendChoice:
+    """The executor for a model with a family file."""
     if device.executor == "reference":
         _require_torch("--executor is reference")
         warning = "the reference executor is slow, and not bit-identical between batches"
@@ -70,9 +110,23 @@ def choose_backend(device: DeviceConfig) -> BackendChoice:
     return BackendChoice("cpu", reason)
 
 
+def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
+    """Reads the model directory, except for its weights. Raises ModelError, ConfigError."""
+    model, scheduler = config.model, config.scheduler
+    if backend.name != "automodel":
+        return load_model_spec(model.path, model.dtype, window=model.window)
+    from hearth.models.automodel.load import LoadRequest, load_automodel_spec
+
+    num_tokens = scheduler.max_num_batched_tokens
+    num_rows = max_logit_rows(scheduler.max_num_seqs, num_tokens)
+    path = Path(model.path)
+    request = LoadRequest(model.dtype, num_tokens, num_rows, model.window)
+    return load_automodel_spec(read_config(path), path, request)
+
+
 def create_executor(
     backend: BackendChoice,
-    loaded: LoadedSpec,
+    loaded: LoadedModel,
     config: EngineConfig,
     shape: EngineShape,
     threads: int,
@@ -83,13 +137,16 @@ def create_executor(
     Raises WeightsError, CapacityError, KernelError.
     """
     model = config.model
+    if isinstance(loaded, AutoModelSpec):
+        return _create_automodel(loaded, model, shape, threads)
+    family = loaded
 
     def fill(sink: WeightSink) -> LoadReport:
-        return load_weights(loaded, sink, model.load_format, model.seed, on_progress)
+        return load_weights(family, sink, model.load_format, model.seed, on_progress)
 
     if backend.name == "cpu":
-        return _create_cpu(loaded, config, shape, threads, fill, on_progress)
-    return _create_reference(loaded, shape, threads, fill)
+        return _create_cpu(family, config, shape, threads, fill, on_progress)
+    return _create_reference(family, shape, threads, fill)
 
 
 def _create_cpu(
@@ -124,6 +181,24 @@ def _create_reference(
     report = fill(weights)
     executor = ReferenceExecutor(loaded.program, weights, shape.limits, shape.kv)
     return CreatedExecutor(executor, (), report.warnings)
+
+
+def _create_automodel(
+    spec: AutoModelSpec, model: ModelConfig, shape: EngineShape, threads: int
+) -> CreatedExecutor:
+    """Loads, compares with the model's own attention (without --window), then allocates the KV."""
+    import torch
+
+    from hearth.models.automodel.check import check_paged
+    from hearth.models.automodel.executor import AutoModelExecutor, PagedModel
+    from hearth.models.automodel.load import load_model
+
+    torch.set_num_threads(threads)
+    loaded, warnings = load_model(spec, model.load_format, model.seed)
+    report = check_paged(PagedModel(loaded, replace(spec, window=0)))
+    paged = PagedModel(loaded, spec)
+    executor = AutoModelExecutor(paged, shape.limits, shape.kv, report)
+    return CreatedExecutor(executor, (), warnings)
 
 
 def _require_torch(why: str) -> None:

@@ -9,11 +9,12 @@ from hearth.kernels.packing import BLOCK_SIZES
 
 DTYPES = ("auto", "float32", "bfloat16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
-EXECUTORS = ("auto", "cpu", "reference")
+EXECUTORS = ("auto", "cpu", "reference", "automodel")
 MAX_TOKENS_OF_A_STEP = 1 << 20
 MAX_SEQUENCES = 1 << 14
 MAX_QUEUE = 1 << 20
 MAX_THREADS = 1024
+MAX_CONTEXT = 1 << 28
 
 
 def check_settings(config: EngineConfig) -> None:
@@ -32,7 +33,9 @@ def check_settings(config: EngineConfig) -> None:
     _check_range("--max-queued-requests", scheduler.max_queued_requests, 1, MAX_QUEUE)
     _check_range("--seed", config.model.seed, 0, (1 << 63) - 1)
     if config.model.max_model_len is not None:
-        _check_range("--max-model-len", config.model.max_model_len, 2, 1 << 28)
+        _check_range("--max-model-len", config.model.max_model_len, 2, MAX_CONTEXT)
+    if config.model.window is not None:
+        _check_range("--window", config.model.window, 1, MAX_CONTEXT)
     if config.cache.memory_bytes is not None:
         _check_range("--kv-cache-memory-bytes", config.cache.memory_bytes, 1, 1 << 50)
     if config.weight_cache.max_bytes is not None:

@@ -6,6 +6,7 @@ Every automatic value ends up in `Resolved.choices` with its reason.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +16,21 @@ from typing import TypeAlias
 from hearth.core.config import Choice, EngineConfig, Resolved
 from hearth.core.units import format_count
 from hearth.engine.engine import Engine, EngineShape
-from hearth.engine.executor import BackendChoice, choose_backend, create_executor
+from hearth.engine.executor import (
+    BackendChoice,
+    LoadedModel,
+    choose_backend,
+    create_executor,
+    load_spec,
+)
 from hearth.engine.messages import Ready
 from hearth.engine.settings import check_settings
 from hearth.host.cpu import UsableCores, read_usable_cores
 from hearth.host.fit import Fit, FitRequest, fit
-from hearth.host.memory import read_memory
-from hearth.models.loader import LoadedSpec, load_model_spec
+from hearth.host.memory import HostMemory, read_memory
+from hearth.models.automodel.spec import AutoModelSpec
+
+logger = logging.getLogger("hearth.engine")
 
 ReportProgress: TypeAlias = Callable[[str, int, int], None]
 
@@ -53,11 +62,11 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     timer = PhaseTimer()
     timer.end("python")
     check_settings(config)
-    loaded = load_model_spec(config.model.path, config.model.dtype)
+    backend = choose_backend(config.device, Path(config.model.path))
+    loaded = load_spec(backend, config)
     timer.end("config")
-    backend = choose_backend(config.device)
     threads = _choose_threads(config)
-    fitted = fit(_fit_request(config, loaded, threads.count), read_memory())
+    fitted = fit(_fit_request(config, loaded, threads.count), _read_memory(loaded))
     # Frequencies of some RoPE scalings depend on the context that is served; no size does.
     loaded = loaded.at_length(fitted.limits.max_model_len)
     timer.end("plan")
@@ -72,9 +81,13 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     )
     timer.end("weights")
     engine = Engine(config, created.executor, shape)
-    warnings = (*loaded.warnings, *created.warnings, *filter(None, (backend.warning,)))
-    choices = (*_choices(loaded, backend, threads), *created.choices)
+    window = _window_note(config, fitted.limits.max_model_len)
+    notes = (backend.warning, window.warning if window else "")
+    warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
+    windows = (window.choice,) if window else ()
+    choices = (*_choices(loaded, backend, threads), *windows, *created.choices)
     resolved = _resolve(config, loaded, fitted, choices, warnings)
+    _log_degraded(backend)
     timer.end("engine")
     ready = Ready(
         resolved=resolved,
@@ -86,18 +99,60 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     return StartedEngine(engine, ready)
 
 
-def _fit_request(config: EngineConfig, loaded: LoadedSpec, num_threads: int) -> FitRequest:
+def _fit_request(config: EngineConfig, loaded: LoadedModel, num_threads: int) -> FitRequest:
     return FitRequest(
         program=loaded.program,
         dtype=loaded.dtype,
-        max_position_embeddings=loaded.spec.max_position_embeddings,
+        max_position_embeddings=loaded.max_position_embeddings,
         block_size=config.cache.block_size,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         max_model_len=config.model.max_model_len,
         kv_memory_bytes=config.cache.memory_bytes,
         num_threads=num_threads,
+        fixed=loaded.fixed_memory if isinstance(loaded, AutoModelSpec) else None,
     )
+
+
+def _read_memory(loaded: LoadedModel) -> HostMemory:
+    """What is free where the model will lie."""
+    if not isinstance(loaded, AutoModelSpec):
+        return read_memory()
+    from hearth.models.automodel.load import read_device_memory
+
+    return read_device_memory(loaded.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _WindowNote:
+    """What the banner says of --window."""
+
+    choice: Choice
+    warning: str
+
+
+def _window_note(config: EngineConfig, max_model_len: int) -> _WindowNote | None:
+    """None without --window."""
+    window = config.model.window
+    if window is None:
+        return None
+    shown = f"{format_count(window)} tokens"
+    if window >= max_model_len:
+        warning = f"--window {window} has no effect: the context is {format_count(max_model_len)}"
+        return _WindowNote(
+            Choice("window", shown, "--window, no shorter than the context"), warning
+        )
+    warning = (
+        f"--window: every layer sees the last {shown} only; a text longer than that is answered "
+        "worse than by the model as it was trained, and what lies further back is forgotten"
+    )
+    reason = "--window: bounds the KV cache of a sequence; blocks behind it are freed"
+    return _WindowNote(Choice("window", shown, reason), warning)
+
+
+def _log_degraded(backend: BackendChoice) -> None:
+    if backend.warning:
+        logger.warning("engine_degraded executor=%s %s", backend.name, backend.warning)
 
 
 def _choose_threads(config: EngineConfig) -> UsableCores:
@@ -108,7 +163,7 @@ def _choose_threads(config: EngineConfig) -> UsableCores:
 
 
 def _choices(
-    loaded: LoadedSpec, backend: BackendChoice, threads: UsableCores
+    loaded: LoadedModel, backend: BackendChoice, threads: UsableCores
 ) -> tuple[Choice, ...]:
     return (
         Choice("dtype", str(loaded.dtype), loaded.dtype_reason),
@@ -119,14 +174,14 @@ def _choices(
 
 def _resolve(
     config: EngineConfig,
-    loaded: LoadedSpec,
+    loaded: LoadedModel,
     fitted: Fit,
     choices: tuple[Choice, ...],
     warnings: tuple[str, ...],
 ) -> Resolved:
     return Resolved(
         model_name=Path(config.model.path).resolve().name,
-        architecture=loaded.spec.architecture,
+        architecture=loaded.architecture,
         dtype=str(loaded.dtype),
         max_model_len=fitted.limits.max_model_len,
         vocab_size=loaded.program.vocab_size,

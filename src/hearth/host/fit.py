@@ -35,7 +35,10 @@ SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabula
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """What is to fit. `max_model_len` and `kv_memory_bytes` None: chosen here."""
+    """What is to fit. `max_model_len` and `kv_memory_bytes` None: chosen here.
+
+    `fixed`: what is needed whatever the context; None: weights and buffers of the program.
+    """
 
     program: StepProgram
     dtype: DType
@@ -46,6 +49,7 @@ class FitRequest:
     max_model_len: int | None = None
     kv_memory_bytes: int | None = None
     num_threads: int = 1
+    fixed: tuple[MemoryItem, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     Raises ConfigError (`max_model_len` above the model's own) and CapacityError (weights, or the
     KV cache of a single sequence, do not fit; the message gives what would).
     """
-    fixed = _fixed_items(request)
+    fixed = _fixed_items(request) if request.fixed is None else request.fixed
     budget = _kv_budget(request, fixed, memory)
     max_model_len = _resolve_model_len(request, budget)
     num_blocks = _num_blocks(request, budget, max_model_len.num_tokens)
@@ -90,9 +94,13 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
 
 
-def _logit_rows(request: FitRequest) -> int:
+def max_logit_rows(max_num_seqs: int, max_num_batched_tokens: int) -> int:
     """Logits rows of a step: one a sequence that samples, and those of prompts to be scored."""
-    return min(request.max_num_seqs + SCORED_ROWS, request.max_num_batched_tokens)
+    return min(max_num_seqs + SCORED_ROWS, max_num_batched_tokens)
+
+
+def _logit_rows(request: FitRequest) -> int:
+    return max_logit_rows(request.max_num_seqs, request.max_num_batched_tokens)
 
 
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:

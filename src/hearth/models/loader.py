@@ -16,6 +16,7 @@ from hearth.models.families import architecture_of, family_of
 from hearth.models.features import refuse_unimplemented
 from hearth.models.generation_config import GenerationDefaults, read_generation_defaults
 from hearth.models.lower import lower
+from hearth.models.windows import with_window
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,18 @@ class LoadedSpec:
     dtype: DType
     dtype_reason: str
     config: ConfigJson
+    window: int | None = None  # that of --window
     warnings: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """The model's class, as config.json names it."""
+        return self.spec.architecture
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest context."""
+        return self.spec.max_position_embeddings
 
     def at_length(self, max_model_len: int) -> LoadedSpec:
         """The same model for sequences of up to `max_model_len` tokens.
@@ -39,25 +51,29 @@ class LoadedSpec:
         """
         family = family_of(architecture_of(self.config))
         spec = family.build_spec(self.config, self.dtype, max_model_len)
+        spec = with_window(spec, self.window)
         return replace(self, spec=spec, program=lower(spec))
 
 
 def load_model_spec(
-    path: str | Path, dtype: str = "auto", max_model_len: int | None = None
+    path: str | Path,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    window: int | None = None,
 ) -> LoadedSpec:
     """Reads config.json and generation_config.json and lowers the model.
 
     `dtype`: auto, float32 or bfloat16. `max_model_len`: the longest sequence that will be served,
-    None for the longest that the model supports (see `LoadedSpec.at_length`). Raises
-    ModelNotFoundError, UnknownArchitectureError, ModelError (a value in a file) or ConfigError
-    (`dtype`).
+    None for the longest that the model supports (see `LoadedSpec.at_length`). `window`: see
+    `windows.with_window`. Raises ModelNotFoundError, UnknownArchitectureError, ModelError (a value
+    in a file) or ConfigError (`dtype`, `window`).
     """
     directory = Path(path)
     config = read_config(directory)
     family = family_of(architecture_of(config))
     refuse_unimplemented(config, family.reads)
     choice = resolve_dtype(dtype, checkpoint_dtype(config))
-    spec = family.build_spec(config, choice.dtype, max_model_len)
+    spec = with_window(family.build_spec(config, choice.dtype, max_model_len), window)
     generation = read_generation_defaults(directory, config, spec.vocab_size)
     return LoadedSpec(
         path=directory,
@@ -67,5 +83,6 @@ def load_model_spec(
         dtype=choice.dtype,
         dtype_reason=choice.reason,
         config=config,
+        window=window,
         warnings=generation.warnings,
     )

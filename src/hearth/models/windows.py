@@ -1,4 +1,4 @@
-"""Sliding windows of a config.json: how far back each layer sees, in the families' own rules.
+"""Sliding windows: how far back each layer sees, by the families' own rules or by --window.
 
 A window of n lets a token see itself and the n − 1 tokens before it. What a config lacks gets
 transformers' default, since a checkpoint was written against that.
@@ -7,7 +7,11 @@ transformers' default, since a checkpoint was written against that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from hearth.core.errors import ConfigError
+from hearth.core.spec import ModelSpec
+from hearth.core.units import format_count
 from hearth.models.config_json import ConfigJson
 
 DEFAULT_WINDOW = 4096
@@ -76,3 +80,34 @@ def _layer_types(config: ConfigJson, num_layers: int) -> list[str] | None:
             "layer_types", f'"{_FULL}" or "{_SLIDING}" for each of {num_layers} layers'
         )
     return listed
+
+
+def with_window(spec: ModelSpec, window: int | None) -> ModelSpec:
+    """The model with every layer limited to the last `window` tokens (--window); None: as it is.
+
+    Nothing else changes: positions, frequencies and weights stay the model's own. Raises
+    ConfigError where a layer has a window already.
+    """
+    if window is None:
+        return spec
+    check_own_windows(window, [layer.attention.window for layer in spec.layers])
+    layers = tuple(
+        replace(layer, attention=replace(layer.attention, window=window)) for layer in spec.layers
+    )
+    return replace(spec, layers=layers)
+
+
+def check_own_windows(window: int, own: Sequence[int]) -> None:
+    """Refuses --window for a model that has windows.
+
+    It was trained with its own pattern, in which the layers without one carry the rest of the text.
+    """
+    windowed = [size for size in own if size]
+    if windowed:
+        sizes = ", ".join(format_count(size) for size in sorted(set(windowed)))
+        raise ConfigError(
+            f"--window is {format_count(window)}, but {len(windowed)} of the model's {len(own)} "
+            f"layers have a sliding window of their own ({sizes} tokens)",
+            hint="leave --window out",
+            param="window",
+        )

@@ -55,7 +55,7 @@ def create_app(
     app.include_router(completions_router(completion, bodies))
     app.include_router(tokens_router(chat, bodies))
     app.include_router(models_router(model))
-    app.include_router(health_router(engine, model.names[0]))
+    app.include_router(health_router(engine, model))
     app.include_router(docs_router(OPENAPI_URL))
     install_error_handlers(app)
     _document(app)

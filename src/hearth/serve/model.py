@@ -33,6 +33,7 @@ class ServedModel:
     stop_token_ids: frozenset[int]
     created: int
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    executor: str = "cpu"  # what runs it: ExecutorInfo.name
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -60,6 +61,7 @@ def served_model(
     resolved: Resolved,
     defaults: GenerationDefaults,
     created: int,
+    executor: str = "cpu",
 ) -> ServedModel:
     """Joins what the engine resolved with the text files.
 
@@ -82,4 +84,5 @@ def served_model(
         stop_token_ids=frozenset(stops),
         created=created,
         defaults=defaults,
+        executor=executor,
     )

@@ -1,4 +1,4 @@
-"""ReferenceExecutor: runs step plans through the plain torch interpreter.
+"""Executors in torch: one step from plan to result, and the plain interpreter of step programs.
 
 Everything is checked, nothing is fast. Logits of a row may differ in their last bits with its
 batch company (torch's matrix product does), so `info.bit_identical` is False.
@@ -7,6 +7,7 @@ batch company (torch's matrix product does), so `info.bit_identical` is False.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import numpy as np
@@ -29,18 +30,22 @@ from hearth.kernels.reference.sampling import sample_rows
 from hearth.kernels.reference.weights import ReferenceWeights
 
 
-class ReferenceExecutor:
-    """An `Executor` in torch. Owns the paged KV cache; shares the weights with who made them."""
+class TorchExecutor(ABC):
+    """An `Executor` whose forward pass is torch code. Owns the paged KV cache.
+
+    A subclass says what it is and computes the logits; plan, sampling and result are alike.
+    """
 
     def __init__(
-        self, program: StepProgram, weights: ReferenceWeights, limits: StepLimits, kv: KvConfig
+        self, program: StepProgram, limits: StepLimits, kv: KvConfig, device: str = "cpu"
     ) -> None:
         self._program = program
-        self._weights: ReferenceWeights | None = weights
         self._kv_config = kv
         self._limits = limits
-        self._kv = PagedKv(program.kv_groups, kv)
+        self._device = device
+        self._kv = PagedKv(program.kv_groups, kv, device)
         self._previous: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._is_closed = False
 
     @property
     def program(self) -> StepProgram:
@@ -48,27 +53,26 @@ class ReferenceExecutor:
         return self._program
 
     @property
+    @abstractmethod
     def info(self) -> ExecutorInfo:
         """What runs the steps, and why."""
-        return ExecutorInfo(
-            name="reference",
-            detail=f"torch {torch.__version__}, {torch.get_num_threads()} threads",
-            reason="plain torch operations: correct, slow, not bit-identical over batches",
-            bit_identical=False,
-        )
+
+    @abstractmethod
+    def _logits(self, step: StepTensors) -> torch.Tensor:
+        """Raw logits of the wanted rows, [R, vocabulary]; stores keys and values in `_kv`."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step. Raises KernelError when the plan contradicts itself or the limits."""
-        if self._weights is None:
+        if self._is_closed:
             raise KernelError("the executor is closed")
         _check_plan(plan, self._program, self._kv_config, self._limits)
         tokens = resolve_tokens(plan.tokens, self._previous, self._program.vocab_size)
         for group, source, target in plan.copies.tolist():
             self._kv.copy_block(group, source, target)
         with torch.no_grad():
-            step = step_tensors(plan, tokens, len(self._program.kv_groups))
-            raw = forward(self._program, self._weights, step, self._kv)
-        logits = raw.numpy()
+            step = step_tensors(plan, tokens, len(self._program.kv_groups), self._device)
+            raw = self._logits(step)
+        logits = raw.float().cpu().numpy()
         sampled = sample_rows(logits, plan.sampling)
         self._previous = sampled.tokens.copy()
         return StepResult(
@@ -82,8 +86,37 @@ class ReferenceExecutor:
         )
 
     def close(self) -> None:
-        """Releases the KV cache and the weights."""
+        """Releases the KV cache; a subclass releases its weights too."""
         self._kv = PagedKv((), self._kv_config)
+        self._is_closed = True
+
+
+class ReferenceExecutor(TorchExecutor):
+    """Runs step programs operation by operation; shares the weights with who made them."""
+
+    def __init__(
+        self, program: StepProgram, weights: ReferenceWeights, limits: StepLimits, kv: KvConfig
+    ) -> None:
+        super().__init__(program, limits, kv)
+        self._weights: ReferenceWeights | None = weights
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """What runs the steps, and why."""
+        return ExecutorInfo(
+            name="reference",
+            detail=f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+            reason="plain torch operations: correct, slow, not bit-identical over batches",
+            bit_identical=False,
+        )
+
+    def _logits(self, step: StepTensors) -> torch.Tensor:
+        assert self._weights is not None
+        return forward(self._program, self._weights, step, self._kv)
+
+    def close(self) -> None:
+        """Releases the KV cache and the weights."""
+        super().close()
         self._weights = None
 
 
@@ -103,7 +136,9 @@ def resolve_tokens(
     return resolved
 
 
-def step_tensors(plan: StepPlan, tokens: NDArray[np.int32], num_groups: int) -> StepTensors:
+def step_tensors(
+    plan: StepPlan, tokens: NDArray[np.int32], num_groups: int, device: str = "cpu"
+) -> StepTensors:
     """A plan as torch tensors; copies, keeps no reference to the plan."""
     starts, context = plan.row_start.tolist(), plan.context.tolist()
     sequences = tuple(
@@ -111,11 +146,11 @@ def step_tensors(plan: StepPlan, tokens: NDArray[np.int32], num_groups: int) -> 
         for first, last, cached in zip(starts[:-1], starts[1:], context)
     )
     return StepTensors(
-        tokens=_indices(tokens),
-        positions=_indices(plan.positions),
+        tokens=_indices(tokens, device),
+        positions=_indices(plan.positions, device),
         sequences=sequences,
-        logit_rows=_indices(plan.logit_rows),
-        groups=tuple(_tables(plan, group) for group in range(num_groups)),
+        logit_rows=_indices(plan.logit_rows, device),
+        groups=tuple(_tables(plan, group, device) for group in range(num_groups)),
     )
 
 
@@ -125,17 +160,17 @@ def hash_rows(logits: NDArray[np.float32]) -> NDArray[np.uint64]:
     return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
 
 
-def _tables(plan: StepPlan, group: int) -> GroupTables:
+def _tables(plan: StepPlan, group: int, device: str) -> GroupTables:
     starts = plan.block_start[group].tolist()
     return GroupTables(
-        slots=_indices(plan.slots[group]),
-        blocks=tuple(_indices(plan.blocks[a:b]) for a, b in pairwise(starts)),
+        slots=_indices(plan.slots[group], device),
+        blocks=tuple(_indices(plan.blocks[a:b], device) for a, b in pairwise(starts)),
         first_block=tuple(plan.first_block[group].tolist()),
     )
 
 
-def _indices(values: NDArray[np.int32]) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64))
+def _indices(values: NDArray[np.int32], device: str) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(device)
 
 
 def _check_plan(plan: StepPlan, program: StepProgram, kv: KvConfig, limits: StepLimits) -> None:
@@ -148,7 +183,7 @@ def _check_plan(plan: StepPlan, program: StepProgram, kv: KvConfig, limits: Step
         if value > maximum:
             raise KernelError(f"the plan has {value} {name}; permitted: up to {maximum}")
     if plan.encoder.shape[0]:
-        raise KernelError("encoder rows are not implemented by the reference executor")
+        raise KernelError("encoder rows are not implemented by executors in torch")
     if plan.row_start[0] != 0 or plan.row_start[-1] != num_tokens:
         raise KernelError(f"row_start covers up to {plan.row_start[-1]} of {num_tokens} tokens")
     if plan.sampling.edits is not None:

@@ -85,15 +85,17 @@ class KvStore(Protocol):
 class PagedKv:
     """Blocks of every group in torch tensors, [layers, blocks · block_size, kv heads, dim]."""
 
-    def __init__(self, groups: Sequence[KvGroupSpec], config: KvConfig) -> None:
+    def __init__(
+        self, groups: Sequence[KvGroupSpec], config: KvConfig, device: str = "cpu"
+    ) -> None:
         self._block_size = config.block_size
         dtype = torch_dtype(DType(config.dtype))
         shapes = [
             (g.num_layers, num_blocks * config.block_size, g.num_kv_heads, g.head_dim)
             for g, num_blocks in zip(groups, config.num_blocks)
         ]
-        self._keys = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-        self._values = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        self._keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self._values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
     def copy_block(self, group: int, source: int, target: int) -> None:
         """Copies one block, all layers."""
@@ -113,12 +115,20 @@ class PagedKv:
 
     def read(self, step: StepTensors, place: KvPlace, index: int) -> KeysValues:
         """See `KvStore.read`."""
-        tables, rows = step.groups[place.group], step.sequences[index]
-        size = self._block_size
-        first_index = tables.first_block[index] * size
-        num_keys = rows.context + rows.last_row - rows.first_row - first_index
-        offsets = torch.arange(size)
-        slots = (tables.blocks[index][:, None] * size + offsets).flatten()[:num_keys]
+        first_index = step.groups[place.group].first_block[index] * self._block_size
+        return self.gather(place, self.slots_of(step, place.group, index), first_index)
+
+    def slots_of(self, step: StepTensors, group: int, index: int) -> torch.Tensor:
+        """Slots of sequence `index` from its first listed block to its last row of this pass."""
+        tables, rows = step.groups[group], step.sequences[index]
+        size, blocks = self._block_size, tables.blocks[index]
+        num_keys = rows.context + rows.last_row - rows.first_row
+        num_listed = num_keys - tables.first_block[index] * size
+        offsets = torch.arange(size, device=blocks.device)
+        return (blocks[:, None] * size + offsets).flatten()[:num_listed]
+
+    def gather(self, place: KvPlace, slots: torch.Tensor, first_index: int) -> KeysValues:
+        """What a layer keeps at `slots`, the first of which is that of token `first_index`."""
         keys, values = self._keys[place.group], self._values[place.group]
         return KeysValues(
             keys[place.layer][slots].float(), values[place.layer][slots].float(), first_index

@@ -50,23 +50,41 @@ class Family:
     reads: frozenset[str]
 
 
-def architecture_of(config: ConfigJson) -> str:
-    """`architectures[0]`. Raises UnknownArchitectureError when there is none, or none we know."""
+def named_architecture(config: ConfigJson) -> str:
+    """`architectures[0]`. Raises UnknownArchitectureError when there is none."""
     listed = config.values.get("architectures")
-    supported = ", ".join(sorted(FAMILIES))
-    if not isinstance(listed, list) or not listed:
+    if not isinstance(listed, list) or not listed or not isinstance(listed[0], str):
         raise UnknownArchitectureError(
-            f"{config.source}: architectures is {shown(listed)}; supported: {supported}",
+            f"{config.source}: architectures is {shown(listed)}; supported: {supported_names()}",
             hint="config.json must name its architecture",
             param="architectures",
         )
-    if not isinstance(listed[0], str) or listed[0] not in FAMILIES:
-        raise UnknownArchitectureError(
-            f"{config.source}: architecture {shown(listed[0])} is not supported; "
-            f"supported: {supported}",
-            param="architectures",
-        )
     return listed[0]
+
+
+def architecture_of(config: ConfigJson) -> str:
+    """`architectures[0]`. Raises UnknownArchitectureError when there is none, or none we know."""
+    architecture = named_architecture(config)
+    if architecture not in FAMILIES:
+        raise unsupported(config, architecture)
+    return architecture
+
+
+def unsupported(
+    config: ConfigJson, architecture: str, hint: str | None = None
+) -> UnknownArchitectureError:
+    """The error for an architecture without a family file."""
+    return UnknownArchitectureError(
+        f"{config.source}: architecture {shown(architecture)} is not supported; "
+        f"supported: {supported_names()}",
+        hint=hint,
+        param="architectures",
+    )
+
+
+def supported_names() -> str:
+    """The architectures that have a family file, for messages."""
+    return ", ".join(sorted(FAMILIES))
 
 
 def family_of(architecture: str) -> Family:

@@ -2,7 +2,8 @@
 
 UP means that the engine process lives; DOWN is answered with 503. Counts come from the engine,
 which answers between two steps; when a step takes longer than STATS_TIMEOUT_S, `running` is the
-front end's own count of requests, `waiting` and `engine` are null.
+front end's own count of requests, `waiting` and `engine` are null. `executor` names what runs the
+model: `cpu` is hearth's own kernels, anything else is slower.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from hearth.core.errors import EngineError
 from hearth.core.events import EngineStats
 from hearth.serve.engine_port import EnginePort
 from hearth.serve.http.schemas import EngineCounts, Health
+from hearth.serve.model import ServedModel
 
 STATS_TIMEOUT_S = 2.0
 
 
-def health_router(engine: EnginePort, model_name: str) -> APIRouter:
+def health_router(engine: EnginePort, model: ServedModel) -> APIRouter:
     """The endpoint for one engine."""
     router = APIRouter(tags=["health"])
 
@@ -46,7 +48,8 @@ def health_router(engine: EnginePort, model_name: str) -> APIRouter:
             response.status_code = 503
         return Health(
             status="UP" if is_up else "DOWN",
-            model=model_name,
+            model=model.names[0],
+            executor=model.executor,
             version=__version__,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             running=running,

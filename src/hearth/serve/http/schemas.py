@@ -268,6 +268,7 @@ class Health(BaseModel):
 
     status: Literal["UP", "DOWN"]
     model: str
+    executor: str
     version: str
     timestamp: str
     running: int
