@@ -188,7 +188,7 @@ class Engine:
     ) -> list[list[TokenLogprobs | None]] | None:
         """Log-probabilities of the rows that ask, grouped like the tokens; None: none asks."""
         wanted = plan.sampling.num_logprobs
-        if wanted is None or not len(wanted) or wanted.max() < 0:
+        if wanted is None or not self._builder.wants_logprobs:
             return None
         given = plan.sampling.given
         if given is not None:

@@ -278,7 +278,9 @@ class Scheduler:
             return False
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_rank)
-        self._note_admission(sequence, start)
+        sequence.start(start, self.blocks.block_size)
+        for observer in self._observers:
+            observer.on_prefix(sequence.num_known, start)
         decision.add(sequence, num_tokens)
         return True
 
@@ -312,20 +314,8 @@ class Scheduler:
         self.blocks.free(victim.table)
         for observer in self._observers:
             observer.on_preempt(victim.request_id, victim.num_computed)
-        victim.num_computed = 0
-        victim.num_preemptions += 1
-        victim.state = SequenceState.WAITING
+        victim.restart()
         insort(self._waiting, victim, key=_rank)
-
-    def _note_admission(self, sequence: Sequence, num_hit: int) -> None:
-        """The sequence runs from now on, `num_hit` of its tokens being computed already."""
-        sequence.state = SequenceState.RUNNING
-        sequence.num_computed = num_hit
-        sequence.settle_at = num_hit + self.blocks.block_size
-        if sequence.num_cached < 0:
-            sequence.num_cached = min(num_hit, len(sequence.request.prompt))
-        for observer in self._observers:
-            observer.on_prefix(sequence.num_known, num_hit)
 
     def _tell_scores(
         self, sequence: Sequence, num_given: int, scores: PromptLogprobs | None

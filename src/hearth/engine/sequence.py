@@ -88,6 +88,20 @@ class Sequence:
         """Tokens after the prompt, those of an earlier life included."""
         return self.num_known - len(self.request.prompt)
 
+    def start(self, num_hit: int, block_size: int) -> None:
+        """It runs from now on, `num_hit` of its tokens being computed already."""
+        self.state = SequenceState.RUNNING
+        self.num_computed = num_hit
+        self.settle_at = num_hit + block_size
+        if self.num_cached < 0:
+            self.num_cached = min(num_hit, len(self.request.prompt))
+
+    def restart(self) -> None:
+        """Back to the queue, to be computed anew later."""
+        self.state = SequenceState.WAITING
+        self.num_computed = 0
+        self.num_preemptions += 1
+
     def note_scores(self, num_tokens: int) -> None:
         """So many more tokens of the prompt had their log-probabilities told."""
         self.num_scored += num_tokens

@@ -43,6 +43,7 @@ class _Sampling:
         self.given = np.full(max_rows, -1, np.int32)
         self.has_given = False
         self.num_top = 0
+        self.wants_logprobs = False
         self._owners: list[Sequence] = []
         self._row_edits: list[SequenceEdits | None] = []
         self._edits: EditArrays | None = None  # None: no row has any
@@ -69,7 +70,8 @@ class _Sampling:
             ]
             for row in np.flatnonzero(is_given).tolist():
                 self._row_edits[row] = None
-        self.num_top = max(0, int(self.num_logprobs[:num_rows].max(initial=0)))
+        most = int(self.num_logprobs[:num_rows].max(initial=-1))
+        self.wants_logprobs, self.num_top = most >= 0, max(0, most)
         self._edits = None
         if any(edits is not None for edits in self._row_edits):
             requests = [owner.request for owner in owners]
@@ -150,6 +152,11 @@ class StepBuilder:
         plan = self._view(shape, self._empty if copies is None else copies)
         self._plan, self._shape = (plan, shape) if copies is None else (None, ())
         return plan
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether any row of the last plan asks for log-probabilities."""
+        return self._sampling.wants_logprobs
 
     def distribute(self, decision: StepDecision, values: list[Value]) -> list[list[Value]]:
         """Values of the logits rows that are sampled, grouped by the decision's sequences."""
