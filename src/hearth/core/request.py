@@ -95,9 +95,12 @@ class PromptLogprobs:
     top_logprobs: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenEvent:
-    """News of one request after a step: new tokens and, last of all, why it ended."""
+    """News of one request after a step: new tokens and, last of all, why it ended.
+
+    Not frozen, since one is made for every token: that would take three times as long.
+    """
 
     request_id: str
     tokens: tuple[int, ...] = ()

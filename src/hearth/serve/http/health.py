@@ -68,5 +68,6 @@ def _counts(stats: EngineStats) -> EngineCounts:
         preemptions=stats.num_preemptions,
         steps=stats.num_steps,
         generated_tokens=stats.num_generated_tokens,
+        execute_seconds=stats.execute_s,
         prefix_hit_tokens=stats.num_prefix_hit_tokens,
     )

@@ -260,6 +260,7 @@ class EngineCounts(BaseModel):
     preemptions: int
     steps: int
     generated_tokens: int
+    execute_seconds: float = Field(description="Time inside the kernels.")
     prefix_hit_tokens: int
 
 
