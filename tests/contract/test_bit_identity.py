@@ -17,6 +17,7 @@ import pytest
 from tests.support.engines import AuditExecutor, EngineSizes, build_engine
 from tests.support.executors import require_cpu_library
 from tests.support.toy_engine import Driver
+from tests.unit.kernels.programs import ISAS
 
 from hearth.core.request import Request, SamplingParams
 from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
@@ -175,11 +176,12 @@ class BatchDependent:
 class Audit:
     """All runs of one model in one precision."""
 
-    def __init__(self, loaded: LoadedSpec, *, falsify: bool = False) -> None:
+    def __init__(self, loaded: LoadedSpec, *, isa: str = "auto", falsify: bool = False) -> None:
         from hearth.kernels.cpu.weights import CpuWeights
 
         self._loaded = loaded
         self._falsify = falsify
+        self._isa = isa
         self._weights = CpuWeights(loaded.program)
         load_weights(loaded, self._weights, "dummy", seed=5)
         self._ledger: dict[bytes, int] = {}
@@ -221,7 +223,9 @@ class Audit:
             (sizes.num_blocks,) * len(self._loaded.program.kv_groups),
             self._loaded.dtype,
         )
-        inner: Executor = CpuExecutor(self._loaded.program, self._weights, limits, kv, run.threads)
+        inner: Executor = CpuExecutor(
+            self._loaded.program, self._weights, limits, kv, run.threads, self._isa
+        )
         if self._falsify:
             inner = BatchDependent(inner)
         auditor = AuditExecutor(inner, kv, self._ledger)
@@ -279,6 +283,19 @@ def test_a_context_has_the_same_logits_in_every_run(
     assert audit.num_resumed > 0
     assert audit.num_scored_prompts == 3
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
+
+
+@pytest.mark.parametrize("config", [QWEN3, GEMMA2], ids=["qwen3", "gemma2"])
+@pytest.mark.parametrize("isa", ISAS[:-1])
+def test_other_instruction_sets_keep_it_too(
+    tmp_path: Path, isa: str, config: dict[str, Any]
+) -> None:
+    audit = Audit(load(tmp_path, config, "float32"), isa=isa)
+    random = np.random.default_rng(11)
+    requests = requests_of(random)
+    audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS // 2)], requests)
+    assert audit.num_rows > audit.num_contexts
+    assert audit.num_preemptions > 0
 
 
 def test_the_audit_notices_an_executor_whose_bits_depend_on_the_batch(tmp_path: Path) -> None:
