@@ -14,6 +14,7 @@ constexpr int kKeyGroup = 16;        // neighbouring keys that lie in one vector
 constexpr int kLinearTileRows = 96;  // rows that a linear tile takes at a time: with 512 columns of
                                      // K they stay in the second-level cache
 constexpr int kTile = 64;            // keys a softmax tile, at absolute positions
+constexpr int kAttendRows = 8;       // rows of a sequence that go through their keys together
 constexpr int kSegment = 512;  // keys a segment that is reduced on its own, at absolute positions
 
 // Row i of x is at x + i · ldx, or at x + x_offsets[i] where there are offsets; likewise of out.
@@ -59,12 +60,14 @@ struct GateArgs {
   bool gelu;  // the tanh form of GELU; otherwise SiLU
 };
 
+// Neighbouring rows of a sequence, and the query heads that share a key/value head.
 struct AttendArgs {
-  const float* q;  // the query heads of one row that share the key/value head, [heads, head_dim]
-  float* out;      // [heads, head_dim]
-  int heads, head_dim;
-  int64_t position;  // absolute index of the row; it sees keys first_key … position
-  int64_t first_key;
+  const float* q;  // [rows, ldq], of each row [heads, head_dim]
+  float* out;      // [rows, ldo], of each row [heads, head_dim]
+  int64_t ldq, ldo;
+  int rows, heads, head_dim;
+  int64_t position;  // absolute index of the first row; a row sees the keys up to its own
+  int window;        // the last so many of them; 0: all
   float scale;
   float soft_cap;  // 0: none
   bool bf16;
@@ -75,7 +78,7 @@ struct AttendArgs {
   int64_t block_stride;  // bytes a block
   int64_t part_offset;   // bytes from a block's begin to this (layer, kv head)
   int64_t value_offset;  // bytes from the K part to the V part
-  float* scratch;        // attend_scratch_floats(heads, head_dim)
+  float* scratch;        // attend_scratch_floats(rows · heads, head_dim)
 };
 
 struct KvWriteArgs {
@@ -112,9 +115,9 @@ struct Kernels {
                     float* out);
 };
 
-inline int64_t attend_scratch_floats(int heads, int head_dim) {
+inline int64_t attend_scratch_floats(int queries, int head_dim) {
   int64_t padded = (head_dim + 15) / 16 * 16;
-  return heads * (2 * padded + kTile + 4);
+  return queries * (2 * padded + kTile + 4);
 }
 
 extern const Kernels kKernelsGeneric;

@@ -4,7 +4,12 @@
 // online softmax, tile by tile; segments are merged in ascending order. Which keys a tile leaves
 // out depends on the row's position and window alone, so prefill and decode give the same bits.
 //
-//   scratch: | total [heads][padded] | segment [heads][padded] | scores [heads][64] | m, l, M, L |
+// A query is one head of one row. Some neighbouring rows of a sequence go through the keys
+// together, several queries for each load of K and V; every query still sees its own keys alone, in
+// order.
+//
+//   scratch: | total [queries][padded] | segment [queries][padded] | scores [queries][64] | m l M L
+//   |
 // Included by kernels_impl.h only.
 #pragma once
 
@@ -42,8 +47,9 @@ void kv_write(const KvWriteArgs& a) {
     kv_write_as<float>(a);
 }
 
-constexpr int kVecsPerGroup = kKeyGroup / kLanes;
 constexpr int kTileVecs = kTile / kLanes;
+constexpr int kScoreVecs = 4;  // vectors of keys at a time
+constexpr int kMostQueries = kAttendSums / kScoreVecs;
 
 struct AttendState {
   float *total, *segment, *scores;
@@ -51,157 +57,249 @@ struct AttendState {
   int padded;
 };
 
+// The keys of a tile that a query sees: lanes lo … hi−1.
+struct Span {
+  int lo, hi;
+};
+
+inline int64_t end_of(const AttendArgs& a, int query) {
+  return a.position + query / a.heads + 1;
+}
+inline int64_t first_of(const AttendArgs& a, int query) {
+  return a.window > 0 ? larger(0, end_of(a, query) - a.window) : 0;
+}
+inline Span span_of(const AttendArgs& a, int query, int64_t base) {
+  return {static_cast<int>(larger(0, first_of(a, query) - base)),
+          static_cast<int>(smaller(kTile, end_of(a, query) - base))};
+}
+inline const float* query_of(const AttendArgs& a, int query) {
+  return a.q + query / a.heads * a.ldq + query % a.heads * a.head_dim;
+}
+
 inline const char* key_part(const AttendArgs& a, int64_t key) {
   int64_t block = a.blocks[key / a.block_size - a.first_block];
   return a.pool + block * a.block_stride + a.part_offset;
 }
 
-// scores[h][64] of the tile at `base`; lanes outside [lo, hi) are −infinity.
+// K of the group of 16 keys with `key`; of the nearest group that any row sees where none does: its
+// scores are masked, and blocks outside may be gone.
 template <class E>
-void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int lo, int hi) {
-  for (int g = 0; g < kTile / kKeyGroup; g++) {
-    int begin = lo - g * kKeyGroup, end = hi - g * kKeyGroup;
-    if (end <= 0 || begin >= kKeyGroup) {
-      for (int h = 0; h < a.heads; h++)
-        for (int v = 0; v < kVecsPerGroup; v++)
-          vstore(s.scores + h * kTile + g * kKeyGroup + v * kLanes, vset(kMinusInfinity));
-      continue;
-    }
-    int64_t key = base + g * kKeyGroup;
-    const E* k = reinterpret_cast<const E*>(key_part(a, key)) +
-                 key % a.block_size / kKeyGroup * (static_cast<int64_t>(a.head_dim) * kKeyGroup);
-    for (int h = 0; h < a.heads; h++) {
-      const float* q = a.q + h * a.head_dim;
-      Vec acc[kVecsPerGroup];
-      unroll<kVecsPerGroup>([&](auto v) HEARTH_LAMBDA { acc[v.value] = vzero(); });
-      for (int d = 0; d < a.head_dim; d++) {
-        Vec qd = vset(q[d]);
-        unroll<kVecsPerGroup>([&](auto v) HEARTH_LAMBDA {
-          acc[v.value] = vfma(vload(k + d * kKeyGroup + v.value * kLanes), qd, acc[v.value]);
+inline const E* group_of(const AttendArgs& a, int64_t key) {
+  int64_t last = end_of(a, a.rows * a.heads - 1) - 1;
+  key = smaller(larger(key, first_of(a, 0) / kKeyGroup * kKeyGroup), last);
+  return reinterpret_cast<const E*>(key_part(a, key)) +
+         key % a.block_size / kKeyGroup * (static_cast<int64_t>(a.head_dim) * kKeyGroup);
+}
+
+// scores[query][64] of the tile at `base` for Q queries; lanes outside their spans are −infinity.
+template <int Q, class E>
+void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int query) {
+  const float* q[Q];
+  unroll<Q>([&](auto i) HEARTH_LAMBDA { q[i.value] = query_of(a, query + i.value); });
+  for (int lane = 0; lane < kTile; lane += kScoreVecs * kLanes) {
+    const E* k[kScoreVecs];
+    unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
+      int first = lane + v.value * kLanes;
+      k[v.value] = group_of<E>(a, base + first / kKeyGroup * kKeyGroup) + first % kKeyGroup;
+    });
+    Vec acc[Q][kScoreVecs];
+    unroll<Q * kScoreVecs>(
+        [&](auto i) HEARTH_LAMBDA { acc[i.value / kScoreVecs][i.value % kScoreVecs] = vzero(); });
+    for (int d = 0; d < a.head_dim; d++) {
+      Vec keys[kScoreVecs];
+      unroll<kScoreVecs>([&](auto v)
+                             HEARTH_LAMBDA { keys[v.value] = vload(k[v.value] + d * kKeyGroup); });
+      unroll<Q>([&](auto i) HEARTH_LAMBDA {
+        Vec qd = vset(q[i.value][d]);
+        unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
+          acc[i.value][v.value] = vfma(keys[v.value], qd, acc[i.value][v.value]);
         });
-      }
-      unroll<kVecsPerGroup>([&](auto v) HEARTH_LAMBDA {
-        Vec scaled = vmul(acc[v.value], vset(a.scale));
-        if (a.soft_cap > 0.0f) scaled = capped(scaled, a.soft_cap);
-        scaled =
-            vkeep(scaled, vset(kMinusInfinity), begin - v.value * kLanes, end - v.value * kLanes);
-        vstore(s.scores + h * kTile + g * kKeyGroup + v.value * kLanes, scaled);
       });
     }
+    unroll<Q * kScoreVecs>([&](auto i) HEARTH_LAMBDA {
+      constexpr int number = i.value / kScoreVecs, v = i.value % kScoreVecs;
+      Span span = span_of(a, query + number, base);
+      int first = lane + v * kLanes;
+      Vec scaled = vmul(acc[number][v], vset(a.scale));
+      if (a.soft_cap > 0.0f) scaled = capped(scaled, a.soft_cap);
+      scaled = vkeep(scaled, vset(kMinusInfinity), span.lo - first, span.hi - first);
+      vstore(s.scores + (query + number) * kTile + first, scaled);
+    });
   }
 }
 
-// Turns the scores of head h into weights; returns the factor for what was summed before.
-inline float tile_weights(const AttendState& s, int h, int lo, int hi) {
-  float* scores = s.scores + h * kTile;
+// Turns the scores of a query into weights; returns the factor for what was summed before.
+inline float tile_weights(const AttendState& s, int query, Span span) {
+  float* scores = s.scores + query * kTile;
   Vec most = vload(scores);
   for (int v = 1; v < kTileVecs; v++) most = vmax(most, vload(scores + v * kLanes));
   float m = lane_max(most);
-  m = m > s.m[h] ? m : s.m[h];
-  float factor = s.m[h] == kMinusInfinity ? 0.0f : exp_scalar(s.m[h] - m);
+  m = m > s.m[query] ? m : s.m[query];
+  float factor = s.m[query] == kMinusInfinity ? 0.0f : exp_scalar(s.m[query] - m);
   Vec sum = vzero();
   for (int v = 0; v < kTileVecs; v++) {
     Vec weight = vexp(vsub(vload(scores + v * kLanes), vset(m)));
-    weight = vkeep(weight, vzero(), lo - v * kLanes, hi - v * kLanes);
+    weight = vkeep(weight, vzero(), span.lo - v * kLanes, span.hi - v * kLanes);
     vstore(scores + v * kLanes, weight);
     sum = vadd(sum, weight);
   }
-  s.l[h] = s.l[h] * factor + lane_sum(sum);
-  s.m[h] = m;
+  s.l[query] = s.l[query] * factor + lane_sum(sum);
+  s.m[query] = m;
   return factor;
 }
 
-// segment[h] = segment[h] · factor + weights · V, N vectors from column `column`, keys in order.
-template <int N, class E>
-HEARTH_INLINE void add_values(const AttendArgs& a, const AttendState& s, int h, int column,
-                              int64_t base, int lo, int hi, float factor) {
-  float* sum = s.segment + h * s.padded + column;
-  const float* weights = s.scores + h * kTile;
-  Vec acc[N];
-  unroll<N>([&](auto i) HEARTH_LAMBDA {
-    acc[i.value] = vmul(vload(sum + i.value * kLanes), vset(factor));
+// segment[query] += weights · V over keys first … last−1 of the tile, N vectors from `column`.
+template <int Q, int N, class E>
+HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int query, int column,
+                               int64_t base, int first, int last) {
+  float* sums = s.segment + query * s.padded + column;
+  const float* weights = s.scores + query * kTile;
+  Vec acc[Q][N];
+  unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
+    constexpr int number = i.value / N, n = i.value % N;
+    acc[number][n] = vload(sums + number * s.padded + n * kLanes);
   });
-  for (int key = lo; key < hi;) {
-    int in_group = kKeyGroup - key % kKeyGroup;
-    int last = static_cast<int>(smaller(hi, key + in_group));
+  for (int key = first; key < last;) {
+    int end = static_cast<int>(smaller(last, key + kKeyGroup - key % kKeyGroup));
     const E* v = reinterpret_cast<const E*>(key_part(a, base + key) + a.value_offset) +
                  (base + key) % a.block_size * s.padded + column;
-    for (; key < last; key++, v += s.padded) {
-      Vec weight = vset(weights[key]);
-      unroll<N>([&](auto i) HEARTH_LAMBDA {
-        acc[i.value] = vfma(vload(v + i.value * kLanes), weight, acc[i.value]);
+    for (; key < end; key++, v += s.padded) {
+      Vec values[N];
+      unroll<N>([&](auto n) HEARTH_LAMBDA { values[n.value] = vload(v + n.value * kLanes); });
+      unroll<Q>([&](auto i) HEARTH_LAMBDA {
+        Vec weight = vset(weights[i.value * kTile + key]);
+        unroll<N>([&](auto n) HEARTH_LAMBDA {
+          acc[i.value][n.value] = vfma(values[n.value], weight, acc[i.value][n.value]);
+        });
       });
     }
   }
-  unroll<N>([&](auto i) HEARTH_LAMBDA { vstore(sum + i.value * kLanes, acc[i.value]); });
+  unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
+    constexpr int number = i.value / N, n = i.value % N;
+    vstore(sums + number * s.padded + n * kLanes, acc[number][n]);
+  });
+}
+
+template <int Q, class E>
+void add_values(const AttendArgs& a, const AttendState& s, int query, int64_t base, int first,
+                int last) {
+  if (first >= last) return;
+  constexpr int most = kAttendSums / Q >= 8 ? 8 : 4;
+  int column = 0;
+  for (; column + most * kLanes <= s.padded; column += most * kLanes)
+    add_columns<Q, most, E>(a, s, query, column, base, first, last);
+  for (; column + 2 * kLanes <= s.padded; column += 2 * kLanes)
+    add_columns<Q, 2, E>(a, s, query, column, base, first, last);
+  for (; column < s.padded; column += kLanes)
+    add_columns<Q, 1, E>(a, s, query, column, base, first, last);
+}
+
+// One tile for Q neighbouring queries. The keys that all of them see are added for all at once;
+// those before and behind, at the edge of a window and at the diagonal, for each alone: a key
+// that a query does not see is not even multiplied by zero, since it may be anybody's.
+template <int Q, class E>
+void attend_tile(const AttendArgs& a, const AttendState& s, int64_t base, int query) {
+  tile_scores<Q, E>(a, s, base, query);
+  int lo = 0, hi = kTile;
+  for (int i = query; i < query + Q; i++) {
+    Span span = span_of(a, i, base);
+    lo = span.lo > lo ? span.lo : lo;
+    hi = span.hi < hi ? span.hi : hi;
+    Vec factor = vset(tile_weights(s, i, span));
+    float* sums = s.segment + i * s.padded;
+    for (int d = 0; d < s.padded; d += kLanes) vstore(sums + d, vmul(vload(sums + d), factor));
+  }
+  hi = hi < lo ? lo : hi;
+  for (int i = query; i < query + Q; i++) {
+    Span span = span_of(a, i, base);
+    add_values<1, E>(a, s, i, base, span.lo, span.hi < lo ? span.hi : lo);
+  }
+  add_values<Q, E>(a, s, query, base, lo, hi);
+  for (int i = query; i < query + Q; i++) {
+    Span span = span_of(a, i, base);
+    add_values<1, E>(a, s, i, base, span.lo > hi ? span.lo : hi, span.hi);
+  }
+}
+
+template <int Q, class E>
+void attend_rest(const AttendArgs& a, const AttendState& s, int64_t base, int query, int last) {
+  if constexpr (Q > 0) {
+    if (last - query == Q) return attend_tile<Q, E>(a, s, base, query);
+    attend_rest<Q - 1, E>(a, s, base, query, last);
+  }
+}
+
+// total = total merged with segment.
+inline void merge_segment(const AttendState& s, int query) {
+  float m = s.m[query] > s.total_m[query] ? s.m[query] : s.total_m[query];
+  float before = s.total_m[query] == kMinusInfinity ? 0.0f : exp_scalar(s.total_m[query] - m);
+  float now = exp_scalar(s.m[query] - m);
+  for (int d = 0; d < s.padded; d += kLanes) {
+    float* total = s.total + query * s.padded + d;
+    Vec old = vmul(vload(total), vset(before));
+    vstore(total, vfma(vload(s.segment + query * s.padded + d), vset(now), old));
+  }
+  s.total_l[query] = s.total_l[query] * before + s.l[query] * now;
+  s.total_m[query] = m;
+}
+
+inline void clear(float* sums, float* m, float* l, int query, int padded) {
+  memset(sums + query * padded, 0, sizeof(float) * static_cast<size_t>(padded));
+  m[query] = kMinusInfinity;
+  l[query] = 0.0f;
+}
+
+// Queries first … last−1 see a key of [begin, end): rows follow each other, so they are neighbours.
+inline void seeing(const AttendArgs& a, int64_t begin, int64_t end, int& first, int& last) {
+  last = a.rows * a.heads;
+  for (first = 0; first < last && end_of(a, first) <= begin;) first += a.heads;
+  while (last > first && first_of(a, last - 1) >= end) last -= a.heads;
 }
 
 template <class E>
-void tile_values(const AttendArgs& a, const AttendState& s, int h, int64_t base, int lo, int hi,
-                 float factor) {
-  int column = 0;
-  for (; column + 8 * kLanes <= s.padded; column += 8 * kLanes)
-    add_values<8, E>(a, s, h, column, base, lo, hi, factor);
-  for (; column + 2 * kLanes <= s.padded; column += 2 * kLanes)
-    add_values<2, E>(a, s, h, column, base, lo, hi, factor);
-  for (; column < s.padded; column += kLanes)
-    add_values<1, E>(a, s, h, column, base, lo, hi, factor);
-}
-
-// total = total merged with segment, for every head.
-void merge_segment(const AttendArgs& a, const AttendState& s) {
-  for (int h = 0; h < a.heads; h++) {
-    float m = s.m[h] > s.total_m[h] ? s.m[h] : s.total_m[h];
-    float before = s.total_m[h] == kMinusInfinity ? 0.0f : exp_scalar(s.total_m[h] - m);
-    float now = exp_scalar(s.m[h] - m);
-    for (int d = 0; d < s.padded; d += kLanes) {
-      float* total = s.total + h * s.padded + d;
-      Vec old = vmul(vload(total), vset(before));
-      vstore(total, vfma(vload(s.segment + h * s.padded + d), vset(now), old));
-    }
-    s.total_l[h] = s.total_l[h] * before + s.l[h] * now;
-    s.total_m[h] = m;
+void attend_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
+  int64_t end = smaller(begin + kSegment, end_of(a, a.rows * a.heads - 1));
+  for (int64_t base = larger(begin, first_of(a, 0) / kTile * kTile); base < end; base += kTile) {
+    int query, last;
+    seeing(a, base, base + kTile, query, last);
+    for (; query + kMostQueries <= last; query += kMostQueries)
+      attend_tile<kMostQueries, E>(a, s, base, query);
+    attend_rest<kMostQueries - 1, E>(a, s, base, query, last);
   }
 }
 
-void clear(float* sums, float* m, float* l, const AttendArgs& a, int padded) {
-  memset(sums, 0, sizeof(float) * static_cast<size_t>(a.heads) * static_cast<size_t>(padded));
-  for (int h = 0; h < a.heads; h++) {
-    m[h] = kMinusInfinity;
-    l[h] = 0.0f;
-  }
+inline AttendState state_of(const AttendArgs& a) {
+  AttendState s;
+  int64_t queries = int64_t{a.rows} * a.heads;
+  s.padded = (a.head_dim + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
+  s.total = a.scratch;
+  s.segment = s.total + queries * s.padded;
+  s.scores = s.segment + queries * s.padded;
+  s.m = s.scores + queries * kTile;
+  s.l = s.m + queries;
+  s.total_m = s.l + queries;
+  s.total_l = s.total_m + queries;
+  return s;
 }
 
 template <class E>
 void attend_as(const AttendArgs& a) {
-  AttendState s;
-  s.padded = (a.head_dim + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
-  s.total = a.scratch;
-  s.segment = s.total + a.heads * s.padded;
-  s.scores = s.segment + a.heads * s.padded;
-  s.m = s.scores + a.heads * kTile;
-  s.l = s.m + a.heads;
-  s.total_m = s.l + a.heads;
-  s.total_l = s.total_m + a.heads;
-  clear(s.total, s.total_m, s.total_l, a, s.padded);
-  int64_t end = a.position + 1;
-  for (int64_t segment = a.first_key / kSegment * kSegment; segment < end; segment += kSegment) {
-    clear(s.segment, s.m, s.l, a, s.padded);
-    int64_t first_tile = larger(segment, a.first_key / kTile * kTile);
-    for (int64_t base = first_tile; base < smaller(end, segment + kSegment); base += kTile) {
-      int lo = static_cast<int>(larger(0, a.first_key - base));
-      int hi = static_cast<int>(smaller(kTile, end - base));
-      tile_scores<E>(a, s, base, lo, hi);
-      for (int h = 0; h < a.heads; h++)
-        tile_values<E>(a, s, h, base, lo, hi, tile_weights(s, h, lo, hi));
-    }
-    merge_segment(a, s);
+  AttendState s = state_of(a);
+  int queries = a.rows * a.heads;
+  for (int i = 0; i < queries; i++) clear(s.total, s.total_m, s.total_l, i, s.padded);
+  int64_t end = end_of(a, queries - 1);
+  for (int64_t begin = first_of(a, 0) / kSegment * kSegment; begin < end; begin += kSegment) {
+    int first, last;
+    seeing(a, begin, begin + kSegment, first, last);
+    for (int i = first; i < last; i++) clear(s.segment, s.m, s.l, i, s.padded);
+    attend_segment<E>(a, s, begin);
+    for (int i = first; i < last; i++) merge_segment(s, i);
   }
-  for (int h = 0; h < a.heads; h++) {
-    Vec inverse = vset(1.0f / s.total_l[h]);
-    for (int d = 0; d < s.padded; d += kLanes)
-      vstore(s.total + h * s.padded + d, vmul(vload(s.total + h * s.padded + d), inverse));
-    memcpy(a.out + h * a.head_dim, s.total + h * s.padded,
+  for (int i = 0; i < queries; i++) {
+    Vec inverse = vset(1.0f / s.total_l[i]);
+    float* total = s.total + i * s.padded;
+    for (int d = 0; d < s.padded; d += kLanes) vstore(total + d, vmul(vload(total + d), inverse));
+    memcpy(a.out + i / a.heads * a.ldo + i % a.heads * a.head_dim, total,
            sizeof(float) * static_cast<size_t>(a.head_dim));
   }
 }

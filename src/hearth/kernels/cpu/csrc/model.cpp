@@ -121,8 +121,8 @@ void Model::create_groups(const hearth_model_desc& desc) {
 void Model::create_scratch() {
   for (const auto& op : ops_) {
     if (op.kind != HEARTH_OP_ATTEND) continue;
-    int64_t floats =
-        round_up(hearth::attend_scratch_floats(op.heads / op.kv_heads, op.head_dim), 64);
+    int64_t floats = round_up(
+        hearth::attend_scratch_floats(kAttendRows * (op.heads / op.kv_heads), op.head_dim), 64);
     attend_scratch_floats_ = std::max(attend_scratch_floats_, floats);
   }
   auto threads = static_cast<size_t>(limits_.num_threads);
@@ -130,6 +130,7 @@ void Model::create_scratch() {
                                             sizeof(float));
   for (size_t i = 0; i < threads; i++) sample_scratch_.emplace_back(limits_.vocab_size);
   row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
+  attend_tiles_.reserve(static_cast<size_t>(limits_.max_tokens));
   previous_tokens_.resize(static_cast<size_t>(limits_.max_logit_rows));
 }
 
@@ -150,6 +151,10 @@ void Model::prepare(int first, int last, const hearth_plan& plan, const hearth_r
   for (int s = 0; s < plan.num_sequences; s++)
     std::fill(row_sequence_.begin() + plan.row_start[s],
               row_sequence_.begin() + plan.row_start[s + 1], s);
+  attend_tiles_.clear();
+  for (int s = 0; s < plan.num_sequences; s++)
+    for (int row = plan.row_start[s]; row < plan.row_start[s + 1]; row += kAttendRows)
+      attend_tiles_.push_back({row, std::min(kAttendRows, plan.row_start[s + 1] - row), s});
   stages_.clear();
   stage_tiles_.clear();
   for (int i = first_step_[first]; i < first_step_[last]; i++) {

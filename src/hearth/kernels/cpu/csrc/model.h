@@ -52,6 +52,9 @@ class Model {
   struct Stage {
     int first_step, last_step, tiles;
   };
+  struct RowTile {
+    int first, rows, sequence;
+  };
   struct Buffer {
     float* data;
     int64_t width, stride;
@@ -133,6 +136,7 @@ class Model {
   std::unique_ptr<Arena> attend_scratch_;
   int64_t attend_scratch_floats_ = 0;
   std::vector<SampleScratch> sample_scratch_;  // [threads]
+  std::vector<RowTile> attend_tiles_;          // rows of one sequence, kAttendRows at most
   std::vector<int32_t> row_sequence_;          // [max_tokens]
   std::vector<int32_t> previous_tokens_;       // results of the last step that sampled
   int num_previous_tokens_ = 0;

@@ -50,7 +50,7 @@ int Model::tiles_of(const hearth_op& op, int part) const {
       return static_cast<int>((weights_[op.weight].rows + kPanel - 1) / kPanel) *
              row_tiles(op, kLinearTileRows);
     case HEARTH_OP_ATTEND:
-      return plan_->num_tokens * op.kv_heads;
+      return static_cast<int>(attend_tiles_.size()) * op.kv_heads;
     case HEARTH_OP_KV_WRITE:
       return plan_->num_tokens;
     case HEARTH_OP_SAMPLE:
@@ -205,17 +205,20 @@ void Model::kv_write(const hearth_op& op, int index) {
 
 void Model::attend(const hearth_op& op, int tile, int thread) {
   const Group& g = groups_[op.group];
-  int index = tile / op.kv_heads, kv_head = tile % op.kv_heads, heads = op.heads / op.kv_heads;
-  int sequence = row_sequence_[static_cast<size_t>(index)];
+  const RowTile& rows = attend_tiles_[static_cast<size_t>(tile / op.kv_heads)];
+  int kv_head = tile % op.kv_heads, heads = op.heads / op.kv_heads, sequence = rows.sequence;
   int64_t of_group = static_cast<int64_t>(op.group) * (plan_->num_sequences + 1) + sequence;
   AttendArgs args;
-  args.q = row(op.x, index) + kv_head * heads * op.head_dim;
-  args.out = row(op.out, index) + kv_head * heads * op.head_dim;
+  args.q = row(op.x, rows.first) + kv_head * heads * op.head_dim;
+  args.out = row(op.out, rows.first) + kv_head * heads * op.head_dim;
+  args.ldq = buffers_[op.x].stride;
+  args.ldo = buffers_[op.out].stride;
+  args.rows = rows.rows;
   args.heads = heads;
   args.head_dim = op.head_dim;
   args.position =
-      static_cast<int64_t>(plan_->context[sequence]) + index - plan_->row_start[sequence];
-  args.first_key = op.window > 0 ? std::max<int64_t>(0, args.position + 1 - op.window) : 0;
+      static_cast<int64_t>(plan_->context[sequence]) + rows.first - plan_->row_start[sequence];
+  args.window = op.window;
   args.scale = op.scale;
   args.soft_cap = op.soft_cap;
   args.bf16 = limits_.kv_dtype == HEARTH_BF16;

@@ -9,6 +9,7 @@ constexpr int kLanes = 8;
 constexpr int kLinearRows = 6;
 constexpr int kLinearVectors = 2;
 constexpr int kNarrowRows = 1;  // one row takes the whole panel at once: eight chains
+constexpr int kAttendSums = 8;  // accumulators of attention
 constexpr int kNarrowVectors = 8;
 
 using Vec = __m256;

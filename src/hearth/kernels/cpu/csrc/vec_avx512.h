@@ -11,7 +11,8 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kLinearRows = 6;  // rows × vectors of accumulators that fit the register file
 constexpr int kLinearVectors = 4;
-constexpr int kNarrowRows = 0;  // no second shape: one row already uses the whole panel
+constexpr int kNarrowRows = 0;   // no second shape: one row already uses the whole panel
+constexpr int kAttendSums = 16;  // accumulators of attention
 constexpr int kNarrowVectors = 4;
 
 using Vec = __m512;

@@ -11,6 +11,7 @@ constexpr int kLanes = 4;
 constexpr int kLinearRows = 3;
 constexpr int kLinearVectors = 4;
 constexpr int kNarrowRows = 0;
+constexpr int kAttendSums = 8;  // accumulators of attention
 constexpr int kNarrowVectors = 4;
 
 typedef float Vec __attribute__((vector_size(16)));
