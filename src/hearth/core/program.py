@@ -29,11 +29,16 @@ class BufferRows(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class BufferSpec:
-    """A numbered buffer of `width` float32 a row; `name` is for people."""
+    """A numbered buffer of `width` float32 a row; `name` is for people.
+
+    With a `group_size` its rows are int8 instead: `width` codes, and a scale and a sum of codes
+    for each group (see kernels/packing).
+    """
 
     name: str
     width: int
     rows: BufferRows = BufferRows.TOKENS
+    group_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,19 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """out[t] = weight · x[t] (+ bias)."""
+    """out[t] = weight · x[t] (+ bias); `x` may hold int8 rows where the weight is quantized."""
 
     x: int
     weight: str
     bias: str | None
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """out[t] = int8 codes of x[t]: round(x / scale), scale = largest magnitude of a group / 127."""
+
+    x: int
     out: int
 
 
@@ -215,6 +228,7 @@ Op: TypeAlias = (
     | Angles
     | Norm
     | Linear
+    | Quantize
     | HeadNorm
     | Rope
     | KvWrite

@@ -47,12 +47,27 @@ class SlotKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QuantSpec:
-    """How the elements of a weight are stored. `group_size` 0: no quantization."""
+    """How the elements of a weight are stored: as `dtype`, or as codes of `bits` bits.
+
+    `group_size` columns of a row share a bfloat16 scale, and a zero point where not `symmetric`.
+    `int8_rows`: what a linear layer multiplies it with is rounded to int8, each group of
+    `group_size` values of a row by a scale of its own; otherwise rows stay float32.
+    """
 
     dtype: DType = DType.FLOAT32
-    bits: int = 0
+    bits: int = 0  # 0, 4 or 8
     group_size: int = 0
     symmetric: bool = True
+    int8_rows: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as "int4 (groups of 128, int8 rows)" or "bfloat16"."""
+        if not self.bits:
+            return str(self.dtype)
+        rows = ", int8 rows" if self.int8_rows else ""
+        zero = "" if self.symmetric else ", zero points"
+        return f"int{self.bits} (groups of {self.group_size}{zero}{rows})"
 
 
 @dataclass(frozen=True, slots=True)

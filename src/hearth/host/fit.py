@@ -20,7 +20,7 @@ from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
-from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes
+from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes, row_bytes
 
 # Resident memory of both processes before the first request, the model's own aside. (Measured on
 # x86-64, Python 3.11: 57 MiB the front end with its HTTP stack, 30 MiB the engine.)
@@ -104,13 +104,13 @@ def _logit_rows(request: FitRequest) -> int:
 
 
 def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
-    """Bytes of the program's buffers for one step: padded float32 rows of tokens and of logits.
+    """Bytes of the program's buffers for one step: padded rows of tokens and of logits.
 
     Beside them, the numbers of the pairs of token and expert.
     """
     top_k = max((op.router.top_k for op in program.ops if isinstance(op, Experts)), default=0)
-    return 4 * max_tokens * top_k + 4 * sum(
-        round_up(buffer.width, PANEL_COLUMNS)
+    return 4 * max_tokens * top_k + sum(
+        round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS)
         * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
         for buffer in program.buffers
     )

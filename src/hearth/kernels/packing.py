@@ -7,6 +7,11 @@ to the head keep [rows][cols padded to 16]. Vectors are float32, padded with zer
 64. All packed tensors start at whole pages, so that the same layout serves in memory and in a file
 that is mapped.
 
+Quantized weights (csrc/quant.h draws them): a panel is a run of blocks, one for each group of
+columns of K: 64 bfloat16 scales, 64 zero points where there are any, then the codes. A quantized
+table has rows of int8 codes and their scales. A row of a quantized buffer is int8 codes, then a
+float32 scale and the int32 sum of the codes for each group.
+
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16].
 """
@@ -28,11 +33,12 @@ if TYPE_CHECKING:
     from hearth.core.program import KvGroupSpec
     from hearth.core.spec import WeightSlot
 
-PACKING_VERSION = 1
+PACKING_VERSION = 2
 PANEL_COLUMNS = 64
 LANES = 16
 # Names of the layouts above in files; what is quantized adds its own.
 _LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR: "vector64"}
+SCALE_BYTES = 2
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -69,6 +75,8 @@ def packed_bytes(slot: WeightSlot) -> int:
     """Bytes of the packed form of a slot, padding included."""
     if slot.kind is SlotKind.VECTOR:
         return round_up(slot.rows, PANEL_COLUMNS) * 4
+    if slot.quant.bits:
+        return _quantized_bytes(slot)
     if slot.kind is SlotKind.TABLE:
         return slot.rows * round_up(slot.cols, LANES) * slot.quant.dtype.num_bytes
     return slot.stack * matrix_bytes(slot)
@@ -84,14 +92,32 @@ def packed_tensors(slots: Sequence[WeightSlot]) -> tuple[PackedTensor, ...]:
     tensors: list[PackedTensor] = []
     offset = 0
     for slot in slots:
-        dtype = DType.FLOAT32 if slot.kind is SlotKind.VECTOR else slot.quant.dtype
-        shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.total_rows, slot.cols)
+        is_vector = slot.kind is SlotKind.VECTOR
+        dtype = str(DType.FLOAT32) if is_vector else slot.quant.name
+        shape = (slot.rows,) if is_vector else (slot.total_rows, slot.cols)
         num_bytes = packed_bytes(slot)
         tensors.append(
-            PackedTensor(slot.name, _LAYOUTS[slot.kind], str(dtype), shape, offset, num_bytes)
+            PackedTensor(slot.name, _LAYOUTS[slot.kind], dtype, shape, offset, num_bytes)
         )
         offset += round_up(num_bytes, PAGE_BYTES)
     return tuple(tensors)
+
+
+def _quantized_bytes(slot: WeightSlot) -> int:
+    quant = slot.quant
+    num_groups = -(-slot.cols // quant.group_size)
+    if slot.kind is SlotKind.TABLE:
+        return slot.rows * round_up(num_groups * (quant.group_size + SCALE_BYTES), LANES)
+    head = SCALE_BYTES + (0 if quant.symmetric else 1)
+    codes = quant.group_size * quant.bits // 8
+    return round_up(slot.rows, PANEL_COLUMNS) * num_groups * (head + codes)
+
+
+def row_bytes(width: int, group_size: int) -> int:
+    """Bytes of one row of a program's buffer, without the padding behind it."""
+    if not group_size:
+        return 4 * width
+    return -(-width // group_size) * (group_size + 8)
 
 
 def arena_bytes(slots: Sequence[WeightSlot]) -> int:

@@ -23,6 +23,7 @@ from hearth.core.program import (
     Linear,
     Norm,
     Op,
+    Quantize,
     Rope,
     Sample,
     Select,
@@ -36,6 +37,7 @@ from hearth.core.spec import (
     ModelSpec,
     MoeSpec,
     NormSpec,
+    QuantSpec,
     RopeSpec,
 )
 
@@ -54,6 +56,7 @@ class _Writer:
 
     spec: ModelSpec
     ropes: list[RopeSpec]  # that layers use, in the order of their first layer
+    quants: dict[str, QuantSpec]  # of the weight slots
     ops: list[Op] = field(default_factory=list)
     buffers: list[BufferSpec] = field(default_factory=list)
 
@@ -64,6 +67,19 @@ class _Writer:
             self.buffers.append(wanted)
         return self.buffers.index(wanted)
 
+    def linear(self, x: int, weight: str, bias: str | None, out: int) -> list[Op]:
+        """A linear layer, and before it the rounding of its rows where the weight asks for it."""
+        quant = self.quants[weight]
+        ops: list[Op] = []
+        if quant.int8_rows:
+            rows = self.buffers[x]
+            codes = BufferSpec("codes", rows.width, rows.rows, quant.group_size)
+            if codes not in self.buffers:
+                self.buffers.append(codes)
+            ops.append(Quantize(x, self.buffers.index(codes)))
+            x = self.buffers.index(codes)
+        return [*ops, Linear(x, weight, bias, out)]
+
     def angles(self, rope: RopeSpec) -> int:
         """The buffer that holds the angles of a rotation."""
         number = self.ropes.index(rope)
@@ -73,7 +89,7 @@ class _Writer:
 def lower(spec: ModelSpec) -> StepProgram:
     """Writes the program of a model."""
     ropes = dict.fromkeys(layer.attention.rope or spec.rope for layer in spec.layers)
-    writer = _Writer(spec, list(ropes))
+    writer = _Writer(spec, list(ropes), {slot.name: slot.quant for slot in spec.slots})
     hidden = writer.buffer("hidden", spec.hidden_size)
     writer.ops.append(Embed(spec.embedding, hidden, spec.embedding_scale))
     writer.ops += [Angles(rope, writer.angles(rope)) for rope in ropes]
@@ -132,7 +148,7 @@ def _write_attention(
     qkv = writer.buffer("qkv", (heads + 2 * kv_heads) * head_dim)
     mixed = writer.buffer("attention", heads * head_dim)
     writer.ops += [
-        Linear(x, attention.qkv, attention.qkv_bias, qkv),
+        *writer.linear(x, attention.qkv, attention.qkv_bias, qkv),
         *_head_norms(attention, qkv),
         Rope(qkv, writer.angles(rope), heads + kv_heads, head_dim, rope),
         KvWrite(qkv, place.group, place.layer, heads, kv_heads, head_dim),
@@ -148,7 +164,7 @@ def _write_attention(
             window=attention.window,
             soft_cap=attention.soft_cap,
         ),
-        Linear(mixed, attention.out, attention.out_bias, out),
+        *writer.linear(mixed, attention.out, attention.out_bias, out),
     ]
 
 
@@ -165,9 +181,9 @@ def _write_mlp(writer: _Writer, mlp: MlpSpec, x_out: tuple[int, int]) -> None:
     gate_up = writer.buffer("gate_up", 2 * mlp.intermediate_size)
     gated = writer.buffer("gated", mlp.intermediate_size)
     writer.ops += [
-        Linear(x, mlp.gate_up, mlp.gate_up_bias, gate_up),
+        *writer.linear(x, mlp.gate_up, mlp.gate_up_bias, gate_up),
         Gate(gate_up, mlp.activation, gated),
-        Linear(gated, mlp.down, mlp.down_bias, out),
+        *writer.linear(gated, mlp.down, mlp.down_bias, out),
     ]
 
 
@@ -218,7 +234,7 @@ def _write_head(writer: _Writer, hidden: int) -> None:
     writer.ops += [
         Select(hidden, selected),
         _norm(spec.final_norm, selected, normed),
-        Linear(normed, spec.head, None, logits),
+        *writer.linear(normed, spec.head, None, logits),
     ]
     if spec.logit_soft_cap:
         writer.ops.append(SoftCap(logits, spec.logit_soft_cap))

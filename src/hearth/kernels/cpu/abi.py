@@ -9,9 +9,16 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 
 from hearth.core.program import BufferRows
-from hearth.core.spec import Activation, DType, RopePairing, RouterScoring, SlotKind
+from hearth.core.spec import (
+    Activation,
+    DType,
+    RopePairing,
+    RouterScoring,
+    SlotKind,
+    WeightSlot,
+)
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
@@ -36,6 +43,7 @@ WANT_LOGITS = 2
     OP_HEAD_NORM,
     OP_SOFT_CAP,
     OP_EXPERTS,
+    OP_QUANTIZE,
 ) = range(1, 15)
 
 
@@ -85,19 +93,41 @@ class COp(CStructure):
 class CBuffer(CStructure):
     """hearth_buffer."""
 
-    _fields_ = (("width", c_int32), ("rows", c_int32))
+    _fields_ = (("width", c_int32), ("rows", c_int32), ("group", c_int32))
 
 
-class CWeight(CStructure):
-    """hearth_weight."""
+class CLayout(CStructure):
+    """hearth_layout."""
 
     _fields_ = (
-        ("data", c_void_p),
         ("kind", c_int32),
         ("dtype", c_int32),
         ("rows", c_int64),
         ("cols", c_int64),
         ("stack", c_int64),
+        ("bits", c_int32),
+        ("group", c_int32),
+        ("zeros", c_int32),
+    )
+
+
+class CWeight(CStructure):
+    """hearth_weight."""
+
+    _fields_ = (("data", c_void_p), ("layout", CLayout))
+
+
+def layout_of(slot: WeightSlot) -> CLayout:
+    """How a slot is packed."""
+    return CLayout(
+        kind=KIND_CODES[slot.kind],
+        dtype=DTYPE_CODES[slot.quant.dtype],
+        rows=slot.rows,
+        cols=1 if slot.kind is SlotKind.VECTOR else slot.cols,
+        stack=slot.stack,
+        bits=slot.quant.bits,
+        group=slot.quant.group_size,
+        zeros=slot.quant.bits > 0 and not slot.quant.symmetric,
     )
 
 
@@ -208,21 +238,16 @@ def declare(library: ctypes.CDLL) -> None:
     library.hearth_read_buffer.argtypes = (c_void_p, c_int32, c_int32, c_void_p)
     library.hearth_pack.argtypes = (
         c_void_p,
-        c_int32,
-        c_int32,
-        c_int64,
-        c_int64,
+        POINTER(CLayout),
         c_void_p,
         c_int32,
         c_int64,
         c_int64,
+        c_int32,
     )
     library.hearth_fill_random.argtypes = (
         c_void_p,
-        c_int32,
-        c_int32,
-        c_int64,
-        c_int64,
+        POINTER(CLayout),
         c_int64,
         c_int64,
         c_uint64,

@@ -18,13 +18,14 @@ from hearth.core.program import (
     Linear,
     Norm,
     Op,
+    Quantize,
     Rope,
     Sample,
     Select,
     SoftCap,
     StepProgram,
 )
-from hearth.core.spec import RopeSpec, SlotKind
+from hearth.core.spec import RopeSpec
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.weights import CpuWeights
@@ -64,6 +65,8 @@ class _OpEncoder:
                 bias = -1 if op.bias is None else self._weight(op.bias)
                 weight = self._weight(op.weight)
                 return abi.COp(kind=abi.OP_LINEAR, x=op.x, weight=weight, bias=bias, out=op.out)
+            case Quantize():
+                return abi.COp(kind=abi.OP_QUANTIZE, x=op.x, out=op.out)
             case Rope():
                 return abi.COp(
                     kind=abi.OP_ROPE,
@@ -178,18 +181,14 @@ def encode_program(
     encoder = _OpEncoder(program)
     ops = (abi.COp * len(program.ops))(*[encoder.encode(op) for op in program.ops])
     buffers = (abi.CBuffer * len(program.buffers))(
-        *[abi.CBuffer(width=b.width, rows=abi.ROW_CODES[b.rows]) for b in program.buffers]
+        *[
+            abi.CBuffer(width=b.width, rows=abi.ROW_CODES[b.rows], group=b.group_size)
+            for b in program.buffers
+        ]
     )
     packed = (abi.CWeight * len(program.slots))(
         *[
-            abi.CWeight(
-                data=weights.address(slot),
-                kind=abi.KIND_CODES[slot.kind],
-                dtype=abi.DTYPE_CODES[slot.quant.dtype],
-                rows=slot.rows,
-                cols=1 if slot.kind is SlotKind.VECTOR else slot.cols,
-                stack=slot.stack,
-            )
+            abi.CWeight(data=weights.address(slot), layout=abi.layout_of(slot))
             for slot in program.slots
         ]
     )

@@ -5,6 +5,7 @@ Owns the arena; the layouts are those of `kernels/packing`. Nothing is kept of a
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 
@@ -26,6 +27,8 @@ from hearth.kernels.packing import (
 )
 
 _HUGE_PAGE_BYTES = 2 << 20
+# Scales that are tried for a group of 4-bit codes beside the plain one: more of them find little.
+SCALE_CANDIDATES = 8
 
 
 class CpuWeights:
@@ -83,14 +86,12 @@ class CpuWeights:
                 slot,
                 self._library.hearth_pack(
                     self._matrix_address(slot, matrix),
-                    abi.KIND_CODES[slot.kind],
-                    abi.DTYPE_CODES[slot.quant.dtype],
-                    slot.rows,
-                    self._cols(slot),
+                    ctypes.byref(abi.layout_of(slot)),
                     source.ctypes.data + done * row_bytes,
                     abi.DTYPE_CODES[tensor.dtype],
                     row,
                     count,
+                    SCALE_CANDIDATES,
                 ),
             )
             done += count
@@ -106,10 +107,7 @@ class CpuWeights:
                 slot,
                 self._library.hearth_fill_random(
                     address,
-                    abi.KIND_CODES[slot.kind],
-                    abi.DTYPE_CODES[slot.quant.dtype],
-                    slot.rows,
-                    self._cols(slot),
+                    ctypes.byref(abi.layout_of(slot)),
                     0,
                     slot.rows,
                     (seed * 1_000_003 + address - self._base) % 2**64,
@@ -123,13 +121,10 @@ class CpuWeights:
         return self.address(slot) + matrix * matrix_bytes(slot)
 
     @staticmethod
-    def _cols(slot: WeightSlot) -> int:
-        return 1 if slot.kind is SlotKind.VECTOR else slot.cols
-
-    @staticmethod
     def _check(slot: WeightSlot, code: int) -> None:
         if code != 0:
-            raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.dtype}")
+            why = ": it has values that are not finite" if slot.quant.bits else ""
+            raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.name}{why}")
 
 
 def _anonymous(num_bytes: int) -> mmap.mmap:

@@ -41,22 +41,26 @@ void check_offsets(const char* name, const int32_t* offsets, int64_t count, int6
 
 void Model::check_program() const {
   for (const auto& weight : weights_) {
-    require(weight.data && weight.rows > 0 && weight.cols > 0, "a weight is empty");
+    const hearth_layout& w = weight.layout;
+    require(weight.data && w.rows > 0 && w.cols > 0, "a weight is empty");
     require(reinterpret_cast<uintptr_t>(weight.data) % 64 == 0,
             "a weight is not aligned to 64 bytes");
-    require(weight.dtype == HEARTH_F32 || weight.dtype == HEARTH_BF16,
+    require(w.dtype == HEARTH_F32 || w.dtype == HEARTH_BF16 || w.bits,
             "a weight has an unknown type");
-    require(weight.stack > 0 && (weight.stack == 1 || weight.kind == HEARTH_LINEAR),
+    require(w.stack > 0 && (w.stack == 1 || w.kind == HEARTH_LINEAR),
             "only linear weights are stacked");
+    require(w.bits == 0 || ((w.bits == 4 || w.bits == 8) && w.group > 0 && w.group % 32 == 0 &&
+                            w.group * kPanel * 2 <= kUnpackBytes && w.kind != HEARTH_VECTOR),
+            "a weight is quantized in an unknown way");
   }
   for (const auto& op : ops_) check_op(op);
 }
 
-const hearth_weight& Model::checked_weight(int32_t index, int32_t kind, int64_t rows,
+const hearth_layout& Model::checked_weight(int32_t index, int32_t kind, int64_t rows,
                                            int64_t stack) const {
   require(index >= 0 && index < static_cast<int32_t>(weights_.size()),
           "an operation names no weight");
-  const hearth_weight& weight = weights_[index];
+  const hearth_layout& weight = weights_[index].layout;
   require(weight.kind == kind && weight.rows == rows && weight.stack == stack,
           "a weight has another shape than its use");
   return weight;
@@ -89,6 +93,7 @@ void Model::check_experts(const hearth_op& op) const {
   const auto& down = checked_weight(op.down, HEARTH_LINEAR, out.width, op.experts);
   require(gate_up.cols == x.width && down.cols == size,
           "experts: the columns are not the input's width");
+  require(!gate_up.bits && !down.bits, "experts: quantized matrices are not known");
   if (op.bias >= 0) checked_weight(op.bias, HEARTH_VECTOR, op.experts);
 }
 
@@ -105,9 +110,10 @@ void Model::check_op(const hearth_op& op) const {
     case HEARTH_OP_EMBED:
       require(op.weight >= 0 && op.weight < static_cast<int32_t>(weights_.size()),
               "embed names no weight");
-      require(weights_[op.weight].kind != HEARTH_VECTOR && weights_[op.weight].stack == 1 &&
-                  weights_[op.weight].rows == limits_.vocab_size &&
-                  weights_[op.weight].cols == buffer(op.out).width,
+      require(weights_[op.weight].layout.kind != HEARTH_VECTOR &&
+                  weights_[op.weight].layout.stack == 1 &&
+                  weights_[op.weight].layout.rows == limits_.vocab_size &&
+                  weights_[op.weight].layout.cols == buffer(op.out).width,
               "the embedding has another shape than its use");
       break;
     case HEARTH_OP_ANGLES:
@@ -125,9 +131,16 @@ void Model::check_op(const hearth_op& op) const {
       auto w = weight(op.weight, HEARTH_LINEAR, buffer(op.out).width);
       require(w.cols == buffer(op.x).width && op.x != op.out,
               "linear: the columns are not the input's width");
+      require(!buffer(op.x).group || (w.bits && w.group == buffer(op.x).group),
+              "linear: rows and weight are not quantized alike");
       if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, w.rows);
       break;
     }
+    case HEARTH_OP_QUANTIZE:
+      require(buffer(op.x).width == buffer(op.out).width && buffer(op.out).group &&
+                  !buffer(op.x).group,
+              "quantize does not fit");
+      break;
     case HEARTH_OP_HEAD_NORM:
       require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 &&
                   buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,

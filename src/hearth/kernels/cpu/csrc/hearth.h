@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 4
+#define HEARTH_ABI_VERSION 5
 
 enum {
   HEARTH_OK = 0,
@@ -49,6 +49,7 @@ enum {
   HEARTH_OP_HEAD_NORM,
   HEARTH_OP_SOFT_CAP,
   HEARTH_OP_EXPERTS,
+  HEARTH_OP_QUANTIZE,
 };
 
 // One operation. x, y, out number buffers; weight and bias number weights, −1: none.
@@ -75,13 +76,22 @@ typedef struct hearth_op {
 typedef struct hearth_buffer {
   int32_t width;  // floats a row that mean something; rows are padded to a multiple of 64
   int32_t rows;   // HEARTH_ROWS_*
+  int32_t group;  // 0: float rows; else `width` int8 values a row, scaled in groups of so many
 } hearth_buffer;
 
-typedef struct hearth_weight {
-  const void* data;  // packed as kernels/packing.py says, 64-byte aligned
-  int32_t kind, dtype;
+// How a weight is packed; kernels/packing.py and quant.h say where its elements lie.
+typedef struct hearth_layout {
+  int32_t kind, dtype;  // dtype where bits is 0
   int64_t rows, cols;
   int64_t stack;  // matrices of this shape behind each other, each padded to whole panels
+  int32_t bits;   // 0, 4 or 8
+  int32_t group;  // columns that share a scale; a multiple of 32
+  int32_t zeros;  // 1: zero points stand beside the scales
+} hearth_layout;
+
+typedef struct hearth_weight {
+  const void* data;  // 64-byte aligned
+  hearth_layout layout;
 } hearth_weight;
 
 typedef struct hearth_group {
@@ -170,19 +180,19 @@ HEARTH_API int32_t hearth_run(hearth_model* model, int32_t first, int32_t last,
 HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32_t rows,
                                       float* out);
 
-// Packs `num_rows` rows of a row-major source, [num_rows, cols], into rows first_row … of `dst`,
-// a packed weight of `rows` × `cols`. Any source and destination type among F32, BF16, F16 → F32,
-// BF16 (vectors: F32). Padding is not
-// written: `dst` is zeroed memory.
-HEARTH_API int32_t hearth_pack(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
-                               int64_t cols, const void* src, int32_t src_dtype, int64_t first_row,
-                               int64_t num_rows);
+// Packs `num_rows` rows of a row-major source, [num_rows, cols], into rows first_row … of `dst`.
+// Any source type among F32, BF16, F16 → F32, BF16 (vectors: F32) or codes. `candidates`: scales
+// that are tried for each group of codes beside the plain one. Padding is not written: `dst` is
+// zeroed memory. HEARTH_E_ARGUMENT also for codes of values that are not finite.
+HEARTH_API int32_t hearth_pack(void* dst, const hearth_layout* layout, const void* src,
+                               int32_t src_dtype, int64_t first_row, int64_t num_rows,
+                               int32_t candidates);
 
 // Fills rows first_row … of a packed weight with base + amplitude · u, u uniform in [−1, 1), a pure
-// function of (seed, row, column).
-HEARTH_API int32_t hearth_fill_random(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
-                                      int64_t cols, int64_t first_row, int64_t num_rows,
-                                      uint64_t seed, float base, float amplitude);
+// function of (seed, row, column); codes are uniform, with scales that give the amplitude.
+HEARTH_API int32_t hearth_fill_random(void* dst, const hearth_layout* layout, int64_t first_row,
+                                      int64_t num_rows, uint64_t seed, float base,
+                                      float amplitude);
 
 #ifdef __cplusplus
 }

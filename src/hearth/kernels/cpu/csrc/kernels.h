@@ -33,6 +33,43 @@ struct LinearArgs {
   bool accumulate = false;               // sums begin with what stands in `out`
 };
 
+// A panel of a quantized weight against quantized rows, or against float rows.
+struct QuantLinearArgs {
+  const char* x;  // rows; float* in the exact mode
+  int64_t ldx;    // bytes
+  const uint8_t* panel;
+  int64_t cols;
+  int bits, group;
+  bool zeros;
+  const float* bias;  // [64] or null
+  float* out;         // [rows, ldo]
+  int64_t ldo;
+  int rows;
+  uint8_t* scratch;  // kUnpackBytes
+};
+
+struct QuantizeArgs {
+  const float* x;  // one row, readable to a multiple of 64
+  int64_t cols;
+  int group;
+  char* out;
+};
+
+// The codes of one group of one row of a weight.
+struct FitArgs {
+  const float* x;  // [count], readable and zero to a multiple of 32
+  int count;
+  int bits;
+  bool zeros;
+  int candidates;
+  uint8_t* codes;  // [count padded to 32]
+  uint16_t scale;  // bfloat16
+  uint8_t zero;
+  bool is_finite;
+};
+
+constexpr int64_t kUnpackBytes = 64 * 1024;
+
 struct NormArgs {
   const float* x;
   const float* weight;
@@ -100,6 +137,10 @@ struct SampleArgs {
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
+  void (*quant_linear)(const QuantLinearArgs&);
+  void (*quant_linear_exact)(const QuantLinearArgs&);
+  void (*quantize)(const QuantizeArgs&);
+  void (*fit)(FitArgs&);
   void (*norm)(const NormArgs&);
   void (*head_norm)(const HeadNormArgs&);
   void (*gate)(const GateArgs&);

@@ -8,11 +8,13 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "quant.h"
 #include HEARTH_VECTOR_LAYER
 
 namespace {
 
 using hearth::AttendArgs;
+using hearth::FitArgs;
 using hearth::GateArgs;
 using hearth::HeadNormArgs;
 using hearth::kKeyGroup;
@@ -22,6 +24,8 @@ using hearth::kTile;
 using hearth::KvWriteArgs;
 using hearth::LinearArgs;
 using hearth::NormArgs;
+using hearth::QuantizeArgs;
+using hearth::QuantLinearArgs;
 
 #define HEARTH_INLINE inline __attribute__((always_inline))
 #define HEARTH_LAMBDA __attribute__((always_inline))
@@ -111,5 +115,7 @@ inline float exp_scalar(float x) {
 }  // namespace
 
 #include "kernels_attention.h"
+#include "kernels_fit.h"
 #include "kernels_linear.h"
+#include "kernels_quant.h"
 #include "kernels_rows.h"

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include "quant.h"
+
 namespace hearth {
 namespace {
 
@@ -92,7 +94,8 @@ void Model::create_buffers(const hearth_model_desc& desc) {
   int64_t floats = 0;
   for (int i = 0; i < desc.num_buffers; i++) {
     const hearth_buffer& b = desc.buffers[i];
-    buffers_.push_back({nullptr, b.width, round_up(b.width, kRowPad), b.rows});
+    int64_t floats_a_row = b.group ? (row_bytes(b.width, b.group) + 3) / 4 : b.width;
+    buffers_.push_back({nullptr, b.width, round_up(floats_a_row, kRowPad), b.rows, b.group});
     floats += buffers_.back().stride * most_rows(b.rows);
   }
   rows_ = std::make_unique<Arena>(static_cast<size_t>(floats) * sizeof(float));
@@ -128,6 +131,9 @@ void Model::create_scratch() {
   auto threads = static_cast<size_t>(limits_.num_threads);
   attend_scratch_ = std::make_unique<Arena>(static_cast<size_t>(attend_scratch_floats_) * threads *
                                             sizeof(float));
+  bool is_quantized = std::any_of(weights_.begin(), weights_.end(),
+                                  [](const hearth_weight& w) { return w.layout.bits > 0; });
+  if (is_quantized) unpack_scratch_ = std::make_unique<Arena>(kUnpackBytes * threads);
   for (size_t i = 0; i < threads; i++) sample_scratch_.emplace_back(limits_.vocab_size);
   row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
   attend_tiles_.reserve(static_cast<size_t>(limits_.max_tokens));
@@ -191,6 +197,7 @@ void Model::read_buffer(int buffer, int rows, float* out) const {
   const Buffer& b = buffers_[buffer];
   int most = b.rows_kind == HEARTH_ROWS_LOGITS ? limits_.max_logit_rows : limits_.max_tokens;
   if (rows < 0 || rows > most) fail(HEARTH_E_ARGUMENT, "no so many rows");
+  if (b.group) fail(HEARTH_E_ARGUMENT, "a buffer of quantized rows cannot be read");
   for (int r = 0; r < rows; r++)
     std::memcpy(out + r * b.width, b.data + r * b.stride,
                 static_cast<size_t>(b.width) * sizeof(float));

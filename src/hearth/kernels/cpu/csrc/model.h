@@ -57,8 +57,9 @@ class Model {
   };
   struct Buffer {
     float* data;
-    int64_t width, stride;
+    int64_t width, stride;  // stride in floats
     int rows_kind;
+    int group;  // of quantized rows; 0: floats
   };
   struct Group {
     hearth_group shape;
@@ -85,7 +86,7 @@ class Model {
   void check_program() const;
   void check_op(const hearth_op& op) const;
   void check_experts(const hearth_op& op) const;
-  const hearth_weight& checked_weight(int32_t index, int32_t kind, int64_t rows,
+  const hearth_layout& checked_weight(int32_t index, int32_t kind, int64_t rows,
                                       int64_t stack = 1) const;
   void check_plan(const hearth_plan& plan) const;
   void check_blocks(const hearth_plan& plan) const;
@@ -105,7 +106,10 @@ class Model {
   void embed(const hearth_op& op, int row);
   void angles(const hearth_op& op, int row);
   void norm(const hearth_op& op, int tile);
-  void linear(const hearth_op& op, int tile);
+  void linear(const hearth_op& op, int tile, int thread);
+  void quant_linear(const hearth_op& op, int64_t panel, int first, int thread);
+  const float* panel_bias(const hearth_op& op, int64_t panel) const;
+  void quantize(const hearth_op& op, int row);
   void head_norm(const hearth_op& op, int row);
   void rope(const hearth_op& op, int row);
   void kv_write(const hearth_op& op, int row);
@@ -135,6 +139,7 @@ class Model {
   std::unique_ptr<Arena> rows_;
   std::unique_ptr<Arena> attend_scratch_;
   int64_t attend_scratch_floats_ = 0;
+  std::unique_ptr<Arena> unpack_scratch_;  // kUnpackBytes a thread, where a weight is quantized
   std::vector<SampleScratch> sample_scratch_;  // [threads]
   std::vector<RowTile> attend_tiles_;          // rows of one sequence, kAttendRows at most
   std::vector<int32_t> row_sequence_;          // [max_tokens]

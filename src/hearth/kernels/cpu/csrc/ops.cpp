@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "model.h"
+#include "quant.h"
 
 namespace hearth {
 namespace {
@@ -17,9 +18,35 @@ float bf16_to_float(uint16_t h) {
   return x;
 }
 
-float element(const hearth_weight& w, int64_t index) {
-  return w.dtype == HEARTH_BF16 ? bf16_to_float(static_cast<const uint16_t*>(w.data)[index])
-                                : static_cast<const float*>(w.data)[index];
+// One element of a quantized table or panel.
+float quantized_element(const hearth_weight& weight, int64_t row, int64_t k) {
+  const hearth_layout& w = weight.layout;
+  const auto* bytes = static_cast<const uint8_t*>(weight.data);
+  int64_t group = k / w.group, column = row % kPanel, within = k % w.group;
+  uint16_t scale;
+  int zero = middle_code(w.bits), code;
+  if (w.kind == HEARTH_TABLE) {
+    bytes += row * table_row_bytes(w);
+    code = bytes[k];
+    std::memcpy(&scale, bytes + num_groups(w.cols, w.group) * w.group + group * kScaleBytes, 2);
+  } else {
+    bytes += row / kPanel * quant_panel_bytes(w) + group * group_block_bytes(w);
+    std::memcpy(&scale, bytes + column * kScaleBytes, 2);
+    if (w.zeros) zero = bytes[kPanel * kScaleBytes + column];
+    code = bytes[group_head_bytes(w) + code_offset(w.bits, within, column)];
+    if (w.bits == 4) code = within % 8 < 4 ? code & 15 : code >> 4;
+  }
+  return bf16_to_float(scale) * static_cast<float>(code - zero);
+}
+
+float element(const hearth_weight& weight, int64_t row, int64_t k) {
+  const hearth_layout& w = weight.layout;
+  if (w.bits) return quantized_element(weight, row, k);
+  int64_t index = w.kind == HEARTH_LINEAR
+                      ? row / kPanel * kPanel * w.cols + k * kPanel + row % kPanel
+                      : row * ((w.cols + 15) / 16 * 16) + k;
+  return w.dtype == HEARTH_BF16 ? bf16_to_float(static_cast<const uint16_t*>(weight.data)[index])
+                                : static_cast<const float*>(weight.data)[index];
 }
 
 // Rotates elements a and b by one angle; products and sums are rounded one by one.
@@ -47,7 +74,7 @@ int Model::tiles_of(const hearth_op& op, int part) const {
     case HEARTH_OP_EXPERTS:
       return expert_tiles(op, part);
     case HEARTH_OP_LINEAR:
-      return static_cast<int>((weights_[op.weight].rows + kPanel - 1) / kPanel) *
+      return static_cast<int>((weights_[op.weight].layout.rows + kPanel - 1) / kPanel) *
              row_tiles(op, kLinearTileRows);
     case HEARTH_OP_ATTEND:
       return static_cast<int>(attend_tiles_.size()) * op.kv_heads;
@@ -83,7 +110,9 @@ void Model::run_op(const hearth_op& op, int part, int tile, int thread) {
     case HEARTH_OP_NORM:
       return norm(op, tile);
     case HEARTH_OP_LINEAR:
-      return linear(op, tile);
+      return linear(op, tile, thread);
+    case HEARTH_OP_QUANTIZE:
+      return quantize(op, tile);
     case HEARTH_OP_HEAD_NORM:
       return head_norm(op, tile);
     case HEARTH_OP_ROPE:
@@ -112,18 +141,12 @@ void Model::embed(const hearth_op& op, int index) {
   int32_t token = plan_->tokens[index];
   if (token < 0) token = previous_tokens_[static_cast<size_t>(-1 - token)];
   const hearth_weight& table = weights_[op.weight];
+  const hearth_layout& w = table.layout;
   float* out = row(op.out, index);
-  int64_t base = token, step = 1;
-  if (table.kind == HEARTH_LINEAR) {
-    base = token / kPanel * kPanel * table.cols + token % kPanel;
-    step = kPanel;
-  } else {
-    base *= (table.cols + 15) / 16 * 16;
-  }
-  for (int64_t k = 0; k < table.cols; k++) out[k] = op.scale * element(table, base + k * step);
+  for (int64_t k = 0; k < w.cols; k++) out[k] = op.scale * element(table, token, k);
   // Later operations add to whole rows: what a value that is not finite left behind the width by
   // an earlier step must not reach this one.
-  std::fill(out + table.cols, out + buffers_[op.out].stride, 0.0f);
+  std::fill(out + w.cols, out + buffers_[op.out].stride, 0.0f);
 }
 
 // The angle is rounded to float before the cosine is taken, as transformers does.
@@ -148,25 +171,56 @@ void Model::norm(const hearth_op& op, int tile) {
                  row(op.out, first), x.stride, x.width, x.stride, op.eps, rows});
 }
 
-void Model::linear(const hearth_op& op, int tile) {
-  const hearth_weight& w = weights_[op.weight];
+void Model::linear(const hearth_op& op, int tile, int thread) {
+  const hearth_layout& w = weights_[op.weight].layout;
   int row_tiles_now = row_tiles(op, kLinearTileRows);
   int64_t panel =
       tile / row_tiles_now;  // row tiles of one panel follow each other: it stays in cache
   int first = tile % row_tiles_now * kLinearTileRows;
+  if (w.bits) return quant_linear(op, panel, first, thread);
   int64_t element_bytes = w.dtype == HEARTH_BF16 ? 2 : 4;
   LinearArgs args;
   args.x = row(op.x, first);
   args.ldx = buffers_[op.x].stride;
-  args.weight = static_cast<const char*>(w.data) + panel * kPanel * w.cols * element_bytes;
+  args.weight = static_cast<const char*>(weights_[op.weight].data) +
+                panel * kPanel * w.cols * element_bytes;
   args.bf16 = w.dtype == HEARTH_BF16;
   args.cols = w.cols;
-  args.bias =
-      op.bias >= 0 ? static_cast<const float*>(weights_[op.bias].data) + panel * kPanel : nullptr;
+  args.bias = panel_bias(op, panel);
   args.out = row(op.out, first) + panel * kPanel;
   args.ldo = buffers_[op.out].stride;
   args.rows = std::min(kLinearTileRows, rows_of(buffers_[op.out]) - first);
   kernels_.linear(args);
+}
+
+const float* Model::panel_bias(const hearth_op& op, int64_t panel) const {
+  if (op.bias < 0) return nullptr;
+  return static_cast<const float*>(weights_[op.bias].data) + panel * kPanel;
+}
+
+void Model::quant_linear(const hearth_op& op, int64_t panel, int first, int thread) {
+  const hearth_layout& w = weights_[op.weight].layout;
+  QuantLinearArgs args;
+  args.x = reinterpret_cast<const char*>(row(op.x, first));
+  args.ldx = buffers_[op.x].stride * static_cast<int64_t>(sizeof(float));
+  args.panel =
+      static_cast<const uint8_t*>(weights_[op.weight].data) + panel * quant_panel_bytes(w);
+  args.cols = w.cols;
+  args.bits = w.bits;
+  args.group = w.group;
+  args.zeros = w.zeros != 0;
+  args.bias = panel_bias(op, panel);
+  args.out = row(op.out, first) + panel * kPanel;
+  args.ldo = buffers_[op.out].stride;
+  args.rows = std::min(kLinearTileRows, rows_of(buffers_[op.out]) - first);
+  args.scratch = reinterpret_cast<uint8_t*>(unpack_scratch_->data()) + kUnpackBytes * thread;
+  buffers_[op.x].group ? kernels_.quant_linear(args) : kernels_.quant_linear_exact(args);
+}
+
+void Model::quantize(const hearth_op& op, int index) {
+  const Buffer& out = buffers_[op.out];
+  kernels_.quantize(
+      {row(op.x, index), out.width, out.group, reinterpret_cast<char*>(row(op.out, index))});
 }
 
 void Model::head_norm(const hearth_op& op, int index) {

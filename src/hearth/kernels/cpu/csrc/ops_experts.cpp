@@ -33,15 +33,16 @@ int panels(int64_t rows) {
 }
 
 // First byte of a panel of one of the stacked matrices.
-const char* panel_of(const hearth_weight& w, int64_t matrix, int panel) {
+const char* panel_of(const hearth_weight& weight, int64_t matrix, int panel) {
+  const hearth_layout& w = weight.layout;
   int64_t panel_bytes = kPanel * w.cols * (w.dtype == HEARTH_BF16 ? 2 : 4);
-  return static_cast<const char*>(w.data) + (matrix * panels(w.rows) + panel) * panel_bytes;
+  return static_cast<const char*>(weight.data) + (matrix * panels(w.rows) + panel) * panel_bytes;
 }
 
-LinearArgs linear_args(const hearth_weight& w) {
+LinearArgs linear_args(const hearth_weight& weight) {
   LinearArgs args{};
-  args.bf16 = w.dtype == HEARTH_BF16;
-  args.cols = w.cols;
+  args.bf16 = weight.layout.dtype == HEARTH_BF16;
+  args.cols = weight.layout.cols;
   return args;
 }
 
@@ -102,10 +103,10 @@ int Model::expert_tiles(const hearth_op& op, int part) const {
       return 1;
     case kGated: {
       int64_t most = std::min<int64_t>(op.experts, int64_t{plan_->num_tokens} * op.top_k);
-      return static_cast<int>(most) * panels(weights_[op.weight].rows);
+      return static_cast<int>(most) * panels(weights_[op.weight].layout.rows);
     }
     default:
-      return panels(weights_[op.down].rows);
+      return panels(weights_[op.down].layout.rows);
   }
 }
 
@@ -200,7 +201,8 @@ void Model::group_pairs(const hearth_op& op) {
 }
 
 void Model::expert_gated(const hearth_op& op, int tile) {
-  const hearth_weight& w = weights_[op.weight];
+  const hearth_weight& weight = weights_[op.weight];
+  const hearth_layout& w = weight.layout;
   int place = tile / panels(w.rows), panel = tile % panels(w.rows);
   if (place >= pairs_.num_active) return;
   int expert = pairs_.active[static_cast<size_t>(place)];
@@ -208,7 +210,7 @@ void Model::expert_gated(const hearth_op& op, int tile) {
   int64_t columns = std::min<int64_t>(kPanel, w.rows - panel * kPanel);
   alignas(64) float both[kLinearTileRows * 2 * kPanel];  // a row's gates, then its ups
   int64_t offsets[kLinearTileRows];
-  LinearArgs args = linear_args(w);
+  LinearArgs args = linear_args(weight);
   args.x = x.data;
   args.x_offsets = offsets;
   args.ldo = 2 * kPanel;
@@ -218,7 +220,7 @@ void Model::expert_gated(const hearth_op& op, int tile) {
     const int32_t* pairs = &pairs_.pairs[static_cast<size_t>(begin)];
     for (int r = 0; r < args.rows; r++) offsets[r] = pairs[r] / op.top_k * x.stride;
     for (int part = 0; part < 2; part++) {
-      args.weight = panel_of(w, 2 * expert + part, panel);
+      args.weight = panel_of(weight, 2 * expert + part, panel);
       args.out = both + part * kPanel;
       kernels_.linear(args);
     }
@@ -226,20 +228,21 @@ void Model::expert_gated(const hearth_op& op, int tile) {
                    op.activation == HEARTH_ACT_GELU_TANH});
     for (int r = 0; r < args.rows; r++) {
       int64_t t = pairs[r] / op.top_k, i = pairs[r] % op.top_k;
-      float weight = row(op.routes, t)[op.top_k + i];
+      float share = row(op.routes, t)[op.top_k + i];
       float* out = gated.data + t * gated.stride + i * w.rows + panel * kPanel;
-      for (int64_t k = 0; k < columns; k++) out[k] = both[r * 2 * kPanel + k] * weight;
+      for (int64_t k = 0; k < columns; k++) out[k] = both[r * 2 * kPanel + k] * share;
     }
   }
 }
 
 void Model::expert_down(const hearth_op& op, int panel) {
-  const hearth_weight& w = weights_[op.down];
+  const hearth_weight& weight = weights_[op.down];
+  const hearth_layout& w = weight.layout;
   const Buffer &gated = buffers_[op.gated], &out = buffers_[op.out];
   for (int t = 0; t < plan_->num_tokens; t++)
     std::fill_n(row(op.out, t) + panel * kPanel, kPanel, 0.0f);
   int64_t x_offsets[kLinearTileRows], out_offsets[kLinearTileRows];
-  LinearArgs args = linear_args(w);
+  LinearArgs args = linear_args(weight);
   args.x = gated.data;
   args.x_offsets = x_offsets;
   args.out = out.data;
@@ -247,7 +250,7 @@ void Model::expert_down(const hearth_op& op, int panel) {
   args.accumulate = true;
   for (int place = 0; place < pairs_.num_active; place++) {
     auto expert = static_cast<size_t>(pairs_.active[static_cast<size_t>(place)]);
-    args.weight = panel_of(w, static_cast<int64_t>(expert), panel);
+    args.weight = panel_of(weight, static_cast<int64_t>(expert), panel);
     int last = pairs_.first[expert + 1];
     for (int begin = pairs_.first[expert]; begin < last; begin += args.rows) {
       args.rows = std::min(kLinearTileRows, last - begin);

@@ -3,12 +3,17 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "hearth.h"
 #include "kernels.h"
+#include "model.h"
+#include "quant.h"
 
 namespace hearth {
 namespace {
+
+constexpr int kMaxGroup = 1024;
 
 // Element types by their bits: float, bfloat16 and IEEE half as unsigned 16-bit words.
 struct F32 {
@@ -155,33 +160,144 @@ void fill_as(typename Dst::Bits* dst, const Shape& s, const Random& random) {
   }
 }
 
+// Rows of a quantized weight: each group of a row is fitted, its codes are spread over the panel.
+struct QuantPacker {
+  const hearth_layout& w;
+  const Kernels& kernels;
+  int candidates;
+
+  // Codes of one row, [cols padded]; `values` is zero behind the row's end.
+  bool pack_row(void* dst, int64_t row, const float* values) const {
+    uint8_t codes[kMaxGroup + 64];
+    for (int64_t g = 0; g < num_groups(w.cols, w.group); g++) {
+      FitArgs args{values + g * w.group, w.group, w.bits, w.zeros != 0, candidates, codes, 0, 0,
+                   true};
+      kernels.fit(args);
+      if (!args.is_finite) return false;
+      w.kind == HEARTH_TABLE ? put_in_table(dst, row, g, args) : put_in_panel(dst, row, g, args);
+    }
+    return true;
+  }
+
+ private:
+  void put_in_table(void* dst, int64_t row, int64_t g, const FitArgs& args) const {
+    auto* bytes = static_cast<uint8_t*>(dst) + row * table_row_bytes(w);
+    std::memcpy(bytes + g * w.group, args.codes, static_cast<size_t>(w.group));
+    std::memcpy(bytes + num_groups(w.cols, w.group) * w.group + g * kScaleBytes, &args.scale, 2);
+  }
+
+  void put_in_panel(void* dst, int64_t row, int64_t g, const FitArgs& args) const {
+    int64_t column = row % kPanel;
+    auto* block = static_cast<uint8_t*>(dst) + row / kPanel * quant_panel_bytes(w) +
+                  g * group_block_bytes(w);
+    std::memcpy(block + column * kScaleBytes, &args.scale, 2);
+    if (w.zeros) block[kPanel * kScaleBytes + column] = args.zero;
+    uint8_t* out = block + group_head_bytes(w) + column * 4;
+    if (w.bits == 8) {
+      for (int k = 0; k < w.group; k += 4) std::memcpy(out + k * kPanel, args.codes + k, 4);
+      return;
+    }
+    for (int k = 0; k < w.group; k += 8)
+      for (int j = 0; j < 4; j++)
+        out[k / 8 * 256 + j] =
+            static_cast<uint8_t>(args.codes[k + j] | args.codes[k + 4 + j] << 4);
+  }
+};
+
+float load_as_float(const void* src, int dtype, int64_t index) {
+  if (dtype == HEARTH_F32) return static_cast<const float*>(src)[index];
+  uint16_t bits = static_cast<const uint16_t*>(src)[index];
+  return dtype == HEARTH_BF16 ? Bf16::load(bits) : F16::load(bits);
+}
+
+bool pack_quantized(void* dst, const hearth_layout& w, const void* src, int src_dtype,
+                    int64_t first_row, int64_t num_rows, int candidates) {
+  QuantPacker packer{w, choose_kernels("auto"), candidates};
+  std::vector<float> values(static_cast<size_t>(num_groups(w.cols, w.group) * w.group));
+  for (int64_t r = 0; r < num_rows; r++) {
+    for (int64_t k = 0; k < w.cols; k++)
+      values[static_cast<size_t>(k)] = load_as_float(src, src_dtype, r * w.cols + k);
+    if (!packer.pack_row(dst, first_row + r, values.data())) return false;
+  }
+  return true;
+}
+
+// Uniform codes: eight from one random word. Scales give values of the amplitude.
+void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int64_t num_rows,
+                    uint64_t seed, float amplitude) {
+  FitArgs args{};
+  float values[64] = {amplitude};
+  uint8_t codes[64];
+  args = {values, 64, w.bits, w.zeros != 0, 0, codes, 0, 0, true};
+  choose_kernels("generic").fit(args);
+  int middle = middle_code(w.bits);
+  bool is_table = w.kind == HEARTH_TABLE;
+  int64_t groups = num_groups(w.cols, w.group), table_row = is_table ? table_row_bytes(w) : 0;
+  for (int64_t row = first_row; row < first_row + num_rows; row++) {
+    uint64_t key = mix(seed ^ mix(static_cast<uint64_t>(row)));
+    int64_t column = row % kPanel;
+    for (int64_t g = 0; g < groups; g++) {
+      uint8_t* block = is_table ? dst + row * table_row
+                                : dst + row / kPanel * quant_panel_bytes(w) +
+                                      g * group_block_bytes(w);
+      int64_t scale_at = is_table ? groups * w.group + g * kScaleBytes : column * kScaleBytes;
+      std::memcpy(block + scale_at, &args.scale, 2);
+      if (w.zeros) block[kPanel * kScaleBytes + column] = static_cast<uint8_t>(middle);
+      uint8_t* out = is_table ? block + g * w.group : block + group_head_bytes(w) + column * 4;
+      int64_t step = is_table ? 4 : 256;
+      for (int k = 0; k < w.group; k += w.bits == 8 ? 4 : 8, out += step) {
+        auto word = static_cast<uint32_t>(mix(key + static_cast<uint64_t>(g * w.group + k)));
+        std::memcpy(out, &word, 4);
+      }
+    }
+  }
+}
+
+bool valid(const hearth_layout& w) {
+  if (w.bits == 0) return true;
+  bool shape = (w.bits == 4 || w.bits == 8) && w.group > 0 && w.group <= kMaxGroup &&
+               w.group % 32 == 0;
+  return shape && (w.kind == HEARTH_LINEAR || (w.kind == HEARTH_TABLE && w.bits == 8 && !w.zeros));
+}
+
 }  // namespace
 }  // namespace hearth
 
 using namespace hearth;
 
-extern "C" int32_t hearth_pack(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
-                               int64_t cols, const void* src, int32_t src_dtype, int64_t first_row,
-                               int64_t num_rows) {
-  Shape shape{kind, rows, cols, first_row, num_rows};
-  if (!dst || !src || !valid(shape)) return HEARTH_E_ARGUMENT;
-  if (kind == HEARTH_VECTOR && dst_dtype != HEARTH_F32) return HEARTH_E_ARGUMENT;
-  bool known = dst_dtype == HEARTH_F32    ? pack_from<F32>(dst, src, src_dtype, shape)
-               : dst_dtype == HEARTH_BF16 ? pack_from<Bf16>(dst, src, src_dtype, shape)
-                                          : false;
+extern "C" int32_t hearth_pack(void* dst, const hearth_layout* layout, const void* src,
+                               int32_t src_dtype, int64_t first_row, int64_t num_rows,
+                               int32_t candidates) {
+  if (!dst || !layout || !src) return HEARTH_E_ARGUMENT;
+  const hearth_layout& w = *layout;
+  Shape shape{w.kind, w.rows, w.cols, first_row, num_rows};
+  if (!valid(shape) || !valid(w) || src_dtype < HEARTH_F32 || src_dtype > HEARTH_F16)
+    return HEARTH_E_ARGUMENT;
+  if (w.bits > 0) {
+    bool fits = pack_quantized(dst, w, src, src_dtype, first_row, num_rows, candidates);
+    return fits ? HEARTH_OK : HEARTH_E_ARGUMENT;
+  }
+  if (w.kind == HEARTH_VECTOR && w.dtype != HEARTH_F32) return HEARTH_E_ARGUMENT;
+  bool known = w.dtype == HEARTH_F32    ? pack_from<F32>(dst, src, src_dtype, shape)
+               : w.dtype == HEARTH_BF16 ? pack_from<Bf16>(dst, src, src_dtype, shape)
+                                        : false;
   return known ? HEARTH_OK : HEARTH_E_ARGUMENT;
 }
 
 // A value depends on the logical row and column alone, so every layout holds the same matrix. Rows
 // of a panel are filled side by side: their elements lie next to each other.
-extern "C" int32_t hearth_fill_random(void* dst, int32_t kind, int32_t dst_dtype, int64_t rows,
-                                      int64_t cols, int64_t first_row, int64_t num_rows,
-                                      uint64_t seed, float base, float amplitude) {
-  Shape shape{kind, rows, cols, first_row, num_rows};
-  if (!dst || !valid(shape)) return HEARTH_E_ARGUMENT;
-  if (dst_dtype == HEARTH_F32)
+extern "C" int32_t hearth_fill_random(void* dst, const hearth_layout* layout, int64_t first_row,
+                                      int64_t num_rows, uint64_t seed, float base,
+                                      float amplitude) {
+  if (!dst || !layout) return HEARTH_E_ARGUMENT;
+  const hearth_layout& w = *layout;
+  Shape shape{w.kind, w.rows, w.cols, first_row, num_rows};
+  if (!valid(shape) || !valid(w)) return HEARTH_E_ARGUMENT;
+  if (w.bits > 0)
+    fill_quantized(static_cast<uint8_t*>(dst), w, first_row, num_rows, seed, amplitude);
+  else if (w.dtype == HEARTH_F32)
     fill_as<F32>(static_cast<float*>(dst), shape, {seed, base, amplitude});
-  else if (dst_dtype == HEARTH_BF16 && kind != HEARTH_VECTOR)
+  else if (w.dtype == HEARTH_BF16 && w.kind != HEARTH_VECTOR)
     fill_as<Bf16>(static_cast<uint16_t*>(dst), shape, {seed, base, amplitude});
   else
     return HEARTH_E_ARGUMENT;

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 namespace {
 
@@ -67,6 +68,66 @@ inline Vec vkeep(Vec a, Vec b, int first, int last) {
   __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane);  // lane < last
   __m256i mask = _mm256_andnot_si256(below, inside);
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
+}
+
+// Integers: 8 lanes of 32 bits, or 32 bytes.
+using Int = __m256i;
+
+inline Int izero() {
+  return _mm256_setzero_si256();
+}
+inline Int iset(int32_t x) {
+  return _mm256_set1_epi32(x);
+}
+inline Int iload(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+inline void istore(void* p, Int v) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+}
+inline Int iload_bytes(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Int imul(Int a, Int b) {
+  return _mm256_mullo_epi32(a, b);
+}
+inline Int iadd(Int a, Int b) {
+  return _mm256_add_epi32(a, b);
+}
+inline Int low_codes(Int v) {
+  return _mm256_and_si256(v, _mm256_set1_epi8(15));
+}
+inline Int high_codes(Int v) {
+  return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+}
+inline Int ibits(Int v, int shift, int mask) {
+  return _mm256_and_si256(_mm256_srli_epi32(v, shift), iset(mask));
+}
+// Pairs of products of 4-bit codes stay far below what 16 bits hold; those of 8-bit codes do not,
+// and are multiplied as 16-bit numbers, even bytes and odd ones.
+template <int BITS>
+inline Int idot(Int acc, Int codes, Int x) {
+  if constexpr (BITS == 4) {
+    Int pairs = _mm256_maddubs_epi16(codes, x);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  } else {
+    Int even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)),
+                                 _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+    Int odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(x, 8));
+    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+  }
+}
+inline Vec vfloat(Int v) {
+  return _mm256_cvtepi32_ps(v);
+}
+inline Int istore_bytes(int8_t* p, Vec v) {
+  Int n = _mm256_cvtps_epi32(v);
+  Int words = _mm256_packs_epi32(n, n);
+  Int bytes = _mm256_packs_epi16(words, words);
+  int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);
+  memcpy(p, &low, 4);
+  memcpy(p + 4, &high, 4);
+  return n;
 }
 
 }  // namespace

@@ -73,4 +73,55 @@ inline Vec vkeep(Vec a, Vec b, int first, int last) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), b, a);
 }
 
+// Integers: 16 lanes of 32 bits, or 64 bytes.
+using Int = __m512i;
+
+inline Int izero() {
+  return _mm512_setzero_si512();
+}
+inline Int iset(int32_t x) {
+  return _mm512_set1_epi32(x);
+}
+inline Int iload(const void* p) {
+  return _mm512_loadu_si512(p);
+}
+inline void istore(void* p, Int v) {
+  _mm512_storeu_si512(p, v);
+}
+inline Int iload_bytes(const uint8_t* p) {  // one unsigned byte a lane
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Int imul(Int a, Int b) {
+  return _mm512_mullo_epi32(a, b);
+}
+inline Int low_codes(Int v) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+inline Int high_codes(Int v) {
+  return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+// (v >> shift) & mask in each 32-bit lane.
+inline Int ibits(Int v, int shift, int mask) {
+  return _mm512_and_si512(_mm512_srli_epi32(v, static_cast<unsigned>(shift)), iset(mask));
+}
+// acc + Σ code · x over the four bytes of a lane; codes unsigned, x signed. Assembly, since the
+// compiler would spill the accumulators of an unrolled tile.
+template <int BITS>
+inline Int idot(Int acc, Int codes, Int x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(x));
+  return acc;
+}
+inline Vec vfloat(Int v) {
+  return _mm512_cvtepi32_ps(v);
+}
+// Nearest integers as signed bytes; returns the sum of the lanes. |v| ≤ 127.
+inline Int istore_bytes(int8_t* p, Vec v) {
+  Int n = _mm512_cvtps_epi32(v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(n));
+  return n;
+}
+inline Int iadd(Int a, Int b) {
+  return _mm512_add_epi32(a, b);
+}
+
 }  // namespace

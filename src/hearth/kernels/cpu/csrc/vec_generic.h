@@ -73,4 +73,53 @@ inline Vec vkeep(Vec a, Vec b, int first, int last) {
   return mask ? a : b;
 }
 
+// Integers: 4 lanes of 32 bits, or 16 bytes.
+using Int = IntVec;
+
+inline Int izero() {
+  return Int{0, 0, 0, 0};
+}
+inline Int iset(int32_t x) {
+  return Int{x, x, x, x};
+}
+inline Int iload(const void* p) {
+  Int v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void istore(void* p, Int v) {
+  memcpy(p, &v, sizeof v);
+}
+inline Int iload_bytes(const uint8_t* p) {
+  return Int{p[0], p[1], p[2], p[3]};
+}
+inline Int imul(Int a, Int b) {
+  return a * b;
+}
+inline Int iadd(Int a, Int b) {
+  return a + b;
+}
+inline Int low_codes(Int v) {
+  return v & iset(0x0f0f0f0f);
+}
+inline Int high_codes(Int v) {
+  return (v >> 4) & iset(0x0f0f0f0f);
+}
+inline Int ibits(Int v, int shift, int mask) {
+  return (v >> shift) & iset(mask);
+}
+template <int BITS>
+inline Int idot(Int acc, Int codes, Int x) {
+  for (int byte = 0; byte < 32; byte += 8) acc += ibits(codes, byte, 255) * ((x << (24 - byte)) >> 24);
+  return acc;
+}
+inline Vec vfloat(Int v) {
+  return __builtin_convertvector(v, Vec);
+}
+inline Int istore_bytes(int8_t* p, Vec v) {
+  Int n = __builtin_convertvector(vround(v), Int);
+  for (int i = 0; i < 4; i++) p[i] = static_cast<int8_t>(n[i]);
+  return n;
+}
+
 }  // namespace

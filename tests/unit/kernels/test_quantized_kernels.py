@@ -1,0 +1,252 @@
+"""Quantized weights and rows against plain definitions, on every instruction set here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tests.contract.plan_builder import Chunk, PlanBuilder, Track
+from tests.unit.kernels.programs import ISAS, Bench, host_tensor, slot
+from tests.unit.kernels.quantization import codes_of, dequantized, rounded_rows
+
+from hearth.core.errors import KernelError
+from hearth.core.program import BufferSpec, Embed, Linear, Op, Quantize, StepProgram
+from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
+from hearth.core.step import KvConfig, StepLimits
+from hearth.kernels.cpu.executor import CpuExecutor
+from hearth.kernels.cpu.weights import CpuWeights
+
+VOCAB = 61
+TOLERANCE = 1e-5  # of the largest output: float32 sums of a few groups
+
+
+@dataclass(frozen=True)
+class Case:
+    """One linear layer."""
+
+    hidden: int
+    out: int
+    quant: QuantSpec
+    bias: bool = True
+
+
+def quant_of(bits: int, group: int, *, symmetric: bool = True, int8_rows: bool = True) -> QuantSpec:
+    return QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows)
+
+
+QUANTS = st.builds(
+    quant_of,
+    bits=st.sampled_from((4, 8)),
+    group=st.sampled_from((32, 64, 96, 128)),
+    symmetric=st.booleans(),
+    int8_rows=st.booleans(),
+)
+
+
+def program_of(case: Case) -> StepProgram:
+    """Token ids choose rows of a table, which go through one linear layer into the last buffer."""
+    weight = WeightSlot("weight", SlotKind.LINEAR, case.out, case.hidden, (), case.quant)
+    slots = [slot("table", SlotKind.TABLE, VOCAB, case.hidden), weight]
+    bias = "bias" if case.bias else None
+    if bias:
+        slots.append(slot("bias", SlotKind.VECTOR, case.out))
+    buffers = [BufferSpec("x", case.hidden), BufferSpec("y", case.out)]
+    ops: list[Op] = [Embed("table", 0)]
+    if case.quant.int8_rows:
+        buffers.append(BufferSpec("codes", case.hidden, group_size=case.quant.group_size))
+        ops.append(Quantize(0, 2))
+    ops.append(Linear(2 if case.quant.int8_rows else 0, "weight", bias, 1))
+    return StepProgram(tuple(buffers), tuple(ops), tuple(slots), (), VOCAB)
+
+
+@dataclass
+class Layer:
+    """An executor of one linear layer, and the matrix that its codes stand for."""
+
+    executor: CpuExecutor
+    matrix: NDArray[np.float64]
+
+    def run(self, tokens: list[int]) -> NDArray[np.float32]:
+        chunk = Chunk(Track(tokens, blocks=[0] * 20), len(tokens))
+        self.executor.execute(PlanBuilder(16, 0).plan([chunk]))
+        return self.executor.read_buffer(1, len(tokens))
+
+
+def layer_of(case: Case, arrays: dict[str, NDArray[np.float32]], bench: Bench) -> Layer:
+    program = program_of(case)
+    weights = CpuWeights(program)
+    for one in program.slots:
+        weights.put(one, 0, host_tensor(arrays[one.name]))
+    matrix = dequantized(program.slots[1], weights.packed(program.slots[1]))
+    limits = StepLimits(bench.max_tokens, 16, bench.max_tokens, 4096)
+    kv = KvConfig(16, (), DType.FLOAT32)
+    return Layer(CpuExecutor(program, weights, limits, kv, bench.threads, bench.isa), matrix)
+
+
+def arrays_of(case: Case, seed: int, outlier: float = 1.0) -> dict[str, NDArray[np.float32]]:
+    random = np.random.default_rng(seed)
+    table = random.normal(0, 1, (VOCAB, case.hidden)).astype(np.float32)
+    table[:, 0] *= outlier
+    return {
+        "table": table,
+        "weight": random.normal(0, 0.05, (case.out, case.hidden)).astype(np.float32),
+        "bias": random.normal(0, 1, case.out).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=40, deadline=None)
+@given(
+    hidden=st.integers(1, 700),
+    out=st.integers(1, 200),
+    rows=st.integers(1, 120),
+    quant=QUANTS,
+    bias=st.booleans(),
+    threads=st.integers(1, 2),
+    outlier=st.sampled_from((0.0, 1.0, 1e3, 1e-30)),
+)
+def test_a_quantized_layer_equals_the_product_of_what_its_codes_stand_for(
+    isa: str,
+    hidden: int,
+    out: int,
+    rows: int,
+    quant: QuantSpec,
+    bias: bool,
+    threads: int,
+    outlier: float,
+) -> None:
+    case = Case(hidden, out, quant, bias)
+    arrays = arrays_of(case, 1, outlier)
+    layer = layer_of(case, arrays, Bench(threads=threads, isa=isa))
+    tokens = np.random.default_rng(4).integers(0, VOCAB, rows).tolist()
+    got = layer.run(tokens)
+    layer.executor.close()
+    x = arrays["table"][tokens]
+    read = rounded_rows(x, quant.group_size) if quant.int8_rows else x.astype(np.float64)
+    expected = read @ layer.matrix.T + (arrays["bias"] if bias else 0.0)
+    assert np.abs(got - expected).max() <= TOLERANCE * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("int8_rows", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_bits_of_a_row_do_not_depend_on_how_many_rows_go_with_it(
+    isa: str, bits: int, int8_rows: bool
+) -> None:
+    case = Case(300, 130, quant_of(bits, 64, int8_rows=int8_rows))
+    layer = layer_of(case, arrays_of(case, 2), Bench(threads=2, isa=isa))
+    tokens = np.random.default_rng(5).integers(0, VOCAB, 200).tolist()
+    together = layer.run(tokens)
+    for first, last in ((0, 1), (1, 3), (3, 8), (8, 15), (15, 47), (47, 150), (150, 200)):
+        assert np.array_equal(layer.run(tokens[first:last]), together[first:last])
+    layer.executor.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_reaches_its_own_row_only(isa: str, value: float) -> None:
+    case = Case(256, 64, quant_of(4, 128))
+    arrays = arrays_of(case, 3)
+    arrays["table"][7, 200] = value
+    layer = layer_of(case, arrays, Bench(isa=isa))
+    got = layer.run([1, 7, 2])
+    layer.executor.close()
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True), (8, False)])
+def test_the_search_loses_less_than_plain_rounding(bits: int, symmetric: bool) -> None:
+    quant = quant_of(bits, 128, symmetric=symmetric)
+    one = WeightSlot("weight", SlotKind.LINEAR, 100, 512, (), quant)
+    weight = np.random.default_rng(6).standard_t(5, (100, 512)).astype(np.float32)
+    weight += 0.0 if symmetric else 1.0
+    weights = CpuWeights(StepProgram((), (), (one,), (), 1))
+    weights.put(one, 0, host_tensor(weight))
+    error = float(((dequantized(one, weights.packed(one)) - weight) ** 2).sum())
+    assert error <= plain_error(weight, quant) * (0.97 if bits == 4 else 1.01)
+
+
+def plain_error(weight: NDArray[np.float32], quant: QuantSpec) -> float:
+    """Squared error of plain round-to-nearest: the whole range of each group, no search."""
+    groups = weight.astype(np.float64).reshape(len(weight), -1, quant.group_size)
+    if quant.symmetric:
+        levels = (1 << quant.bits - 1) - 1
+        scale = np.abs(groups).max(axis=2, keepdims=True) / levels
+        back = np.clip(np.rint(groups / scale), -levels, levels) * scale
+    else:
+        low = np.minimum(groups.min(axis=2, keepdims=True), 0)
+        scale = (np.maximum(groups.max(axis=2, keepdims=True), 0) - low) / ((1 << quant.bits) - 1)
+        back = (np.rint(groups / scale) - np.rint(low / scale) + np.rint(low / scale)) * scale
+    return float(((back - groups) ** 2).sum())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_are_codes_already_keep_their_values(bits: int) -> None:
+    one = WeightSlot("weight", SlotKind.LINEAR, 70, 256, (), quant_of(bits, 128))
+    random = np.random.default_rng(7)
+    limit = 7 if bits == 4 else 127
+    codes = random.integers(-limit, limit + 1, (70, 256)).astype(np.float32)
+    codes[:, ::128] = -8 if bits == 4 else 127
+    scales = np.repeat(2.0 ** random.integers(-9, 0, (70, 2)), 128, axis=1)
+    weights = CpuWeights(StepProgram((), (), (one,), (), 1))
+    weights.put(one, 0, host_tensor((codes * scales).astype(np.float32)))
+    assert np.array_equal(dequantized(one, weights.packed(one)), codes * scales)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    one = WeightSlot("weight", SlotKind.LINEAR, 4, 64, (), quant_of(4, 32))
+    weights = CpuWeights(StepProgram((), (), (one,), (), 1))
+    array = np.zeros((4, 64), np.float32)
+    array[2, 40] = value
+    with pytest.raises(KernelError, match=r"packed as int4 .*not finite"):
+        weights.put(one, 0, host_tensor(array))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8, 1e30])
+def test_weights_of_any_size_keep_their_relative_precision(scale: float) -> None:
+    one = WeightSlot("weight", SlotKind.LINEAR, 4, 64, (), quant_of(8, 64))
+    array = (np.random.default_rng(9).normal(0, 1, (4, 64)) * scale).astype(np.float32)
+    weights = CpuWeights(StepProgram((), (), (one,), (), 1))
+    weights.put(one, 0, host_tensor(array))
+    error = np.abs(dequantized(one, weights.packed(one)) - array).max()
+    assert error <= np.abs(array).max() / 127 * 0.51
+
+
+@pytest.mark.parametrize("kind", [SlotKind.LINEAR, SlotKind.TABLE])
+def test_an_embedding_is_read_from_int8_codes(kind: SlotKind) -> None:
+    table = WeightSlot("table", kind, VOCAB, 200, (), quant_of(8, 64))
+    program = StepProgram((BufferSpec("x", 200),), (Embed("table", 0, 2.0),), (table,), (), VOCAB)
+    weights = CpuWeights(program)
+    weights.put(
+        table,
+        0,
+        host_tensor(np.random.default_rng(8).normal(0, 1, (VOCAB, 200)).astype(np.float32)),
+    )
+    matrix = dequantized(table, weights.packed(table))
+    kv = KvConfig(16, (), DType.FLOAT32)
+    executor = CpuExecutor(program, weights, StepLimits(8, 8, 8, 64), kv, 1)
+    chunk = Chunk(Track([5, 60, 0], blocks=[0]), 3)
+    executor.execute(PlanBuilder(16, 0).plan([chunk]))
+    got = executor.read_buffer(0, 3)
+    executor.close()
+    np.testing.assert_array_equal(got, (2 * matrix[[5, 60, 0]]).astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", [SlotKind.LINEAR, SlotKind.TABLE])
+def test_random_codes_have_the_spread_of_random_weights(bits: int, kind: SlotKind) -> None:
+    if kind is SlotKind.TABLE and bits == 4:
+        return  # tables have 8 bits
+    one = WeightSlot("weight", kind, 128, 512, (), quant_of(bits, 128))
+    weights = CpuWeights(StepProgram((), (), (one,), (), 1))
+    weights.fill_random(one, 3)
+    deviation = dequantized(one, weights.packed(one)).std() * 512**0.5
+    assert 0.9 < deviation < 1.2
+    codes = codes_of(one, weights.packed(one))[0]
+    assert len(np.unique(codes)) == 1 << bits
