@@ -114,6 +114,15 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     option("--dtype", "Precision of weights and KV cache.", rich_help_panel="Model"),
 ]
+Quantize = Annotated[
+    Literal["none", "int8", "int4"],
+    option(
+        "--quantize",
+        "Store matrices as 8-bit or 4-bit codes, rounded while they load; head and embedding "
+        "keep 8 bits.",
+        rich_help_panel="Model",
+    ),
+]
 LoadFormat = Annotated[
     Literal["auto", "safetensors", "dummy"],
     option(

@@ -27,6 +27,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     request_timeout: flag.RequestTimeout = 0.0,
     shutdown_timeout: flag.ShutdownTimeout = 15.0,
     dtype: flag.Dtype = "auto",
+    quantize: flag.Quantize = "none",
     load_format: flag.LoadFormat = "auto",
     max_model_len: flag.MaxModelLen = None,
     window: flag.Window = None,
@@ -54,6 +55,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     model_dir = settings.find_model(model)
     engine = settings.EngineFlags(
         dtype=dtype,
+        quantize=quantize,
         load_format=load_format,
         max_model_len=max_model_len,
         window=window,

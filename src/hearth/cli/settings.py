@@ -40,6 +40,7 @@ class EngineFlags:
     """The flags that concern the engine."""
 
     dtype: str
+    quantize: str
     load_format: str
     max_model_len: int | None
     window: int | None
@@ -109,6 +110,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
         model=ModelConfig(
             path=str(model_dir),
             dtype=flags.dtype,
+            quantize=flags.quantize,
             load_format=flags.load_format,
             max_model_len=flags.max_model_len,
             seed=flags.seed,

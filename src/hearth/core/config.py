@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model, in which precision. `dtype`: auto, float32, bfloat16.
+    """Which model, in which precision.
 
+    `dtype`: auto, float32, bfloat16. `quantize`: none, int8, int4 (see models/quantize).
     `window`: attention of every layer is limited to so many tokens; None: as the model has it.
     """
 
     path: str
     dtype: str = "auto"
+    quantize: str = "none"
     load_format: str = "auto"  # auto, safetensors, dummy
     max_model_len: int | None = None
     seed: int = 0

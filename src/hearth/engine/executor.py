@@ -114,7 +114,9 @@ def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
     """Reads the model directory, except for its weights. Raises ModelError, ConfigError."""
     model, scheduler = config.model, config.scheduler
     if backend.name != "automodel":
-        return load_model_spec(model.path, model.dtype, window=model.window)
+        return load_model_spec(
+            model.path, model.dtype, window=model.window, quantize=model.quantize
+        )
     from hearth.models.automodel.load import LoadRequest, load_automodel_spec
 
     num_tokens = scheduler.max_num_batched_tokens

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hearth.core.config import Choice, EngineConfig, Resolved
+from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.executor import (
@@ -29,6 +30,8 @@ from hearth.host.cpu import UsableCores, read_usable_cores
 from hearth.host.fit import Fit, FitRequest, fit
 from hearth.host.memory import HostMemory, read_memory
 from hearth.models.automodel.spec import AutoModelSpec
+from hearth.models.loader import LoadedSpec
+from hearth.models.quantize import storage_of
 
 logger = logging.getLogger("hearth.engine")
 
@@ -63,6 +66,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     timer.end("python")
     check_settings(config)
     backend = choose_backend(config.device, Path(config.model.path))
+    _check_quantize(config, backend)
     loaded = load_spec(backend, config)
     timer.end("config")
     threads = _choose_threads(config)
@@ -85,7 +89,8 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     notes = (backend.warning, window.warning if window else "")
     warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
-    choices = (*_choices(loaded, backend, threads), *windows, *created.choices)
+    coded = _quantize_choices(config, loaded)
+    choices = (*_choices(loaded, backend, threads), *windows, *coded, *created.choices)
     resolved = _resolve(config, loaded, fitted, choices, warnings)
     _log_degraded(backend)
     timer.end("engine")
@@ -97,6 +102,26 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         generation=loaded.generation,
     )
     return StartedEngine(engine, ready)
+
+
+def _check_quantize(config: EngineConfig, backend: BackendChoice) -> None:
+    """Codes are what the C++ kernels read. Raises ConfigError where others run the model."""
+    if backend.name != "cpu" and config.model.quantize != "none":
+        raise ConfigError(
+            f"--quantize {config.model.quantize} needs the C++ kernels, and {backend.name} is what "
+            f"runs the model ({backend.reason})",
+            param="quantize",
+            hint="leave --quantize out",
+        )
+
+
+def _quantize_choices(config: EngineConfig, loaded: LoadedModel) -> tuple[Choice, ...]:
+    """What became of the matrices; nothing where they are stored as they are."""
+    if config.model.quantize == "none" or not isinstance(loaded, LoadedSpec):
+        return ()
+    stored = storage_of(loaded.program.slots)
+    reason = f"--quantize; of the matrices: {stored}; rounded to nearest, the loss is not measured"
+    return (Choice("quantize", config.model.quantize, reason),)
 
 
 def _fit_request(config: EngineConfig, loaded: LoadedModel, num_threads: int) -> FitRequest:

@@ -120,15 +120,14 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     """What is needed whatever the context."""
     program = request.program
     weights = arena_bytes(program.slots)
+    stored = _stored_as(request)
     num_parameters = sum(slot.total_rows * max(1, slot.cols) for slot in program.slots)
     tokens = request.max_num_batched_tokens
     rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
     scratch = scratch_bytes(program, tokens, rows) + sampler
     return (
-        MemoryItem(
-            "weights", weights, f"{format_count(num_parameters)} parameters as {request.dtype}"
-        ),
+        MemoryItem("weights", weights, f"{format_count(num_parameters)} parameters as {stored}"),
         MemoryItem(
             "scratch",
             scratch,
@@ -137,6 +136,12 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
     )
+
+
+def _stored_as(request: FitRequest) -> str:
+    """The precision of the weights, such as "bfloat16" or "int4 and int8"."""
+    codes = {f"int{s.quant.bits}" for s in request.program.slots if s.quant.bits}
+    return " and ".join(sorted(codes)) or str(request.dtype)
 
 
 def _kv_budget(request: FitRequest, fixed: tuple[MemoryItem, ...], memory: HostMemory) -> _KvBudget:

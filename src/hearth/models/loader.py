@@ -16,6 +16,7 @@ from hearth.models.families import architecture_of, family_of
 from hearth.models.features import refuse_unimplemented
 from hearth.models.generation_config import GenerationDefaults, read_generation_defaults
 from hearth.models.lower import lower
+from hearth.models.quantize import quantized
 from hearth.models.windows import with_window
 
 
@@ -31,6 +32,7 @@ class LoadedSpec:
     dtype_reason: str
     config: ConfigJson
     window: int | None = None  # that of --window
+    quantize: str = "none"  # that of --quantize
     warnings: tuple[str, ...] = ()
 
     @property
@@ -51,7 +53,7 @@ class LoadedSpec:
         """
         family = family_of(architecture_of(self.config))
         spec = family.build_spec(self.config, self.dtype, max_model_len)
-        spec = with_window(spec, self.window)
+        spec = quantized(with_window(spec, self.window), self.quantize)
         return replace(self, spec=spec, program=lower(spec))
 
 
@@ -60,13 +62,14 @@ def load_model_spec(
     dtype: str = "auto",
     max_model_len: int | None = None,
     window: int | None = None,
+    quantize: str = "none",
 ) -> LoadedSpec:
     """Reads config.json and generation_config.json and lowers the model.
 
     `dtype`: auto, float32 or bfloat16. `max_model_len`: the longest sequence that will be served,
     None for the longest that the model supports (see `LoadedSpec.at_length`). `window`: see
-    `windows.with_window`. Raises ModelNotFoundError, UnknownArchitectureError, ModelError (a value
-    in a file) or ConfigError (`dtype`, `window`).
+    `windows.with_window`; `quantize`: see `quantize.quantized`. Raises ModelNotFoundError,
+    UnknownArchitectureError, ModelError (a value in a file) or ConfigError (`dtype`, `window`).
     """
     directory = Path(path)
     config = read_config(directory)
@@ -74,6 +77,7 @@ def load_model_spec(
     refuse_unimplemented(config, family.reads)
     choice = resolve_dtype(dtype, checkpoint_dtype(config))
     spec = with_window(family.build_spec(config, choice.dtype, max_model_len), window)
+    spec = quantized(spec, quantize)
     generation = read_generation_defaults(directory, config, spec.vocab_size)
     return LoadedSpec(
         path=directory,
@@ -84,5 +88,6 @@ def load_model_spec(
         dtype_reason=choice.reason,
         config=config,
         window=window,
+        quantize=quantize,
         warnings=generation.warnings,
     )

@@ -17,7 +17,9 @@ from hearth.core.step import ExecutorInfo
 from hearth.engine.messages import Ready
 
 CACHE = WeightCacheConfig()
-FLAGS = EngineFlags("auto", "auto", None, None, 0, 8, 64, 16, 32, True, None, "auto", None, CACHE)
+FLAGS = EngineFlags(
+    "auto", "none", "auto", None, None, 0, 8, 64, 16, 32, True, None, "auto", None, CACHE
+)
 READY = Ready(
     resolved=Resolved(
         model_name="toy",

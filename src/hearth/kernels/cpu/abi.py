@@ -44,7 +44,7 @@ WANT_LOGITS = 2
     OP_SOFT_CAP,
     OP_EXPERTS,
     OP_QUANTIZE,
-) = range(1, 15)
+) = range(1, 16)
 
 
 class CStructure(ctypes.Structure):

@@ -65,8 +65,6 @@ class _OpEncoder:
                 bias = -1 if op.bias is None else self._weight(op.bias)
                 weight = self._weight(op.weight)
                 return abi.COp(kind=abi.OP_LINEAR, x=op.x, weight=weight, bias=bias, out=op.out)
-            case Quantize():
-                return abi.COp(kind=abi.OP_QUANTIZE, x=op.x, out=op.out)
             case Rope():
                 return abi.COp(
                     kind=abi.OP_ROPE,
@@ -84,8 +82,9 @@ class _OpEncoder:
                 return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out, activation=activation)
             case Add():
                 return abi.COp(kind=abi.OP_ADD, x=op.x, y=op.y)
-            case Select():
-                return abi.COp(kind=abi.OP_SELECT, x=op.x, out=op.out)
+            case Select() | Quantize():
+                kind = abi.OP_SELECT if isinstance(op, Select) else abi.OP_QUANTIZE
+                return abi.COp(kind=kind, x=op.x, out=op.out)
             case SoftCap():
                 return abi.COp(kind=abi.OP_SOFT_CAP, x=op.x, soft_cap=op.cap)
             case Sample():

@@ -137,9 +137,9 @@ void Model::check_op(const hearth_op& op) const {
       break;
     }
     case HEARTH_OP_QUANTIZE:
-      require(buffer(op.x).width == buffer(op.out).width && buffer(op.out).group &&
-                  !buffer(op.x).group,
-              "quantize does not fit");
+      require(
+          buffer(op.x).width == buffer(op.out).width && buffer(op.out).group && !buffer(op.x).group,
+          "quantize does not fit");
       break;
     case HEARTH_OP_HEAD_NORM:
       require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 &&

@@ -191,8 +191,7 @@ HEARTH_API int32_t hearth_pack(void* dst, const hearth_layout* layout, const voi
 // Fills rows first_row … of a packed weight with base + amplitude · u, u uniform in [−1, 1), a pure
 // function of (seed, row, column); codes are uniform, with scales that give the amplitude.
 HEARTH_API int32_t hearth_fill_random(void* dst, const hearth_layout* layout, int64_t first_row,
-                                      int64_t num_rows, uint64_t seed, float base,
-                                      float amplitude);
+                                      int64_t num_rows, uint64_t seed, float base, float amplitude);
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,8 @@
 #include "kernels_impl.h"
 
 namespace hearth {
-const Kernels kKernelsAvx2 = {"avx2",   linear, quant_linear, quant_linear_exact, quantize, fit, norm,     head_norm, gate,   attend,
-                              kv_write, add,    soft_cap, maximum,   exp_sum};
+const Kernels kKernelsAvx2 = {
+    "avx2", linear,   quant_linear, quant_linear_exact, quantize, fit,    norm, head_norm, gate,
+    attend, kv_write, add,          soft_cap,           maximum,  exp_sum};
 }  // namespace hearth
 #endif

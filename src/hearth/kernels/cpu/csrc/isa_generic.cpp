@@ -3,6 +3,7 @@
 #include "kernels_impl.h"
 
 namespace hearth {
-const Kernels kKernelsGeneric = {"generic", linear, quant_linear, quant_linear_exact, quantize, fit, norm,     head_norm, gate,   attend,
-                                 kv_write,  add,    soft_cap, maximum,   exp_sum};
+const Kernels kKernelsGeneric = {
+    "generic", linear,   quant_linear, quant_linear_exact, quantize, fit,    norm, head_norm, gate,
+    attend,    kv_write, add,          soft_cap,           maximum,  exp_sum};
 }  // namespace hearth

@@ -191,7 +191,8 @@ HEARTH_INLINE void exact_tile(const QuantPanel& p, int64_t group, int column, in
     for (int j = 0; j < a_word && k0 + j < end; j++) {
       int shift = a.bits == 8 ? 8 * j : 8 * (j % 4) + 4 * (j / 4);
       unroll<V>([&](auto v) HEARTH_LAMBDA {
-        Vec value = vsub(vfloat(ibits(iload(w + v.value * kLanes * 4), shift, mask)), zero[v.value]);
+        Vec value =
+            vsub(vfloat(ibits(iload(w + v.value * kLanes * 4), shift, mask)), zero[v.value]);
         unroll<R>([&](auto r) HEARTH_LAMBDA {
           float xk;
           memcpy(&xk, x + r.value * a.ldx + (k0 + j) * 4, 4);

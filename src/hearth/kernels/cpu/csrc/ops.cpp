@@ -182,8 +182,8 @@ void Model::linear(const hearth_op& op, int tile, int thread) {
   LinearArgs args;
   args.x = row(op.x, first);
   args.ldx = buffers_[op.x].stride;
-  args.weight = static_cast<const char*>(weights_[op.weight].data) +
-                panel * kPanel * w.cols * element_bytes;
+  args.weight =
+      static_cast<const char*>(weights_[op.weight].data) + panel * kPanel * w.cols * element_bytes;
   args.bf16 = w.dtype == HEARTH_BF16;
   args.cols = w.cols;
   args.bias = panel_bias(op, panel);
@@ -203,8 +203,7 @@ void Model::quant_linear(const hearth_op& op, int64_t panel, int first, int thre
   QuantLinearArgs args;
   args.x = reinterpret_cast<const char*>(row(op.x, first));
   args.ldx = buffers_[op.x].stride * static_cast<int64_t>(sizeof(float));
-  args.panel =
-      static_cast<const uint8_t*>(weights_[op.weight].data) + panel * quant_panel_bytes(w);
+  args.panel = static_cast<const uint8_t*>(weights_[op.weight].data) + panel * quant_panel_bytes(w);
   args.cols = w.cols;
   args.bits = w.bits;
   args.group = w.group;

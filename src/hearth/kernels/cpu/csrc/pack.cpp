@@ -170,8 +170,8 @@ struct QuantPacker {
   bool pack_row(void* dst, int64_t row, const float* values) const {
     uint8_t codes[kMaxGroup + 64];
     for (int64_t g = 0; g < num_groups(w.cols, w.group); g++) {
-      FitArgs args{values + g * w.group, w.group, w.bits, w.zeros != 0, candidates, codes, 0, 0,
-                   true};
+      FitArgs args{
+          values + g * w.group, w.group, w.bits, w.zeros != 0, candidates, codes, 0, 0, true};
       kernels.fit(args);
       if (!args.is_finite) return false;
       w.kind == HEARTH_TABLE ? put_in_table(dst, row, g, args) : put_in_panel(dst, row, g, args);
@@ -188,8 +188,8 @@ struct QuantPacker {
 
   void put_in_panel(void* dst, int64_t row, int64_t g, const FitArgs& args) const {
     int64_t column = row % kPanel;
-    auto* block = static_cast<uint8_t*>(dst) + row / kPanel * quant_panel_bytes(w) +
-                  g * group_block_bytes(w);
+    auto* block =
+        static_cast<uint8_t*>(dst) + row / kPanel * quant_panel_bytes(w) + g * group_block_bytes(w);
     std::memcpy(block + column * kScaleBytes, &args.scale, 2);
     if (w.zeros) block[kPanel * kScaleBytes + column] = args.zero;
     uint8_t* out = block + group_head_bytes(w) + column * 4;
@@ -199,8 +199,7 @@ struct QuantPacker {
     }
     for (int k = 0; k < w.group; k += 8)
       for (int j = 0; j < 4; j++)
-        out[k / 8 * 256 + j] =
-            static_cast<uint8_t>(args.codes[k + j] | args.codes[k + 4 + j] << 4);
+        out[k / 8 * 256 + j] = static_cast<uint8_t>(args.codes[k + j] | args.codes[k + 4 + j] << 4);
   }
 };
 
@@ -237,9 +236,9 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
     uint64_t key = mix(seed ^ mix(static_cast<uint64_t>(row)));
     int64_t column = row % kPanel;
     for (int64_t g = 0; g < groups; g++) {
-      uint8_t* block = is_table ? dst + row * table_row
-                                : dst + row / kPanel * quant_panel_bytes(w) +
-                                      g * group_block_bytes(w);
+      uint8_t* block = is_table
+                           ? dst + row * table_row
+                           : dst + row / kPanel * quant_panel_bytes(w) + g * group_block_bytes(w);
       int64_t scale_at = is_table ? groups * w.group + g * kScaleBytes : column * kScaleBytes;
       std::memcpy(block + scale_at, &args.scale, 2);
       if (w.zeros) block[kPanel * kScaleBytes + column] = static_cast<uint8_t>(middle);
@@ -255,8 +254,8 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
 
 bool valid(const hearth_layout& w) {
   if (w.bits == 0) return true;
-  bool shape = (w.bits == 4 || w.bits == 8) && w.group > 0 && w.group <= kMaxGroup &&
-               w.group % 32 == 0;
+  bool shape =
+      (w.bits == 4 || w.bits == 8) && w.group > 0 && w.group <= kMaxGroup && w.group % 32 == 0;
   return shape && (w.kind == HEARTH_LINEAR || (w.kind == HEARTH_TABLE && w.bits == 8 && !w.zeros));
 }
 

@@ -55,8 +55,7 @@ inline int64_t row_sums_offset(int64_t cols, int group) {
   return num_groups(cols, group) * (group + static_cast<int64_t>(sizeof(float)));
 }
 inline int64_t row_bytes(int64_t cols, int group) {
-  return num_groups(cols, group) *
-         (group + static_cast<int64_t>(sizeof(float) + sizeof(int32_t)));
+  return num_groups(cols, group) * (group + static_cast<int64_t>(sizeof(float) + sizeof(int32_t)));
 }
 
 }  // namespace hearth

@@ -110,7 +110,8 @@ inline Int ibits(Int v, int shift, int mask) {
 }
 template <int BITS>
 inline Int idot(Int acc, Int codes, Int x) {
-  for (int byte = 0; byte < 32; byte += 8) acc += ibits(codes, byte, 255) * ((x << (24 - byte)) >> 24);
+  for (int byte = 0; byte < 32; byte += 8)
+    acc += ibits(codes, byte, 255) * ((x << (24 - byte)) >> 24);
   return acc;
 }
 inline Vec vfloat(Int v) {
