@@ -152,9 +152,9 @@ def requests_of(random: np.random.Generator) -> list[Request]:
     return requests
 
 
-def load(path: Path, config: dict[str, Any], dtype: str) -> LoadedSpec:
+def load(path: Path, config: dict[str, Any], dtype: str, quantize: str = "none") -> LoadedSpec:
     (path / "config.json").write_text(json.dumps({**COMMON, **config}))
-    return load_model_spec(path, dtype)
+    return load_model_spec(path, dtype, quantize=quantize)
 
 
 class BatchDependent:
@@ -283,6 +283,20 @@ def test_a_context_has_the_same_logits_in_every_run(
     assert audit.num_resumed > 0
     assert audit.num_scored_prompts == 3
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+@pytest.mark.parametrize("config", [LLAMA, GLM4_MOE], ids=["llama", "glm4_moe"])
+def test_quantized_weights_keep_it_too(
+    tmp_path: Path, config: dict[str, Any], quantize: str
+) -> None:
+    audit = Audit(load(tmp_path, config, "bfloat16", quantize))
+    random = np.random.default_rng(11)
+    requests = requests_of(random)
+    audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS // 2)], requests)
+    assert audit.num_rows > audit.num_contexts
+    assert audit.num_preemptions > 0
+    assert audit.num_distinct_tokens > 50
 
 
 @pytest.mark.parametrize("config", [QWEN3, GEMMA2], ids=["qwen3", "gemma2"])
