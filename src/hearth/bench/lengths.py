@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from hearth.client.asynchronous import AsyncClient
 from hearth.core.errors import ConfigError, RemoteError
+from hearth.core.paths import home_expanded
 
 _ATTEMPTS = 4
 
@@ -100,7 +100,7 @@ class LocalCodec:
         """Raises TokenizerError."""
         from hearth.engine.text.tokenizer import Tokenizer
 
-        self._tokenizer = Tokenizer.load(Path(model_dir).expanduser())
+        self._tokenizer = Tokenizer.load(home_expanded(model_dir))
 
     async def encode(self, text: str) -> list[int]:
         """See Codec."""

@@ -154,6 +154,10 @@ def bench(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         raise ConfigError(
             f"--request-rate {request_rate:g} --burstiness {burstiness:g}: both must be above 0"
         )
+    if not 0 < request_timeout < float("inf"):
+        raise ConfigError(
+            f"--request-timeout {request_timeout:g}: permitted is a number of seconds above 0"
+        )
     full_length = dataset_name != "jsonl" if ignore_eos is None else ignore_eos
     order = Order(
         target=Target(base_url, api_key, request_timeout),
@@ -217,8 +221,16 @@ def _save(run: Run, result: Path | None, plot: Path | None, *, is_detailed: bool
 
 def _check_writable(path: Path | None) -> None:
     """Before the run, not after it."""
-    if path is not None and not path.resolve().parent.is_dir():
+    if path is None:
+        return
+    if not path.resolve().parent.is_dir():
         raise ConfigError(f"{path} cannot be written: there is no directory {path.parent}")
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}", hint="name a file"
+        ) from error
 
 
 def _object(text: str | None) -> dict[str, Any]:

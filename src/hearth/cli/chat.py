@@ -16,7 +16,7 @@ import typer
 from hearth.cli import connection as to
 from hearth.cli.config_file import Config
 from hearth.cli.options import Model, option
-from hearth.core.errors import HearthError
+from hearth.core.errors import ConfigError, HearthError
 
 if TYPE_CHECKING:
     from hearth.cli.conversation import Conversation
@@ -56,7 +56,12 @@ def chat(  # noqa: PLR0917 -- the parameters are the flags
             signal.signal(signal.SIGINT, signal.default_int_handler)
             _talk(client, conversation)
         else:
-            conversation.say(sys.stdin.read().rstrip("\n"))
+            text = to.stdin_text().rstrip("\n")
+            if not text:
+                raise ConfigError(
+                    "the message is empty", hint="echo 'What is hearth?' | hearth chat"
+                )
+            conversation.say(text)
             if not answer(client, conversation):
                 raise typer.Exit(130)
 

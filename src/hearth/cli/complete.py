@@ -46,7 +46,7 @@ def complete(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     from hearth.cli.own_server import connect
     from hearth.client.blocking import BlockingClient
 
-    text = sys.stdin.read() if prompt is None else prompt
+    text = to.stdin_text() if prompt is None else prompt
     if not text:
         raise ConfigError("the prompt is empty", hint="hearth complete 'Once upon a time'")
     with connect(base_url, api_key, start) as target, BlockingClient(target) as client:

@@ -11,11 +11,11 @@ a flag of the command is an error.
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import Annotated, Any
 
 from hearth.cli.options import option
 from hearth.core.errors import ConfigError
+from hearth.core.paths import home_expanded
 
 _NOT_IN_FILES = ("config", "help")
 
@@ -45,7 +45,7 @@ def read_settings(path: str) -> dict[str, Any]:
     import msgspec
 
     try:
-        found = msgspec.yaml.decode(Path(path).expanduser().read_bytes() or b"{}")
+        found = msgspec.yaml.decode(home_expanded(path).read_bytes() or b"{}")
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:

@@ -71,6 +71,24 @@ def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def stdin_text() -> str:
+    """All of stdin. Raises ConfigError where it is not UTF-8."""
+    import io
+    import sys
+
+    from hearth.core.errors import ConfigError
+
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"stdin is not valid UTF-8: byte 0x{error.object[error.start]:02x}",
+            hint="convert it first, with: iconv -f ENCODING -t UTF-8",
+        ) from error
+
+
 def first_name(client: BlockingClient) -> str:
     """The first served model. Raises RemoteError."""
     from hearth.core.errors import RemoteError

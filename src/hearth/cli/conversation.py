@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hearth.core.errors import ConfigError
+from hearth.core.paths import home_expanded
 
 HELP = """\
 /help                 this text
@@ -155,4 +156,4 @@ def _value(word: str) -> Any:
 def _path(name: str) -> Path:
     if not name:
         raise ConfigError("a file name is missing", hint="/save chat.json")
-    return Path(name).expanduser()
+    return home_expanded(name)

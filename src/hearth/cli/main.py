@@ -6,6 +6,7 @@ code of its class. A trace is shown only with `--log-level debug`.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -61,15 +62,28 @@ def main() -> None:
         if show_command_help(app, sys.argv[1:]):
             sys.exit(0)
         code = app(prog_name="hearth", standalone_mode=True)
+    except SystemExit as end:  # Click says 1 where a pipe was closed
+        sys.exit(PIPE_CLOSED if isinstance(end.__context__, BrokenPipeError) else end.code)
     except HearthError as error:
         _report(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # such as `hearth complete … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(PIPE_CLOSED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        _report(HearthError(f"the output cannot be written: {error.strerror}", hint="free space"))
+        sys.exit(HearthError.exit_code)
     sys.exit(code or 0)
+
+
+def _drop_output() -> None:
+    """What stdout still holds goes nowhere: writing it at the exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: HearthError) -> None:

@@ -14,6 +14,7 @@ from hearth.core.config import (
     WeightCacheConfig,
 )
 from hearth.core.errors import ConfigError, ModelNotFoundError
+from hearth.core.paths import home_expanded
 
 BUILT_IN_NAME = "hearth-demo"
 BUILT_IN_DIR = Path(__file__).resolve().parent.parent / "demo_model"
@@ -69,8 +70,14 @@ def find_model(model: str | None) -> Path:
                 hint="install hearth again, or name a model directory: hearth serve DIRECTORY",
             )
         return BUILT_IN_DIR
-    path = Path(model).expanduser()
-    if path.is_file():
+    path = home_expanded(model)
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that is too long, a directory that may not be entered
+        raise ModelNotFoundError(
+            f"{model[:200]} cannot be read: {error.strerror}", hint="name a model directory"
+        ) from error
+    if is_file:
         raise ModelNotFoundError(
             f"{model} is a file", hint="name the directory that holds config.json"
         )

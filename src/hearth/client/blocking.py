@@ -13,8 +13,10 @@ from typing import Any, Self
 import httpx
 
 from hearth.client.sse import DONE, EventSplitter
-from hearth.client.wire import Piece, Target, parse_event, refusal, transport_error
+from hearth.client.wire import Piece, Target, encoded, parse_event, refusal, transport_error
 from hearth.core.errors import RemoteError
+
+_JSON = {"Content-Type": "application/json"}
 
 
 class BlockingClient:
@@ -59,8 +61,9 @@ class BlockingClient:
         Raises RemoteError, also where the answer was cut off.
         """
         splitter = EventSplitter()
+        content = encoded({**body, "stream": True})
         try:
-            with self._http.stream("POST", path, json={**body, "stream": True}) as response:
+            with self._http.stream("POST", path, content=content, headers=_JSON) as response:
                 if not response.is_success:
                     raise refusal(response.status_code, response.read())
                 for chunk in response.iter_raw():

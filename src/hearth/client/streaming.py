@@ -11,19 +11,18 @@ time is taken in the transport's callback, before whoever waits for it runs.
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httptools
 
 from hearth.client.sse import EventSplitter
-from hearth.client.wire import Target, refusal, unreachable
+from hearth.client.wire import Target, encoded, refusal, unreachable
 from hearth.core.errors import RemoteError
 
 _OK = 200
@@ -42,7 +41,7 @@ class StreamPool:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._address = _address_of(target)
+        self._address = urlsplit(target.root)
         self._idle: list[_Connection] = []
 
     def close(self) -> None:
@@ -105,7 +104,7 @@ class StreamPool:
         return connection
 
     def _request(self, path: str, body: Mapping[str, Any]) -> bytes:
-        content = json.dumps(body, ensure_ascii=False).encode()
+        content = encoded(body)
         headers = {
             "Host": self._address.netloc.rpartition("@")[2],
             "Content-Type": "application/json",
@@ -226,15 +225,3 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """httptools: the response is complete."""
         self._is_complete = True
-
-
-def _address_of(target: Target) -> SplitResult:
-    """The parts of the address. Raises RemoteError for one that is none."""
-    try:
-        address = urlsplit(target.root)
-        is_valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise RemoteError(f"{target.root!r} is not an address (permitted: http://… or https://…)")
-    return address

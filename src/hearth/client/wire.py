@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -15,11 +18,33 @@ _decoder = msgspec.json.Decoder()
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server. `timeout_s` bounds the wait for the next bytes of an answer."""
+    """A server. `timeout_s` bounds the wait for the next bytes of an answer.
+
+    Raises RemoteError for an address or a key that cannot be sent.
+    """
 
     base_url: str
     api_key: str | None = None
     timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        try:
+            address = urlsplit(self.root)
+            is_valid = (
+                address.scheme in ("http", "https") and address.hostname and address.port != 0
+            )
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise RemoteError(
+                f"{self.root!r} is not an address (permitted: http://… or https://…)",
+                hint="such as --base-url http://127.0.0.1:8000",
+            )
+        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise RemoteError(
+                "the API key holds characters that a header cannot (permitted: printable ASCII)",
+                hint="copy the key again",
+            )
 
     @property
     def root(self) -> str:
@@ -48,6 +73,17 @@ class Piece:
     num_prompt_tokens: int | None = None
     num_completion_tokens: int | None = None
     warnings: tuple[str, ...] = ()  # hearth's own: what the request asked for and did not get
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """The body as JSON. Raises RemoteError for text that is not Unicode, as a shell may give it."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise RemoteError(
+            f"the request cannot be sent as JSON: {error}",
+            hint="write its text as UTF-8, and its numbers without nan and inf",
+        ) from error
 
 
 def parse_event(payload: bytes) -> Piece:

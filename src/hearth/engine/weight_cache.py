@@ -27,6 +27,7 @@ import msgspec
 
 from hearth.core.config import Choice, WeightCacheConfig
 from hearth.core.errors import HearthError
+from hearth.core.paths import home_expanded
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.host.disk import DiskFacts, read_disk
@@ -157,7 +158,7 @@ def _choose_cache(
     if num_bytes < config.min_bytes:
         return _Policy(None, f"packing {format_bytes(num_bytes)} takes no time worth a file")
     directory = (
-        Path(config.directory).expanduser().absolute()
+        home_expanded(config.directory).absolute()
         if config.directory
         else default_directory(environment)
     )

@@ -43,7 +43,8 @@ class ChatService(Pipeline):
             may_be_cut=call.truncate_prompt_tokens is not None,
         )
         echo = _echo_of(call.messages[-1]) if call.echo else ""
-        return self.job(call, prompt, f"chatcmpl-{uuid.uuid4().hex}", echo)
+        bad_words = await self.words_of(call)
+        return self.job(call, prompt, f"chatcmpl-{uuid.uuid4().hex}", echo, bad_words)
 
     async def encode(
         self,

@@ -6,6 +6,7 @@ order of its choices' indices; `AnswerGroup` runs them as one.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -55,12 +56,15 @@ class CompletionService(Pipeline):
         self.engine.check_room()
         model_name = self.model.resolve_name(call.model)
         request_id = f"cmpl-{uuid.uuid4().hex}"
+        bad_words = await self.words_of(call)
         jobs: list[Job] = []
         for index, prompt in enumerate(call.prompts):
+            if index:
+                await asyncio.sleep(0)  # a thousand prompts take a second: others come between
             tokens = await self._encode(call, prompt)
             bounded = self._bounded(call, len(self.truncated(call, tokens)))
             echo = self._echo_of(call, prompt, tokens) if call.echo else ""
-            jobs.append(self.job(bounded, tokens, f"{request_id}-{index}", echo))
+            jobs.append(self.job(bounded, tokens, f"{request_id}-{index}", echo, bad_words))
         return CompletionJob(request_id, model_name, tuple(jobs))
 
     def submit_all(self, job: CompletionJob) -> AnswerGroup:

@@ -9,17 +9,20 @@ is `running_answer`'s.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from hearth.core.errors import ContextOverflowError, RequestError
-from hearth.core.request import Request, SamplingParams
+from hearth.core.request import Request
 from hearth.core.units import format_count
 from hearth.serve.engine_port import EnginePort
 from hearth.serve.model import ServedModel
 from hearth.serve.running_answer import Job, RunningAnswer
 from hearth.serve.sampling import SamplingChoices, bad_word_tokens, resolve_sampling
+
+BadWords = tuple[tuple[int, ...], ...]  # the tokens of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,23 @@ class Pipeline:
         """
         return RunningAnswer(self.engine, self.model, job)
 
-    def job(self, call: Call, prompt: Sequence[int], request_id: str, echo: str = "") -> Job:
+    async def words_of(self, call: Call) -> BadWords:
+        """The tokens of the call's bad words, for all of its jobs. Raises RequestError.
+
+        In a thread: many long words take 0.1 s.
+        """
+        if not call.bad_words:
+            return ()
+        return await asyncio.to_thread(bad_word_tokens, self.model.text.tokenizer, call.bad_words)
+
+    def job(
+        self,
+        call: Call,
+        prompt: Sequence[int],
+        request_id: str,
+        echo: str = "",
+        bad_words: BadWords = (),
+    ) -> Job:
         """A job for tokens, truncated where the call asks. Raises RequestError and its kinds."""
         model_name = self.model.resolve_name(call.model)
         self.check_token_ids("stop_token_ids", call.stop_token_ids)
@@ -75,7 +94,9 @@ class Pipeline:
             request_id=request_id,
             prompt=tuple(kept),
             max_tokens=self._max_tokens(len(kept), call.max_tokens),
-            sampling=self._sampling(call),
+            sampling=replace(
+                resolve_sampling(call.sampling, self.model.defaults), bad_words=bad_words
+            ),
             stop_token_ids=stops,
             priority=call.priority,
             deadline=self._deadline(call),
@@ -157,13 +178,6 @@ class Pipeline:
             return asked
         # The model's own default never refuses a prompt that fits.
         return min(room, self.model.defaults.max_new_tokens or room)
-
-    def _sampling(self, call: Call) -> SamplingParams:
-        params = resolve_sampling(call.sampling, self.model.defaults)
-        if not call.bad_words:
-            return params
-        words = bad_word_tokens(self.model.text.tokenizer, call.bad_words)
-        return replace(params, bad_words=words)
 
     def _check_min_tokens(self, request: Request) -> None:
         min_tokens = request.sampling.min_tokens

@@ -208,3 +208,48 @@ def test_an_empty_name_is_refused() -> None:
     result = hearth("serve", "--served-model-name", "")
     assert result.returncode == 2
     assert "--served-model-name is empty" in result.stderr
+
+
+URL = ("--base-url", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("serve", "~no-such-user/model"), 3, "there is no directory ~no-such-user/model"),
+        (("serve", "a" * 300), 3, "File name too long"),
+        (("serve", "--config", "~no-such-user/x.yaml"), 2, "cannot be read"),
+        (("complete", *URL, os.fsdecode(b"\xff")), 7, "cannot be sent as JSON"),
+        (("complete", *URL, "--api-key", "ключ", "x"), 7, "API key"),
+        (("complete", "--base-url", "http://[::1", "x"), 7, "not an address"),
+        (("bench", *URL, "--request-timeout", "nan"), 2, "--request-timeout nan"),
+        (("bench", *URL, "--save-result", "/tmp"), 2, "Is a directory"),
+    ],
+)
+def test_what_cannot_be_is_one_message(arguments: tuple[str, ...], code: int, said: str) -> None:
+    arguments = (*arguments, "--model-name", "m") if arguments[0] == "complete" else arguments
+    found = hearth(*arguments)
+    assert (found.returncode, "Traceback" in found.stderr) == (code, False), found.stderr
+    assert said in found.stderr
+
+
+@pytest.mark.parametrize("command", ["complete", "chat"])
+@pytest.mark.parametrize(("stdin", "said"), [(b"\xff", "not valid UTF-8"), (b"", "is empty")])
+def test_stdin_must_be_text(command: str, stdin: bytes, said: str) -> None:
+    words = [sys.executable, "-m", "hearth.cli", command, *URL, "--model-name", "m"]
+    found = subprocess.run(words, input=stdin, capture_output=True, timeout=60, check=False)
+    assert found.returncode == 2, found.stderr
+    assert said in found.stderr.decode()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["version"]])
+def test_a_closed_pipe_and_a_full_disk_are_no_traces(words: list[str]) -> None:
+    command = [sys.executable, "-m", "hearth.cli", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed, Path("/dev/full").open("wb") as full:
+        for target, code in ((closed, 141), (full, 1)):
+            found = subprocess.run(
+                command, stdout=target, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            )
+            assert (found.returncode, "Traceback" in found.stderr) == (code, False), found.stderr

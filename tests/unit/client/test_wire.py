@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hearth.client.wire import Target, parse_event, refusal
+from hearth.client.wire import Target, encoded, parse_event, refusal
 from hearth.core.errors import RemoteError
 
 
@@ -40,3 +40,21 @@ def test_a_refusal_says_what_the_server_said(content: bytes) -> None:
 
 def test_an_address_with_v1_is_the_same_server() -> None:
     assert Target("http://h:1/v1/").root == Target("http://h:1").root == "http://h:1"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://[::1", "http://h:99999", ""])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(RemoteError, match="not an address"):
+        Target(url)
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\r\nHost: b"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(RemoteError, match="API key"):
+        Target("http://h:1", key)
+
+
+@pytest.mark.parametrize("value", ["\udcff", float("nan")])
+def test_what_is_not_json_is_not_sent(value: object) -> None:
+    with pytest.raises(RemoteError, match="cannot be sent"):
+        encoded({"prompt": value})

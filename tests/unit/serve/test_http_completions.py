@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from tests.unit.serve.fake_engine import MAX_MODEL_LEN, FakeEngine, toy_model
 
 from hearth.core.errors import OverloadedError
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.serve.completion_service import CompletionCall, CompletionService
+from hearth.serve.sampling import bad_word_tokens
 
 URL = "/v1/completions"
 
@@ -191,3 +195,46 @@ async def test_all_prompts_are_queued_or_none(
     assert response.headers["retry-after"] == "1"
     assert engine.running == set()
     assert len(engine.cancelled) == 2
+
+
+async def test_bad_words_are_encoded_once_for_all_prompts(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    def counting(tokenizer: Tokenizer, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        calls.append(words)
+        return bad_word_tokens(tokenizer, words)
+
+    monkeypatch.setattr("hearth.serve.pipeline.bad_word_tokens", counting)
+    response = await client.post(URL, json={"prompt": ["Hi", "you"], "bad_words": ["world"]})
+    assert response.status_code == 200
+    assert calls == [("world",)]
+
+
+async def test_a_bad_word_of_spaces_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, json={"prompt": "Hi", "bad_words": ["x", "  "]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "bad_words"
+
+
+async def test_other_requests_come_between_the_prompts_of_one(engine: FakeEngine) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    service = CompletionService(engine, toy_model())
+    counter = asyncio.ensure_future(count())
+    await service.prepare(CompletionCall(prompts=("Hi",) * 50))
+    counter.cancel()
+    assert turns >= 49
+
+
+async def test_an_answer_other_than_text_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, json={"prompt": "Hi", "modalities": ["audio"]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "modalities"

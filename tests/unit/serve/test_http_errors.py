@@ -250,3 +250,37 @@ async def test_a_body_that_is_refused_is_read_to_its_end(
         error_of(await client.post(URL, content=chunks(), headers=headers), 413)
     # Closing the connection on unread data would reset it, and the client would not see why.
     assert num_sent == 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"model": "x" * 100_000}, {"logit_bias": {"x" * 100_000: 1}}, {"tool_choice": "x" * 100_000}],
+)
+async def test_a_refusal_does_not_send_megabytes_back(
+    client: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
+    response = await client.post(URL, json={"messages": HI, **fields})
+    assert response.status_code in (400, 404)
+    assert len(response.content) < 5000
+
+
+async def test_the_path_of_a_refused_field_is_short(client: httpx.AsyncClient) -> None:
+    fields = {"logit_bias": {"x" * 100_000: "y"}}
+    error = error_of(await client.post(URL, json={"messages": HI, **fields}))
+    assert len(error["message"]) + len(error["param"]) < 5000
+    assert error["message"].endswith("from -100 to 100)")
+
+
+async def test_a_compressed_body_is_named_as_one(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+    assert "Content-Encoding 'gzip'" in error_of(response)["message"]
+
+
+async def test_a_template_variable_with_a_field_of_its_own_is_told(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"messages": HI, "chat_template_kwargs": {"messages": []}}
+    found = (await client.post(URL, json=body)).json()["warnings"]
+    assert [(w["code"], w["param"]) for w in found] == [
+        ("overridden_field", "chat_template_kwargs.messages")
+    ]

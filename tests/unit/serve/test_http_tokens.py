@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import httpx
@@ -9,6 +10,8 @@ import pytest
 from tests.unit.serve.fake_engine import MAX_MODEL_LEN, FakeEngine, toy_model
 
 from hearth import __version__
+from hearth.engine.text.tokenizer import Tokenizer
+from hearth.serve.http.tokens import THREAD_THRESHOLD_TOKENS
 
 
 async def test_a_text_goes_to_tokens_and_back(client: httpx.AsyncClient) -> None:
@@ -69,3 +72,26 @@ async def test_wrong_bodies_are_refused(
 
 async def test_version(client: httpx.AsyncClient) -> None:
     assert (await client.get("/version")).json() == {"version": __version__}
+
+
+async def test_null_asks_for_the_default(client: httpx.AsyncClient) -> None:
+    fields = {"messages": [{"role": "user", "content": "Hi"}]}
+    expected = (await client.post("/tokenize", json=fields)).json()
+    found = await client.post("/tokenize", json={**fields, "add_generation_prompt": None})
+    assert found.json() == expected
+
+
+async def test_many_tokens_are_decoded_in_a_thread(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def decode_all(self: Tokenizer, tokens: list[int]) -> str:
+        threads.append(threading.get_ident())
+        return ""
+
+    monkeypatch.setattr(Tokenizer, "decode_all", decode_all)
+    for num_tokens in (10, THREAD_THRESHOLD_TOKENS):
+        body = {"tokens": [1] * num_tokens}
+        assert (await client.post("/detokenize", json=body)).json() == {"prompt": ""}
+    assert threads[0] == threading.get_ident() != threads[1]

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from hearth.core.errors import HearthError, OverloadedError
 from hearth.core.units import format_bytes
 from hearth.serve.http.body_worker import BodyWorker
-from hearth.serve.http.errors import BodyTooLargeError, validated
+from hearth.serve.http.errors import BodyError, BodyTooLargeError, validated
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -59,6 +59,12 @@ class Bodies:
 
     async def _fill(self, raw: bytearray, request: Request) -> None:
         """Reads the whole body, which is refused as soon as it is known to be too large."""
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            raise BodyError(
+                f"the body has Content-Encoding {coding[:40]!r} (permitted: none)",
+                hint="send the JSON uncompressed",
+            )
         announced = request.headers.get("content-length", "")
         chunks = request.stream()
         if announced.isdigit() and int(announced) > self._max_bytes:

@@ -57,6 +57,8 @@ MAX_ID_DIGITS = 10
 _WITHOUT_EFFECT = frozenset(
     {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
 )
+# Variables of a chat template that have fields of their own.
+_OWN_VARIABLES = frozenset({"messages", "add_generation_prompt"})
 _MEDIA_PARTS = {
     "image_url": "image",
     "input_image": "image",
@@ -161,6 +163,9 @@ def notices_of(body: ChatCompletionRequest) -> list[Notice]:
     if body.echo and body.messages[-1].role != "assistant":
         message = "echo repeats a last message of the assistant's; there is none"
         notices.append(Notice(IGNORED_FIELD, "echo", message))
+    for name in _OWN_VARIABLES & set(body.chat_template_kwargs or ()):
+        message = f"chat_template_kwargs: {name} was overridden by the request's own field"
+        notices.append(Notice(OVERRIDDEN_FIELD, f"chat_template_kwargs.{name}", message))
     limits = (body.max_tokens, body.max_completion_tokens)
     if None not in limits and limits[0] != limits[1]:
         notices.append(
@@ -227,6 +232,11 @@ def refuse_other_shapes(body: AnswerFields) -> None:
             hint="leave it out; n gives several answers",
             param=name,
         )
+    if extra.get("audio") or extra.get("modalities") not in (None, [], ["text"]):
+        raise RequestError(
+            'modalities: answers other than text are not supported (permitted: ["text"])',
+            param="modalities",
+        )
     if body.prompt_logprobs is not None and body.stream:
         raise RequestError(
             "prompt_logprobs is permitted only without stream",
@@ -250,7 +260,6 @@ def refuse_other_shapes(body: AnswerFields) -> None:
 def _refuse_other_chats(body: ChatCompletionRequest) -> None:
     """Raises RequestError for chats that need more than text."""
     refuse_other_shapes(body)
-    extra = body.model_extra or {}
     choice = body.tool_choice
     if body.top_logprobs and not body.logprobs:
         raise RequestError(
@@ -264,11 +273,6 @@ def _refuse_other_chats(body: ChatCompletionRequest) -> None:
             "new one (permitted: one of them)",
             hint="send add_generation_prompt: false",
             param="continue_final_message",
-        )
-    if extra.get("audio") or extra.get("modalities") not in (None, [], ["text"]):
-        raise RequestError(
-            'modalities: answers other than text are not supported (permitted: ["text"])',
-            param="modalities",
         )
     if choice is not None and choice not in ("none", "auto"):
         raise RequestError(

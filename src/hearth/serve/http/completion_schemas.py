@@ -119,7 +119,7 @@ class TokenizeRequest(Open):
     add_special_tokens: bool | None = Field(
         default=None, description="true or false; true for a prompt, false for messages"
     )
-    add_generation_prompt: bool = Field(default=True, description="true or false")
+    add_generation_prompt: bool | None = Field(default=None, description="true or false")
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="an object with variables of the chat template"
     )

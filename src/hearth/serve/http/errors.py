@@ -34,6 +34,9 @@ logger = logging.getLogger("hearth.serve")
 RETRY_AFTER_S = 1  # where nothing better is known
 MAX_SHOWN_ERRORS = 5
 MAX_SHOWN_CHARS = 80
+# A message repeats what the client sent, which may be megabytes: its middle is left out.
+MAX_MESSAGE_CHARS = 2000
+_END_CHARS = 400  # what to do stands at a message's end
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _INTERNAL = "an internal error occurred; the server's log has its cause"
 
@@ -54,9 +57,9 @@ class BodyTooLargeError(RequestError):
 def error_detail(error: HearthError) -> ErrorDetail:
     """The error as clients see it."""
     return ErrorDetail(
-        message=str(error),
+        message=_cut(str(error)),
         type=_type_of(error.http_status),
-        param=error.param,
+        param=None if error.param is None else _cut(error.param),
         code=error.code,
     )
 
@@ -150,10 +153,17 @@ def _of_status(request: Request, error: HTTPException) -> JSONResponse:
         allowed = Headers(error.headers).get("allow", "another method")
         message = f"{request.url.path} does not take {request.method} (permitted: {allowed})"
     detail = ErrorDetail(
-        message=message, type=_type_of(status), code=_STATUS_CODES.get(status, "http_error")
+        message=_cut(message), type=_type_of(status), code=_STATUS_CODES.get(status, "http_error")
     )
     body = ErrorBody(error=detail).model_dump()
     return JSONResponse(body, status_code=status, headers=dict(error.headers or {}))
+
+
+def _cut(text: str) -> str:
+    """The text, without its middle where it is too long."""
+    if len(text) <= MAX_MESSAGE_CHARS:
+        return text
+    return f"{text[: MAX_MESSAGE_CHARS - _END_CHARS - 3]}...{text[-_END_CHARS:]}"
 
 
 def _type_of(status: int) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
 
 from hearth import __version__
 from hearth.core.errors import RequestError
@@ -18,6 +23,10 @@ from hearth.serve.http.completion_schemas import (
     Version,
 )
 
+# Tokens that are looked up or decoded in a thread: some 5 ms of work.
+THREAD_THRESHOLD_TOKENS = 16_384
+
+_encoder = msgspec.json.Encoder()
 _TOKENIZE_EXAMPLE = {"prompt": "What is hearth?"}
 _DETOKENIZE_EXAMPLE = {"tokens": [1, 2, 3]}
 
@@ -33,36 +42,56 @@ def tokens_router(service: ChatService, bodies: Bodies) -> APIRouter:
         summary="Tokens of a text or of messages",
         responses=error_responses(*BODY_ERRORS),
         openapi_extra=body_documentation(TokenizeRequest, _TOKENIZE_EXAMPLE),
-        response_model_exclude_none=True,
+        response_model=TokenizeResponse,
     )
-    async def tokenize(request: Request) -> TokenizeResponse:
+    async def tokenize(request: Request) -> Response:
         body = await bodies.read(request, TokenizeRequest)
         model.resolve_name(body.model)
         tokens = await _tokens_of(service, body)
-        strings = (
-            [tokenizer.token_text(i) or "" for i in tokens] if body.return_token_strs else None
-        )
-        return TokenizeResponse(
-            count=len(tokens), max_model_len=model.max_model_len, tokens=tokens, token_strs=strings
-        )
+        answer: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": model.max_model_len,
+            "tokens": tokens,
+        }
+
+        def encoded() -> Response:
+            if body.return_token_strs:
+                answer["token_strs"] = [tokenizer.token_text(i) or "" for i in tokens]
+            return _json(answer)
+
+        return await _in_thread(len(tokens), encoded)
 
     @router.post(
         "/detokenize",
         summary="The text of tokens",
         responses=error_responses(*BODY_ERRORS),
+        response_model=DetokenizeResponse,
         openapi_extra=body_documentation(DetokenizeRequest, _DETOKENIZE_EXAMPLE),
     )
-    async def detokenize(request: Request) -> DetokenizeResponse:
+    async def detokenize(request: Request) -> Response:
         body = await bodies.read(request, DetokenizeRequest)
         model.resolve_name(body.model)
-        service.check_token_ids("tokens", body.tokens)
-        return DetokenizeResponse(prompt=tokenizer.decode_all(body.tokens))
+
+        def decoded() -> Response:
+            service.check_token_ids("tokens", body.tokens)
+            return _json({"prompt": tokenizer.decode_all(body.tokens)})
+
+        return await _in_thread(len(body.tokens), decoded)
 
     @router.get("/version", summary="The server's version")
     async def version() -> Version:
         return Version(version=__version__)
 
     return router
+
+
+async def _in_thread(num_tokens: int, make: Callable[[], Response]) -> Response:
+    """What `make` makes; of many tokens in a thread, so that other requests go on."""
+    return make() if num_tokens < THREAD_THRESHOLD_TOKENS else await asyncio.to_thread(make)
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(_encoder.encode(body), media_type="application/json")
 
 
 async def _tokens_of(service: ChatService, body: TokenizeRequest) -> list[int]:
@@ -73,7 +102,7 @@ async def _tokens_of(service: ChatService, body: TokenizeRequest) -> list[int]:
         return await service.encode(
             messages_of(body.messages),
             variables=body.chat_template_kwargs or {},
-            add_generation_prompt=body.add_generation_prompt,
+            add_generation_prompt=body.add_generation_prompt is not False,
             add_special_tokens=bool(body.add_special_tokens),
         )
     assert body.prompt is not None
