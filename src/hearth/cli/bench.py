@@ -6,6 +6,7 @@ parameters are the flags; the work is in `hearth.bench`.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from hearth.bench.report import Run
     from hearth.bench.session import Order
 
+_PATH = re.compile(r"/[!-~]*")
+_MAX_BURSTINESS = 1e6  # as even as a clock; beyond that floats end
 _LOAD, _DATA, _RESULT = "Load", "Prompts", "Result"
 
 
@@ -150,9 +153,16 @@ def bench(  # noqa: PLR0913, PLR0917 -- see the module's docstring
 
     if more_objectives and not goodput:
         raise ConfigError(f"{more_objectives[0]!r} is not expected here", hint="hearth bench -h")
-    if not request_rate > 0 or not 0 < burstiness < float("inf"):
+    if not request_rate > 0 or not 0 < burstiness <= _MAX_BURSTINESS:
         raise ConfigError(
-            f"--request-rate {request_rate:g} --burstiness {burstiness:g}: both must be above 0"
+            f"--request-rate {request_rate:g} --burstiness {burstiness:g}: both must be above 0, "
+            f"and --burstiness at most {_MAX_BURSTINESS:g}"
+        )
+    if save_detailed and save_result is None:
+        raise ConfigError("--save-detailed needs a file", hint="add --save-result FILE")
+    if endpoint is not None and not _PATH.fullmatch(endpoint):
+        raise ConfigError(
+            f"--endpoint {endpoint!r} is not a path", hint="such as --endpoint /v1/completions"
         )
     if not 0 < request_timeout < float("inf"):
         raise ConfigError(

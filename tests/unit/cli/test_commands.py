@@ -223,6 +223,9 @@ URL = ("--base-url", "http://127.0.0.1:9")
         (("complete", *URL, "--api-key", "ключ", "x"), 7, "API key"),
         (("complete", "--base-url", "http://[::1", "x"), 7, "not an address"),
         (("bench", *URL, "--request-timeout", "nan"), 2, "--request-timeout nan"),
+        (("bench", *URL, "--burstiness", "1e308"), 2, "--burstiness at most"),
+        (("bench", *URL, "--save-detailed"), 2, "--save-result FILE"),
+        (("bench", *URL, "--endpoint", "/x\r\nA: b"), 2, "is not a path"),
         (("bench", *URL, "--save-result", "/tmp"), 2, "Is a directory"),
     ],
 )
