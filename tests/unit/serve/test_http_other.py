@@ -26,6 +26,7 @@ async def test_every_served_name_is_listed_and_shown(client: httpx.AsyncClient) 
 
 async def test_health_is_up_with_the_engines_counts(client: httpx.AsyncClient) -> None:
     response = await client.get("/health")
+    assert (await client.head("/health")).status_code == response.status_code
     body = response.json()
     assert response.status_code == 200
     assert (body["status"], body["model"], body["version"]) == ("UP", "toy", __version__)
