@@ -259,8 +259,10 @@ class Scheduler:
                 step_tokens=step_tokens,
             )
         prefills = [s for s in prefills if s.state is SequenceState.RUNNING]  # not just preempted
-        missing = {sequence: sequence.num_known - sequence.num_computed for sequence in prefills}
-        shares = share_by_priority(missing | arriving, budget)
+        lacking = {s: s.num_known - s.num_computed for s in prefills} | arriving
+        # A prompt that is scored cannot use more than the logits rows allow: others get the rest.
+        usable = {s: decision.fitting(s, s.num_known - n, n) for s, n in lacking.items()}
+        shares = share_by_priority(usable, budget)
         for sequence in prefills:
             if sequence in shares:
                 has_room &= self._plan_running(decision, sequence, shares[sequence])
@@ -274,7 +276,9 @@ class Scheduler:
         matched = matched_hashes(sequence, self.blocks)
         start = len(matched) * self.blocks.block_size
         num_tokens = decision.fitting(sequence, start, num_tokens)
-        if num_tokens == 0 or not self.blocks.admit(sequence.table, matched, start + num_tokens):
+        if num_tokens == 0:
+            return True  # no logits row left for it: no reason for others to wait
+        if not self.blocks.admit(sequence.table, matched, start + num_tokens):
             return False
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_rank)

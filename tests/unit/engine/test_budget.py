@@ -177,3 +177,40 @@ def test_a_deadline_in_a_step_frees_the_blocks_when_the_step_is_committed() -> N
     scheduler.commit(decision, [[]])
     scheduler.check()
     assert engine.stats().num_blocks_used == 0
+
+
+SCORING = ToySizes(4, (96,), (0,), 128, max_num_seqs=4, budget=32, num_scored_rows=4)
+
+
+def scored(name: str, length: int) -> Request:
+    prompt = prompt_of(length, ord(name[-1]))
+    return Request(name, prompt, 0, SamplingParams(0, num_prompt_logprobs=0))
+
+
+def test_what_a_scored_prompt_has_no_logits_rows_for_goes_to_the_next_one() -> None:
+    engine, _ = toy_engine(
+        ToySizes(num_scored_rows=4, max_num_seqs=4, budget=32, max_model_len=128, num_blocks=(96,))
+    )
+    driver = Driver(engine)
+    driver.submit(scored("a", 100))
+    driver.submit(greedy("b", 100))
+    for _ in range(8):
+        driver.step()
+    assert driver.outcomes["b"].reason is not None, "it waited for rows that it does not need"
+    assert driver.outcomes["a"].reason is None
+
+
+def test_a_scored_prompt_that_waits_for_logits_rows_holds_nobody_up_behind_it() -> None:
+    engine, _ = toy_engine(
+        ToySizes(num_scored_rows=4, max_num_seqs=4, budget=32, max_model_len=128, num_blocks=(96,))
+    )
+    driver = Driver(engine)
+    driver.submit(scored("a", 120))
+    driver.submit(scored("b", 10))
+    driver.submit(greedy("c", 20))
+    for _ in range(4):
+        driver.step()
+    assert driver.outcomes["c"].reason is not None
+    driver.run(max_steps=200)
+    assert driver.outcomes["a"].reason is not None
+    assert driver.outcomes["b"].reason is not None

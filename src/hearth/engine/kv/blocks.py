@@ -145,20 +145,32 @@ class BlockManager:
                     if hashes[index] not in by_hash:
                         num_matched = index
                         break
-        while num_matched and not self._windows_hold(hashes, num_matched):
-            num_matched -= 1
+        windowed = [group for group in self._groups if group.window]
+        while windowed and num_matched:
+            hole = self._last_hole(windowed, hashes, num_matched)
+            if hole < 0:
+                break
+            num_matched = hole  # whatever ends behind the hole, and before here, needs it too
         return num_matched
 
-    def _windows_hold(self, hashes: Sequence[bytes], num_matched: int) -> bool:
-        """Whether every windowed group has what the token after `num_matched` blocks needs."""
-        return all(
-            hashes[index] in group.by_hash
-            for group in self._groups
-            if group.window
-            for index in range(
-                group.first_needed(num_matched * self.block_size, self.block_size), num_matched
-            )
-        )
+    def _last_hole(
+        self, windowed: Sequence[_Group], hashes: Sequence[bytes], num_matched: int
+    ) -> int:
+        """The last block that the token after `num_matched` blocks needs and a group lacks; or −1.
+
+        From behind, so that a walk through all holes looks at each block once: a long prompt that
+        nobody knows must not cost more than a look at each of its hashes.
+        """
+        position = num_matched * self.block_size
+        for group in windowed:
+            if group.window > 1 and hashes[num_matched - 1] not in group.by_hash:
+                return num_matched - 1  # the usual case, a cold prompt
+        firsts = [group.first_needed(position, self.block_size) for group in windowed]
+        for index in range(num_matched - 1, min(firsts) - 1, -1):
+            for group, first in zip(windowed, firsts, strict=True):
+                if index >= first and hashes[index] not in group.by_hash:
+                    return index
+        return -1
 
     def reserve(
         self, reserved: list[int], hashes: Sequence[bytes], num_tokens: int, step_tokens: int
