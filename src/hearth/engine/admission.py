@@ -33,11 +33,13 @@ def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -
             hint="shorten the prompt or raise --max-model-len",
             param="prompt",
         )
-    for tokens in (request.prompt, request.generated):
+    # With min_tokens, a stop token outside would be refused with the step and all that are in it.
+    ids = {"prompt": request.prompt, "stop_token_ids": request.stop_token_ids}
+    for param, tokens in (*ids.items(), ("prompt", request.generated)):
         if tokens and not (min(tokens) >= 0 and max(tokens) < vocab_size):
             raise RequestError(
                 f"token ids must be from 0 to {format_count(vocab_size - 1)} (the vocabulary)",
-                param="prompt",
+                param=param,
             )
     _validate_sampling(request, vocab_size)
 

@@ -246,6 +246,7 @@ def test_equal_requests_with_other_seeds_or_choices_differ_and_the_same_agree() 
         Request("r", (1,), 5, SamplingParams(top_p=0.0)),
         Request("r", (1,), 5, SamplingParams(temperature=float("nan"))),
         Request("r", (1,), 5, SamplingParams(seed=1 << 64)),
+        Request("r", (1,), 5, SamplingParams(min_tokens=2), frozenset({97})),
     ],
 )
 def test_a_request_that_cannot_run_gets_its_error_event_and_harms_nobody(request_: Request) -> None:
