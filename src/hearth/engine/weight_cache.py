@@ -157,11 +157,10 @@ def _choose_cache(
         return _Policy(None, "--weight-cache-bytes is 0")
     if num_bytes < config.min_bytes:
         return _Policy(None, f"packing {format_bytes(num_bytes)} takes no time worth a file")
-    directory = (
-        home_expanded(config.directory).absolute()
-        if config.directory
-        else default_directory(environment)
-    )
+    given = home_expanded(config.directory) if config.directory else None
+    if given is not None and str(given).startswith("~"):  # no entry, as in many containers
+        return _Policy(None, f"{config.directory} names a home directory that is not known")
+    directory = given.absolute() if given is not None else default_directory(environment)
     if directory is None:
         return _Policy(None, "neither XDG_CACHE_HOME nor HOME says where: set --weight-cache-dir")
     try:

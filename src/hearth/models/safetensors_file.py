@@ -46,7 +46,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All tensors of a model directory by name, and what looked odd."""
+    """All tensors of a model directory by name. `files`: all that decide them, an index too."""
 
     tensors: Mapping[str, TensorEntry]
     files: tuple[Path, ...]
@@ -77,7 +77,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         if name not in headers[file_name]:
             raise WeightsError(f"{INDEX_FILE}: tensor {name} is not in {file_name}")
         tensors[name] = headers[file_name][name]
-    return Checkpoint(tensors, files)
+    # Of two shards that hold a tensor the index alone says which one counts.
+    return Checkpoint(tensors, (directory / INDEX_FILE, *files))
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

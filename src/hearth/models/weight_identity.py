@@ -1,13 +1,13 @@
 """Whether weight files are still the ones they were, without reading them.
 
 A file is told by its inode, size, modification and change time (nanoseconds), and the hash of its
-safetensors header. Nobody can change a byte of a file and keep all of them: every write sets the
-change time, which, unlike the modification time, cannot be set back by any call; a file put in
-the place of another has another inode or change time. What does change them without need (chmod,
-a copy, another link) costs one more packing and no wrong answer. Clocks of file systems tick in
-milliseconds, so that a file counts as settled only some ticks after its last change. Only a
-change beneath the file system (a raw device, a restored snapshot that is then edited within the
-same nanosecond) could go unseen.
+safetensors header; an index of shards, which has none, by that of its text. Nobody can change a
+byte of a file and keep all of them: every write sets the change time, which, unlike the
+modification time, cannot be set back by any call; a file put in the place of another has another
+inode or change time. What does change them without need (chmod, a copy, another link) costs one
+more packing and no wrong answer. Clocks of file systems tick in milliseconds, so that a file counts
+as settled only some ticks after its last change. Only a change beneath the file system (a raw
+device, a restored snapshot that is then edited within the same nanosecond) could go unseen.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FileIdentity:
 
 
 def identify(paths: Sequence[Path]) -> tuple[FileIdentity, ...]:
-    """The identity of each safetensors file; waits up to SETTLED_S for one just written.
+    """The identity of each file; waits up to SETTLED_S for one just written.
 
     Raises WeightsError when a file cannot be read.
     """

@@ -68,13 +68,21 @@ def resolve_sampling(asked: SamplingChoices, defaults: GenerationDefaults) -> Sa
     )
 
 
-def bad_word_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-    """The token sequences that spell the words: as they stand, and after a space (vLLM's rule).
+# Stands for any text before: what follows it is encoded without the space that tokenizers such as
+# Llama 2's put before a text.
+_ANCHOR = "\n"
 
-    The second form is taken where it has as many tokens as the first and begins with another one.
-    Takes about a microsecond a character. Raises RequestError for a word without a token.
+
+def bad_word_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    """The token sequences that spell the words: at the beginning, after a space, within a word.
+
+    The form after a space is taken where it has as many tokens as the first and begins with another
+    one (vLLM's rule). Where the tokenizer puts a space before every text, that rule alone would
+    never give the form that stands in the middle of one. Takes about a microsecond a character.
+    Raises RequestError for a word without a token.
     """
     found: dict[tuple[int, ...], None] = {}
+    anchor = tokenizer.encode(_ANCHOR)
     for word in words:
         plain = tuple(tokenizer.encode(word.lstrip()))
         spaced = tuple(tokenizer.encode(" " + word.lstrip()))
@@ -87,6 +95,10 @@ def bad_word_tokens(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[i
         found[plain] = None
         if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
             found[spaced] = None
+        anchored = tokenizer.encode(_ANCHOR + word.lstrip())
+        bare = tuple(anchored[len(anchor) :])
+        if bare and anchored[: len(anchor)] == anchor:
+            found[bare] = None
     return tuple(found)
 
 

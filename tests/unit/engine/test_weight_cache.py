@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import threading
@@ -273,6 +274,29 @@ def test_a_disk_that_does_not_suit_is_named(
     found = starts.start(max_bytes=None)
     assert found.choice.value == "off"
     assert reason in found.choice.reason
+
+
+def test_a_home_that_is_not_known_turns_the_cache_off(starts: Starts) -> None:
+    load = starts.start(directory="~nobody-has-this-name/cache")
+    assert load.choice.value == "off"
+    assert "not known" in load.choice.reason
+
+
+def test_tensors_that_move_to_another_shard_are_packed_anew(starts: Starts) -> None:
+    """Two shards may both hold a tensor: the index alone says which one is served."""
+    tensors = llama_tensors()
+    name = next(iter(tensors))
+    write_safetensors(starts.model / "a.safetensors", tensors)
+    write_safetensors(starts.model / "b.safetensors", {**tensors, name: tensors[name] * 2})
+    (starts.model / "model.safetensors").unlink()
+    index = starts.model / "model.safetensors.index.json"
+    last = next(reversed(tensors))
+    for shard in ("a", "b"):
+        weight_map = dict.fromkeys(tensors, "a.safetensors") | {last: "b.safetensors"}
+        weight_map[name] = f"{shard}.safetensors"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        starts.start()
+    assert starts.num_packed == 2
 
 
 def test_the_default_directory_follows_the_xdg_specification() -> None:
