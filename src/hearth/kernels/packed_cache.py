@@ -232,10 +232,13 @@ def _open_exclusively(path: Path) -> int:
             os.close(fd)
             raise CacheBusyError("another server is packing the same weights at this moment")
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), path.stat()):
-                os.ftruncate(fd, 0)  # what a writer that died has left
-                return fd
-        os.close(fd)  # it was renamed or removed between opening and locking
+            if os.path.samestat(status := os.fstat(fd), path.stat()):
+                if status.st_size == 0:
+                    return fd
+                # What a writer that died has left. Never truncated: a writer's lock may be free for
+                # a moment while it changes its kind (flock(2)), and its pages are served from.
+                path.unlink()
+        os.close(fd)  # it was renamed or removed
 
 
 def _remove_unused(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -179,6 +180,20 @@ def test_what_another_writer_has_left_is_no_part_of_the_new_file(tmp_path: Path)
     assert draft.memory[:] == bytes(SIZE)  # padding is zeros, and nobody writes it
     draft.commit()
     assert found(PackedCache(tmp_path, MANY)).memory[:] == bytes(SIZE)
+
+
+def test_a_lock_that_is_lost_for_a_moment_costs_the_file_and_no_byte_in_use(tmp_path: Path) -> None:
+    """flock(2): a lock that changes its kind may be nobody's in between."""
+    cache = PackedCache(tmp_path, MANY)
+    first = cache.begin(wanted())
+    first.memory[:] = b"\7" * SIZE
+    fcntl.flock(first._fd, fcntl.LOCK_UN)
+    second = cache.begin(wanted())
+    assert first.memory[:] == b"\7" * SIZE
+    second.commit()
+    with pytest.raises(FileNotFoundError):
+        first.commit()
+    assert first.memory[:] == b"\7" * SIZE
 
 
 def test_the_writer_itself_counts_as_using_its_file(tmp_path: Path) -> None:
