@@ -245,6 +245,8 @@ def test_added_tokens_have_the_ids_and_names_that_the_files_give(tmp_path: Path)
         ({"added_tokens_decoder": {"x": {"content": "a"}}}, "permitted: 0 to"),
         ({"added_tokens_decoder": {"5": {"special": True}}}, "has no text"),
         ({"added_tokens_decoder": [1]}, "not an object"),
+        ({"additional_special_tokens": "abc"}, "neither a list"),
+        ({"extra_special_tokens": 5}, "neither a list"),
         ({"added_tokens_decoder": {"5": {"content": "a"}, "05": {"content": "b"}}}, "two added"),
         ({"tokenizer_class": "XLMRobertaTokenizerFast"}, "numbers its tokens otherwise"),
         (
@@ -256,6 +258,11 @@ def test_added_tokens_have_the_ids_and_names_that_the_files_give(tmp_path: Path)
 def test_what_cannot_be_right_is_a_clear_error(config: dict[str, Any], message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         load(llama_like(), **config)
+
+
+def test_a_field_of_another_kind_is_passed_over_as_the_library_does() -> None:
+    number = bytes([3 << 3, 1])  # normalizer_spec as a number
+    assert load(llama_like() + number).encode("dog") == load(llama_like()).encode("dog")
 
 
 def test_a_model_cut_off_between_two_pieces_is_refused() -> None:

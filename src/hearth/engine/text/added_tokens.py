@@ -61,11 +61,16 @@ def _put_unnumbered(
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, object]:
-    """Special tokens that the settings name, in transformers' order: text → its description."""
+    """Special tokens that the settings name, in transformers' order: text → its description.
+
+    Raises TokenizerError where a list of them is none.
+    """
     values = [settings.get(name) for name in SPECIAL_NAMES]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         extra = settings.get(key) or []
-        values += list(extra.values()) if isinstance(extra, Mapping) else list(extra)
+        if not isinstance(extra, Mapping | list):  # a string would be one token a letter
+            raise TokenizerError(f"{key} in tokenizer_config.json is neither a list nor an object")
+        values += list(extra.values()) if isinstance(extra, Mapping) else extra
     named: dict[str, object] = {}
     for value in values:
         text = token_text(value)

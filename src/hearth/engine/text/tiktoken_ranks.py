@@ -86,7 +86,9 @@ def load(
     family = _family(settings, path)
     vocabulary = read_ranks(data, path)
     eos = {"eos_token": family.eos} if family.eos else {}
-    extra = [*family.specials, *(settings.get("additional_special_tokens") or [])]
+    extra = settings.get("additional_special_tokens") or []
+    if isinstance(extra, list):  # else refused by `collect`
+        extra = [*family.specials, *extra]
     named = {**eos, **settings, "additional_special_tokens": extra}
     backend = _backend(vocabulary, family, added_tokens.collect(named, added, vocabulary), path)
     return TiktokenModel(backend, eos)
