@@ -132,6 +132,29 @@ def test_frequencies_that_depend_on_company_are_refused(tmp_path: Path) -> None:
         spec_of(tmp_path, config)
 
 
+def test_scales_by_places_within_a_step_are_refused(tmp_path: Path) -> None:
+    """All layers full and without RoPE: nothing else about this Llama 4 would be refused."""
+    values = {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 2,
+        "layer_types": ["full_attention"] * 2,
+        "no_rope_layers": [0, 0],
+        "pad_token_id": 0,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UnknownArchitectureError, match="attn_temperature_tuning"):
+        load_automodel_spec(read_config(tmp_path), tmp_path, REQUEST)
+
+
 def test_code_from_the_directory_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     auto_map = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}

@@ -178,6 +178,10 @@ def _check_config(config: Any, architecture: str) -> None:
             "config.json: quantization_config is set; quantized checkpoints are not read yet",
             hint="use the unquantized one",
         )
+    # Llama 4 scales queries by places counted from the start of a step, from 8192 on only:
+    # the check of short prompts cannot see it.
+    if getattr(text, "attn_temperature_tuning", False):
+        raise refusal(architecture, "attn_temperature_tuning takes no positions")
     for kind in sorted(set(getattr(text, "layer_types", None) or ()) - set(_ATTENTION_TYPES)):
         raise refusal(architecture, f"it has layers of type {kind}")
     for kind in _rope_types(getattr(text, "rope_parameters", None)):
