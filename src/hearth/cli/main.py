@@ -58,10 +58,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # "×" must not end a server whose log is ASCII
+    code = 0
     try:
-        if show_command_help(app, sys.argv[1:]):
-            sys.exit(0)
-        code = app(prog_name="hearth", standalone_mode=True)
+        try:
+            if not show_command_help(app, sys.argv[1:]):
+                code = app(prog_name="hearth", standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe or a full disk has its answer below
     except SystemExit as end:  # Click says 1 where a pipe was closed
         sys.exit(PIPE_CLOSED if isinstance(end.__context__, BrokenPipeError) else end.code)
     except HearthError as error:
