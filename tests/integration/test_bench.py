@@ -62,8 +62,17 @@ def prompts_in(
     return bodies, data
 
 
+@pytest.mark.parametrize(
+    ("num_rounds", "tolerances"),
+    [
+        # Other processes may take the cores: that the right things are counted shows at once.
+        pytest.param(1, (3.0, 2.0, 2.0), id="quick"),
+        # Measured with four times more to do than cores: within 1.3 %, first tokens 16 %.
+        pytest.param(9, (1.4, 1.1, 1.1), id="close", marks=pytest.mark.long),
+    ],
+)
 def test_it_sees_what_an_independent_load_generator_sees_at_the_same_time(
-    server: Server, tmp_path: Path
+    server: Server, tmp_path: Path, num_rounds: int, tolerances: tuple[float, float, float]
 ) -> None:
     """Both load the server together, so that the machine's moods hit both alike."""
     bodies, data = prompts_in(tmp_path, 24, 24)
@@ -82,7 +91,7 @@ def test_it_sees_what_an_independent_load_generator_sees_at_the_same_time(
 
     asyncio.run(together())  # fills the prefix cache
     ratios: dict[str, list[float]] = {"ttft": [], "itl": [], "e2el": []}
-    for _ in range(3):
+    for _ in range(num_rounds):
         raw, summary = asyncio.run(together())
         assert summary.num_failed == 0
         assert summary.num_output_tokens == raw.num_output_tokens == 24 * 24
@@ -92,8 +101,7 @@ def test_it_sees_what_an_independent_load_generator_sees_at_the_same_time(
         ratios["itl"].append(spreads["itl"].mean / raw.itl_ms)
         ratios["e2el"].append(spreads["e2el"].median / raw.e2el_ms)
     print(ratios)
-    # Measured with four times more to do than cores: within 1.3 %, times to the first token 16 %.
-    for name, tolerance in (("ttft", 1.4), ("itl", 1.05), ("e2el", 1.1)):
+    for name, tolerance in zip(ratios, tolerances, strict=True):
         assert 1 / tolerance < statistics.median(ratios[name]) < tolerance, ratios
 
 
