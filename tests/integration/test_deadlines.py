@@ -112,20 +112,40 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found
 
 
+@pytest.mark.long  # a race against the server's own limit of a second, on whatever machine
 def test_the_servers_own_limit_and_what_a_refusal_says(bounded: Server) -> None:
     with httpx.Client(base_url=bounded.url, timeout=30) as http:
         response = http.post("/v1/chat/completions", json=endless(timeout=60))
         assert response.status_code == 504, response.text
-        sockets = [_send(bounded, endless(stream=True)) for _ in range(6)]
-        deadline = time.monotonic() + 0.8
-        while bounded.health()["running"] + (bounded.health()["waiting"] or 0) < 6:
-            assert time.monotonic() < deadline
-        refused = http.post("/v1/chat/completions", json=endless())
+        for _ in range(10):  # the streams' own time may be over before the last request comes
+            sockets = _filled(bounded)
+            refused = http.post("/v1/chat/completions", json=endless())
+            for sock in sockets:
+                sock.close()
+            if refused.status_code == 429:
+                break
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 60
+    bounded.wait_idle()
+
+
+def _filled(server: Server) -> list[socket.socket]:
+    """Six streams, as many as the server takes, that have all been taken in.
+
+    They live as long as the server's own limit lets them: on a busy machine that may be too short
+    for all to be there together, so that it is tried again.
+    """
+    for _ in range(10):
+        server.wait_idle()  # a request that was ended a moment ago still has its place
+        sockets = [_send(server, endless(stream=True)) for _ in range(6)]
+        deadline = time.monotonic() + 0.8
+        while time.monotonic() < deadline:
+            health = server.health()
+            if health["running"] + (health["waiting"] or 0) == 6:
+                return sockets
         for sock in sockets:
             sock.close()
-    bounded.wait_idle(timeout=2)
+    raise AssertionError("the server never had six requests at once")
 
 
 def _send(server: Server, body: dict[str, object]) -> socket.socket:
