@@ -115,6 +115,7 @@ def test_a_model_that_cannot_be_served_is_explained() -> None:
     assert "there is no directory /no/such/model" in done.stderr
 
 
+@pytest.mark.long  # keys race with the program's own prompts on a busy machine
 @pytest.mark.timeout(120)
 def test_a_conversation_at_a_terminal_and_ctrl_c(server: Server) -> None:
     with terminal("chat", "--base-url", server.url) as screen:
