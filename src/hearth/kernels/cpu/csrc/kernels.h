@@ -45,7 +45,7 @@ struct QuantLinearArgs {
   float* out;         // [rows, ldo]
   int64_t ldo;
   int rows;
-  uint8_t* scratch;  // kUnpackBytes
+  uint8_t* scratch;  // kQuantScratchBytes
 };
 
 struct QuantizeArgs {
@@ -68,7 +68,10 @@ struct FitArgs {
   bool is_finite;
 };
 
+// Scratch of a linear tile on quantized weights: its sums, and unpacked codes of some groups.
+constexpr int64_t kQuantSumBytes = int64_t{kLinearTileRows} * kPanel * 4;
 constexpr int64_t kUnpackBytes = 64 * 1024;
+constexpr int64_t kQuantScratchBytes = kQuantSumBytes + kUnpackBytes;
 
 struct NormArgs {
   const float* x;

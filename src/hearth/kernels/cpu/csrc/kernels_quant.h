@@ -8,7 +8,6 @@
 namespace {
 
 using hearth::code_offset;
-using hearth::kUnpackBytes;
 
 // What the rows of a tile share.
 struct QuantPanel {
@@ -36,6 +35,16 @@ struct QuantPanel {
   }
 };
 
+// How far ahead of their use codes are asked for where several row tiles take them, or a panel in
+// several passes: the processor would notice too late. One tile that goes straight through leaves
+// it to the processor, which then reads faster.
+constexpr int kPrefetchBytes = 4096;
+
+// What is read again is not kept in a register: accumulators need them all.
+HEARTH_INLINE void reload() {
+  asm volatile("" ::: "memory");
+}
+
 HEARTH_INLINE Int four_values(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
@@ -51,77 +60,116 @@ HEARTH_INLINE Int first_sum(const QuantPanel& p, const uint8_t* block, int colum
   return imul(iload_bytes(zeros), iset(-row_sum));
 }
 
-// Adds one group to R rows of V vectors of outputs. PACKED: two 4-bit codes a byte, else bytes;
-// BITS bounds their values.
-template <int R, int V, bool PACKED, int BITS>
-HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const uint8_t* codes, int column,
-                              int row) {
-  const QuantLinearArgs& a = p.a;
-  const uint8_t* block = p.block(group);
-  Int acc[R][V];
-  unroll<R * V>([&](auto i) HEARTH_LAMBDA {
-    constexpr int r = i.value / V, v = i.value % V;
-    acc[r][v] = first_sum<V>(p, block, column, v, p.row_sum(row + r, group));
-  });
-  const int8_t* x = p.row(row) + group * a.group;
-  const uint8_t* w = codes + column * 4;
-  constexpr int step = PACKED ? 8 : 4;
-  for (int k = 0; k < a.group; k += step, w += kPanel * 4) {
-    Int low[V], high[V];
+// Where a tile takes its codes from.
+enum class Codes {
+  kPacked,    // the weight, two to a byte
+  kUnpack,    // the same, and leaves them one to a byte for the tiles that follow
+  kUnpacked,  // what such a tile left
+  kBytes,     // the weight, one to a byte
+};
+
+// A row tile's place, and the groups that it adds.
+struct QuantTile {
+  int row, rows;
+  float* sums;  // of its rows, [rows][kPanel]
+  int64_t first_group, last_group;
+  uint8_t* unpacked;  // of the groups, [group / 4][kPanel][4] each
+};
+
+// acc += codes of V vectors · four values of each of R rows.
+template <int R, int V, int BITS>
+HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_t* x, int64_t ldx) {
+  unroll<R>([&](auto r) HEARTH_LAMBDA {
+    Int values = four_values(x + r.value * ldx);
     unroll<V>([&](auto v) HEARTH_LAMBDA {
-      Int bytes = iload(w + v.value * kLanes * 4);
-      low[v.value] = PACKED ? low_codes(bytes) : bytes;
-      if constexpr (PACKED) high[v.value] = high_codes(bytes);
+      acc[r.value][v.value] = idot<BITS>(acc[r.value][v.value], codes[v.value], values);
     });
-    unroll<R>([&](auto r) HEARTH_LAMBDA {
-      Int values = four_values(x + r.value * a.ldx + k);
-      unroll<V>([&](auto v) HEARTH_LAMBDA {
-        acc[r.value][v.value] = idot<BITS>(acc[r.value][v.value], low[v.value], values);
-      });
-    });
-    if constexpr (PACKED) {
-      unroll<R>([&](auto r) HEARTH_LAMBDA {
-        Int values = four_values(x + r.value * a.ldx + k + 4);
-        unroll<V>([&](auto v) HEARTH_LAMBDA {
-          acc[r.value][v.value] = idot<BITS>(acc[r.value][v.value], high[v.value], values);
-        });
-      });
-    }
-  }
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(block) + column;
+  });
+}
+
+// sums += scales of the weight and the row · the integer sums of a group.
+template <int R, int V>
+HEARTH_INLINE void add_group(const QuantPanel& p, int64_t group, const QuantTile& t, int column,
+                             const Int (&acc)[R][V]) {
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(p.block(group)) + column;
   unroll<V>([&](auto v) HEARTH_LAMBDA {
     Vec scale = vload(scales + v.value * kLanes);
     unroll<R>([&](auto r) HEARTH_LAMBDA {
-      float* out = a.out + (row + r.value) * a.ldo + column + v.value * kLanes;
-      Vec factor = vmul(scale, vset(p.row_scale(row + r.value, group)));
+      float* out = t.sums + r.value * kPanel + column + v.value * kLanes;
+      Vec factor = vmul(scale, vset(p.row_scale(t.row + r.value, group)));
       Vec sum = group == 0 ? vzero() : vload(out);
       vstore(out, vfma(vfloat(acc[r.value][v.value]), factor, sum));
     });
   });
 }
 
-template <int R, int V, bool PACKED, int BITS>
-void quant_rows(const QuantPanel& p, int64_t group, const uint8_t* codes, int row) {
-  for (int column = 0; column < kPanel; column += V * kLanes)
-    quant_tile<R, V, PACKED, BITS>(p, group, codes, column, row);
+// Adds one group to R rows of V vectors of outputs. BITS bounds the values of codes.
+template <int R, int V, Codes FROM, int BITS, bool AHEAD>
+HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTile& t, int column) {
+  constexpr bool is_packed = FROM == Codes::kPacked || FROM == Codes::kUnpack;
+  const QuantLinearArgs& a = p.a;
+  const uint8_t* block = p.block(group);
+  Int acc[R][V];
+  unroll<R * V>([&](auto i) HEARTH_LAMBDA {
+    constexpr int r = i.value / V, v = i.value % V;
+    acc[r][v] = first_sum<V>(p, block, column, v, p.row_sum(t.row + r, group));
+  });
+  const int8_t* x = p.row(t.row) + group * a.group;
+  uint8_t* unpacked = t.unpacked + ((group - t.first_group) * a.group * kPanel + column * 4);
+  const uint8_t* w = FROM == Codes::kUnpacked ? unpacked : block + p.head_bytes + column * 4;
+  // The rows of the tile that comes next, which lie far apart: 4 to 10 % at long rows.
+  if constexpr (FROM == Codes::kUnpacked)
+    for (int r = 0; r < R; r++)
+      for (int k = 0; k < a.group; k += 64) __builtin_prefetch(x + (R + r) * a.ldx + k);
+  for (int k = 0; k < a.group; k += is_packed ? 8 : 4, w += kPanel * 4) {
+    Int bytes[V], codes[V];
+    unroll<V>([&](auto v) HEARTH_LAMBDA {
+      const uint8_t* from = w + v.value * kLanes * 4;
+      bytes[v.value] = iload(from);
+      if constexpr (AHEAD) __builtin_prefetch(from + kPrefetchBytes);
+      codes[v.value] = is_packed ? low_codes(bytes[v.value]) : bytes[v.value];
+      if constexpr (FROM == Codes::kUnpack) istore(unpacked + v.value * kLanes * 4, codes[v.value]);
+    });
+    dot_rows<R, V, BITS>(acc, codes, x + k, a.ldx);
+    if constexpr (is_packed) {
+      constexpr bool is_full = R * V > kLinearRows * kLinearVectors / 2;
+      if constexpr (is_full) reload();
+      unroll<V>([&](auto v) HEARTH_LAMBDA {
+        if constexpr (is_full) bytes[v.value] = iload(w + v.value * kLanes * 4);
+        codes[v.value] = high_codes(bytes[v.value]);
+        if constexpr (FROM == Codes::kUnpack)
+          istore(unpacked + (kPanel + v.value * kLanes) * 4, codes[v.value]);
+      });
+      dot_rows<R, V, BITS>(acc, codes, x + k + 4, a.ldx);
+      unpacked += 2 * kPanel * 4;
+    }
+  }
+  add_group<R, V>(p, group, t, column, acc);
 }
 
-template <int R, bool PACKED, int BITS>
-void quant_remainder(const QuantPanel& p, int64_t group, const uint8_t* codes, int row) {
+template <int R, Codes FROM, bool AHEAD>
+void quant_rows(const QuantPanel& p, const QuantTile& t) {
   if constexpr (R > 0) {
-    if (p.a.rows - row == R)
-      return quant_rows<R, kLinearVectors, PACKED, BITS>(p, group, codes, row);
-    quant_remainder<R - 1, PACKED, BITS>(p, group, codes, row);
+    if (t.rows != R) return quant_rows<R - 1, FROM, AHEAD>(p, t);
+    constexpr int vectors = R <= kNarrowRows ? kNarrowVectors : kLinearVectors;
+    for (int64_t group = t.first_group; group < t.last_group; group++)
+      for (int column = 0; column < kPanel; column += vectors * kLanes)
+        quant_tile<R, vectors, FROM, FROM == Codes::kBytes ? 8 : 4, AHEAD>(p, group, t, column);
   }
 }
 
-inline void unpack_codes(const uint8_t* codes, int group, uint8_t* out) {
-  for (int k = 0; k < group; k += 8, codes += kPanel * 4, out += 2 * kPanel * 4)
-    for (int byte = 0; byte < kPanel * 4; byte += kLanes * 4) {
-      Int v = iload(codes + byte);
-      istore(out + byte, low_codes(v));
-      istore(out + kPanel * 4 + byte, high_codes(v));
-    }
+// The first of a panel's row tiles unpacks codes in registers. Where many follow, it leaves them in
+// the cache; a few do as it does, which is faster than writing.
+inline void quant_rows(const QuantPanel& p, const QuantTile& t, int tiles) {
+  constexpr int most = kLinearRows, most_packed = 3;
+  if (p.a.bits == 8)
+    return tiles == 1 ? quant_rows<most, Codes::kBytes, false>(p, t)
+                      : quant_rows<most, Codes::kBytes, true>(p, t);
+  bool is_straight = tiles == 1 && (kLinearVectors * kLanes == kPanel || t.rows <= kNarrowRows);
+  if (is_straight) return quant_rows<most, Codes::kPacked, false>(p, t);
+  if (tiles <= most_packed) return quant_rows<most, Codes::kPacked, true>(p, t);
+  t.row == 0 ? quant_rows<most, Codes::kUnpack, true>(p, t)
+             : quant_rows<most, Codes::kUnpacked, false>(p, t);
 }
 
 inline void add_bias(const QuantLinearArgs& a) {
@@ -133,43 +181,33 @@ inline void add_bias(const QuantLinearArgs& a) {
     }
 }
 
-// Few rows: codes are unpacked in registers. Many: some groups at a time into the cache, then all
-// row tiles go over them.
+inline void write_sums(const QuantLinearArgs& a, const float* sums) {
+  for (int r = 0; r < a.rows; r++)
+    for (int column = 0; column < kPanel; column += kLanes)
+      vstore(a.out + r * a.ldo + column, vload(sums + r * kPanel + column));
+  add_bias(a);
+}
+
+// Columns of K that are taken at a time: unpacked, they stay in the first-level cache while the
+// row tiles go by.
+constexpr int kQuantColumnsOfK = 128;
+
+// Rows go in tiles of nearly equal size.
 void quant_linear(const QuantLinearArgs& a) {
   QuantPanel p(a);
-  if (a.rows <= kLinearRows) {
-    for (int64_t group = 0; group < p.groups; group++) {
-      const uint8_t* codes = p.block(group) + p.head_bytes;
-      if (a.bits == 4)
-        quant_remainder<kLinearRows, true, 4>(p, group, codes, 0);
-      else
-        quant_remainder<kLinearRows, false, 8>(p, group, codes, 0);
+  auto* sums = reinterpret_cast<float*>(a.scratch);
+  int tiles = (a.rows + kLinearRows - 1) / kLinearRows;
+  int64_t step = tiles == 1 ? p.groups : larger(1, kQuantColumnsOfK / a.group);
+  for (int64_t group = 0; group < p.groups; group += step)
+    for (int i = 0, row = 0; i < tiles; i++) {
+      int rows = a.rows / tiles + (i < a.rows % tiles);
+      quant_rows(p,
+                 {row, rows, sums + row * kPanel, group, smaller(p.groups, group + step),
+                  a.scratch + hearth::kQuantSumBytes},
+                 tiles);
+      row += rows;
     }
-    return add_bias(a);
-  }
-  int64_t unpacked_bytes = int64_t{a.group} * kPanel;
-  int64_t step = larger(1, kUnpackBytes / 2 / unpacked_bytes);
-  for (int64_t first = 0; first < p.groups; first += step) {
-    int64_t last = smaller(p.groups, first + step);
-    if (a.bits == 4)
-      for (int64_t g = first; g < last; g++)
-        unpack_codes(p.block(g) + p.head_bytes, a.group, a.scratch + (g - first) * unpacked_bytes);
-    for (int row = 0; row < a.rows; row += kLinearRows)
-      for (int64_t g = first; g < last; g++) {
-        const uint8_t* codes =
-            a.bits == 4 ? a.scratch + (g - first) * unpacked_bytes : p.block(g) + p.head_bytes;
-        bool is_whole = a.rows - row >= kLinearRows;
-        if (a.bits == 4 && is_whole)
-          quant_rows<kLinearRows, kLinearVectors, false, 4>(p, g, codes, row);
-        else if (a.bits == 4)
-          quant_remainder<kLinearRows - 1, false, 4>(p, g, codes, row);
-        else if (is_whole)
-          quant_rows<kLinearRows, kLinearVectors, false, 8>(p, g, codes, row);
-        else
-          quant_remainder<kLinearRows - 1, false, 8>(p, g, codes, row);
-      }
-  }
-  add_bias(a);
+  write_sums(a, sums);
 }
 
 // The exact mode: float rows. Each group's products are summed in the order of K, then scaled.

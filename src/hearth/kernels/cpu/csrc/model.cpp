@@ -133,7 +133,7 @@ void Model::create_scratch() {
                                             sizeof(float));
   bool is_quantized = std::any_of(weights_.begin(), weights_.end(),
                                   [](const hearth_weight& w) { return w.layout.bits > 0; });
-  if (is_quantized) unpack_scratch_ = std::make_unique<Arena>(kUnpackBytes * threads);
+  if (is_quantized) quant_scratch_ = std::make_unique<Arena>(kQuantScratchBytes * threads);
   for (size_t i = 0; i < threads; i++) sample_scratch_.emplace_back(limits_.vocab_size);
   row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
   attend_tiles_.reserve(static_cast<size_t>(limits_.max_tokens));

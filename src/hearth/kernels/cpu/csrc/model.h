@@ -139,7 +139,8 @@ class Model {
   std::unique_ptr<Arena> rows_;
   std::unique_ptr<Arena> attend_scratch_;
   int64_t attend_scratch_floats_ = 0;
-  std::unique_ptr<Arena> unpack_scratch_;      // kUnpackBytes a thread, where a weight is quantized
+  std::unique_ptr<Arena>
+      quant_scratch_;  // kQuantScratchBytes a thread, where a weight is quantized
   std::vector<SampleScratch> sample_scratch_;  // [threads]
   std::vector<RowTile> attend_tiles_;          // rows of one sequence, kAttendRows at most
   std::vector<int32_t> row_sequence_;          // [max_tokens]

@@ -212,7 +212,7 @@ void Model::quant_linear(const hearth_op& op, int64_t panel, int first, int thre
   args.out = row(op.out, first) + panel * kPanel;
   args.ldo = buffers_[op.out].stride;
   args.rows = std::min(kLinearTileRows, rows_of(buffers_[op.out]) - first);
-  args.scratch = reinterpret_cast<uint8_t*>(unpack_scratch_->data()) + kUnpackBytes * thread;
+  args.scratch = reinterpret_cast<uint8_t*>(quant_scratch_->data()) + kQuantScratchBytes * thread;
   buffers_[op.x].group ? kernels_.quant_linear(args) : kernels_.quant_linear_exact(args);
 }
 
