@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ import psutil
 
 START_TIMEOUT_S = 90.0
 SMALL = ("--max-num-seqs", "4", "--kv-cache-memory-bytes", "64M")
+ENDLESS = (*SMALL, "--window", "256")  # so that an answer of any length has room in the cache
+ENDLESS_TOKENS = 900_000
 
 
 def free_port() -> int:
@@ -46,6 +49,17 @@ def run_to_end(*arguments: str, timeout: float = 60) -> subprocess.CompletedProc
         check=False,
         env=environment(),
     )
+
+
+def endless_model(model: Path, directory: Path) -> Path:
+    """The model with a context of a million tokens (ENDLESS serves it): minutes at any speed."""
+    for file in model.iterdir():
+        if file.name != "config.json":
+            (directory / file.name).symlink_to(file)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 1_000_000
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return directory
 
 
 class Server:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from tests.integration.server import Server, environment, free_port
+from tests.integration.server import ENDLESS_TOKENS, Server, environment, free_port
 
 
 def hearth(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -54,6 +54,13 @@ class Terminal:
                 except OSError:  # the program has ended
                     assert text in self.screen[after:], self.screen
                     return
+
+    def enter(self, line: str, shows: str, prompt: str = "\r\n> ") -> None:
+        """Types a line, or Ctrl-C, and waits for what it shows, and then for the next prompt."""
+        seen = len(self.screen)
+        self.type(line if line == "\x03" else f"{line}\r")
+        self.wait_for(shows, seen)
+        self.wait_for(prompt, self.screen.index(shows, seen))
 
     def end(self) -> int:
         _, status = os.waitpid(self.pid, 0)
@@ -115,35 +122,23 @@ def test_a_model_that_cannot_be_served_is_explained() -> None:
     assert "there is no directory /no/such/model" in done.stderr
 
 
-@pytest.mark.long  # keys race with the program's own prompts on a busy machine
 @pytest.mark.timeout(120)
-def test_a_conversation_at_a_terminal_and_ctrl_c(server: Server) -> None:
-    with terminal("chat", "--base-url", server.url) as screen:
-        screen.wait_for("> ")
-        screen.type("/set temperature 0\r")
-        screen.wait_for("temperature is 0")
-        screen.type("What is \\\r")
-        screen.wait_for("\r\n. ")
-        seen = len(screen.screen)
-        screen.type("hearth?\r")
-        screen.wait_for("hearth?\r\n", seen)
-        screen.wait_for("\r\n> ", seen)  # the answer has ended
-        screen.type("/set ignore_eos true\r")
-        screen.wait_for("ignore_eos is true")
-        screen.type("/set max_tokens 3500\r")
-        screen.wait_for("max_tokens is 3500")
-        seen = len(screen.screen)
-        screen.type("Count to ten thousand\r")
-        while server.health()["running"] == 0:
+def test_a_conversation_at_a_terminal_and_ctrl_c(endless_server: Server) -> None:
+    with terminal("chat", "--base-url", endless_server.url) as screen:
+        screen.wait_for("\r\n> ")
+        screen.enter("/set temperature 0", "temperature is 0")
+        screen.enter("/set max_tokens 8", "max_tokens is 8")
+        screen.enter("What is \\", "\r\n. ", prompt="")
+        screen.enter("hearth?", "hearth?\r\n")  # and then the prompt: the answer has ended
+        screen.enter("/set ignore_eos true", "ignore_eos is true")
+        screen.enter(f"/set max_tokens {ENDLESS_TOKENS}", f"max_tokens is {ENDLESS_TOKENS}")
+        screen.enter("Count to ten thousand", "thousand\r\n", prompt="")
+        while endless_server.health()["running"] == 0:
             time.sleep(0.02)
-        screen.type("\x03")  # Ctrl-C: the answer stops, the program does not
-        screen.wait_for("(stopped)", seen)
-        server.wait_idle()
-        seen = len(screen.screen)
-        screen.type("/help\r")
-        screen.wait_for("/clear", seen)
-        screen.type("\x03")
-        screen.wait_for("Ctrl-D ends")
+        screen.enter("\x03", "(stopped)")  # Ctrl-C: the answer stops, the program does not
+        endless_server.wait_idle()
+        screen.enter("/help", "/clear")
+        screen.enter("\x03", "(/quit or Ctrl-D ends)")
         screen.type("/quit\r")
         assert screen.end() == 0
     assert "Traceback" not in screen.screen

@@ -6,7 +6,6 @@ Without a terminal the whole of stdin is one message and stdout gets the answer 
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ import typer
 
 from hearth.cli import connection as to
 from hearth.cli.config_file import Config
+from hearth.cli.keyboard import CtrlC, read_line
 from hearth.cli.options import Model, option
 from hearth.core.errors import ConfigError, HearthError
 
@@ -51,9 +51,6 @@ def chat(  # noqa: PLR0917 -- the parameters are the flags
         settings = to.given(temperature=temperature, max_tokens=max_tokens)
         conversation = Conversation(name, system, settings)
         if sys.stdin.isatty():
-            # A shell that starts a program in the background has it ignore SIGINT, and so do the
-            # programs started from it: Ctrl-C must stop an answer all the same.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             _talk(client, conversation)
         else:
             text = to.stdin_text().rstrip("\n")
@@ -62,11 +59,11 @@ def chat(  # noqa: PLR0917 -- the parameters are the flags
                     "the message is empty", hint="echo 'What is hearth?' | hearth chat"
                 )
             conversation.say(text)
-            if not answer(client, conversation):
+            if not answer(client, conversation, CtrlC()):
                 raise typer.Exit(130)
 
 
-def answer(client: BlockingClient, conversation: Conversation) -> bool:
+def answer(client: BlockingClient, conversation: Conversation, ctrl_c: CtrlC) -> bool:
     """Prints the answer as it comes and adds it to the conversation; False after a Ctrl-C.
 
     What had come before a Ctrl-C or an error stays in the conversation. Raises RemoteError.
@@ -74,9 +71,8 @@ def answer(client: BlockingClient, conversation: Conversation) -> bool:
     said: list[str] = []
     reason: str | None = None
     try:
-        with contextlib.closing(
-            client.stream("/v1/chat/completions", conversation.body())
-        ) as pieces:
+        stream = client.stream("/v1/chat/completions", conversation.body())
+        with ctrl_c, contextlib.closing(stream) as pieces:
             for piece in pieces:
                 for warning in piece.warnings:
                     print(f"warning: {warning}", file=sys.stderr)
@@ -100,15 +96,19 @@ def _talk(client: BlockingClient, conversation: Conversation) -> None:
         import readline  # noqa: F401 -- gives input() its history and editing keys
     from hearth.cli.conversation import QuitError
 
+    ctrl_c = CtrlC()
+    ctrl_c.install()
     print(f"{conversation.model} at {client.target.root}; /help lists the commands")
     while True:
         try:
-            text = read_message(input)
-            if text.startswith("/"):
-                print(conversation.command(text))
-            elif text.strip():
+            with ctrl_c:
+                text = read_message(read_line)
+                if text.startswith("/"):
+                    print(conversation.command(text))
+                    continue
+            if text.strip():
                 conversation.say(text)
-                answer(client, conversation)
+                answer(client, conversation, ctrl_c)
         except KeyboardInterrupt:
             print("\n(/quit or Ctrl-D ends)")
         except (EOFError, QuitError):
