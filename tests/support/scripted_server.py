@@ -5,14 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
+class Sent:
+    """What the server did for one request; seconds of `time.perf_counter`.
+
+    A send's time is taken before it, so that nobody can have seen the event earlier.
+    """
+
+    received_s: float
+    texts_s: list[float] = field(default_factory=list)
+    finished_s: float = 0.0
+
+
+@dataclass
 class Script:
-    """How every request is answered; `failures` maps a request's number to what happens to it."""
+    """How every request is answered; `failures` maps a request's number to what happens to it.
+
+    `sent` has an entry for each request. Where `names_requests`, every text is "NUMBER.TOKEN ".
+    """
 
     ttft_s: float = 0.05
     itl_s: float = 0.01
@@ -20,6 +36,8 @@ class Script:
     has_usage: bool = True
     failures: dict[int, str] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    names_requests: bool = False
+    sent: list[Sent] = field(default_factory=list)
     url: str = ""
 
 
@@ -35,6 +53,8 @@ def _chunk(text: str, reason: str | None = None) -> bytes:
 async def _answer(script: Script, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
     number = len(script.bodies)
     script.bodies.append(body)
+    sent = Sent(time.perf_counter())
+    script.sent.append(sent)
     failure = script.failures.get(number, "")
     if failure == "429":
         refusal = b'{"error": {"message": "the queue is full"}}'
@@ -45,7 +65,8 @@ async def _answer(script: Script, writer: asyncio.StreamWriter, body: dict[str, 
     writer.write(_event({"choices": [{"index": 0, "delta": {"role": "assistant"}}]}))
     await asyncio.sleep(script.ttft_s)
     for i in range(script.num_tokens):
-        writer.write(_chunk(f"{i} "))
+        sent.texts_s.append(time.perf_counter())
+        writer.write(_chunk(f"{number}.{i} " if script.names_requests else f"{i} "))
         await writer.drain()
         if failure == "cut" and i == 1:
             return
@@ -53,6 +74,7 @@ async def _answer(script: Script, writer: asyncio.StreamWriter, body: dict[str, 
             writer.write(_event({"error": {"message": "the engine process is gone"}}))
             return
         await asyncio.sleep(script.itl_s)
+    sent.finished_s = time.perf_counter()
     writer.write(_chunk("", "length"))
     if script.has_usage:
         usage = {"prompt_tokens": 7, "completion_tokens": script.num_tokens}
