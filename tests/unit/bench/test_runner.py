@@ -21,6 +21,8 @@ from hearth.bench.settings import COMPLETIONS, DatasetChoice, Load, Query
 from hearth.client.asynchronous import AsyncClient
 from hearth.client.wire import Target
 
+TITLES = ("Time to first token", "Inter-token latency", "End-to-end", "Requests in flight")
+
 
 def turn(text: str = "Hi", max_tokens: int = 5) -> Turn:
     return Turn(({"role": "user", "content": text},), max_tokens, 3)
@@ -145,7 +147,10 @@ async def test_the_result_file_has_vllms_names_and_the_plot_is_an_image() -> Non
 
 
 def test_a_plot_of_nothing_is_still_an_image() -> None:
-    ET.fromstring(plot_svg(as_run([Record(0.0, error="x")], Load())))
+    root = ET.fromstring(plot_svg(as_run([Record(0.0, error="x")], Load())))
+    texts = [element.text or "" for element in root.findall(".//{http://www.w3.org/2000/svg}text")]
+    assert any("0 completed, 1 failed" in text for text in texts)
+    assert [any(text.startswith(title) for text in texts) for title in TITLES] == [True] * 4
 
 
 def test_figures_that_say_little_about_the_server_are_doubted() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
+from typing import Any, TypeAlias
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hearth.core.request import Request, SamplingParams
-from hearth.core.step import KvConfig, StepLimits
+from hearth.core.step import KvConfig, StepLimits, StepPlan
 from hearth.engine.decision import StepDecision
 from hearth.engine.kv.blocks import BlockTable
 from hearth.engine.sequence import Sequence
@@ -44,51 +46,89 @@ def decisions(draw: st.DrawFn) -> tuple[int, StepDecision]:
     return groups, decision
 
 
+Lists: TypeAlias = dict[str, list[Any]]
+
+
 @settings(max_examples=200)
 @given(st.lists(decisions(), min_size=1, max_size=3))
 def test_arrays_say_what_the_decision_says(steps: list[tuple[int, StepDecision]]) -> None:
     groups = steps[0][0]
     limits = StepLimits(200, 8, 200, 64)
     builder = StepBuilder(limits, KvConfig(BLOCK_SIZE, (1000,) * groups, "float32"))
-    for step_groups, decision in steps:
-        if step_groups == groups:
-            _compare(builder, decision, groups)
+    for step_groups, decision in steps:  # one builder: its arrays hold what the step before left
+        if step_groups != groups:
+            continue
+        plan = builder.build(decision)
+        assert as_lists(plan) == by_token(decision, groups)
+        arrays = (plan.positions, plan.slots, plan.block_start, plan.first_block)
+        assert all(one.flags.c_contiguous for one in arrays)
+        values = list(range(len(plan.logit_rows)))
+        grouped = builder.distribute(decision, values)
+        assert [len(group) for group in grouped] == decision.num_logits
+        assert [value for group in grouped for value in group] == values
 
 
-def _compare(builder: StepBuilder, decision: StepDecision, groups: int) -> None:
-    plan = builder.build(decision)
-    row = 0
-    logit_row = 0
+def as_lists(plan: StepPlan) -> Lists:
+    sampling = plan.sampling
+    block_lists = [
+        [plan.blocks[begin:end].tolist() for begin, end in itertools.pairwise(starts)]
+        for starts in plan.block_start.tolist()
+    ]
+    return {
+        "tokens": plan.tokens.tolist(),
+        "positions": plan.positions.T.tolist(),
+        "slots": plan.slots.T.tolist(),
+        "row_start": plan.row_start.tolist(),
+        "context": plan.context.tolist(),
+        "blocks": block_lists,
+        "first_block": plan.first_block.tolist(),
+        "logit_rows": plan.logit_rows.tolist(),
+        "position": sampling.position.tolist(),
+        "seed": sampling.seed.tolist(),
+        "filters": np.stack(
+            [sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p], axis=1
+        ).tolist(),
+    }
+
+
+def by_token(decision: StepDecision, groups: int) -> Lists:
+    """What the arrays must say, by one token after the other."""
+    tables = [sequence.table for sequence in decision.sequences]
+    found: Lists = {
+        "tokens": [],
+        "positions": [],
+        "slots": [],
+        "row_start": [0],
+        "context": list(decision.starts),
+        "blocks": [[list(table.blocks[group]) for table in tables] for group in range(groups)],
+        "first_block": [[table.first_block[group] for table in tables] for group in range(groups)],
+        "logit_rows": [],
+        "position": [],
+        "seed": [],
+        "filters": [],
+    }
     for index, sequence in enumerate(decision.sequences):
-        assert plan.row_start[index] == row
-        assert plan.context[index] == decision.starts[index]
-        table = sequence.table
-        for group in range(groups):
-            begin, end = plan.block_start[group, index : index + 2]
-            assert plan.blocks[begin:end].tolist() == list(table.blocks[group])
-            assert plan.first_block[group, index] == table.first_block[group]
-        count = decision.num_tokens[index]
-        for position in range(decision.starts[index], decision.starts[index] + count):
-            assert plan.tokens[row] == sequence.tokens[position]
-            assert plan.positions[:, row].tolist() == [position] * 3
-            for group in range(groups):
-                block = table.blocks[group][position // BLOCK_SIZE - table.first_block[group]]
-                expected = block * BLOCK_SIZE + position % BLOCK_SIZE
-                assert plan.slots[group, row] == expected
-            row += 1
+        start, count = decision.starts[index], decision.num_tokens[index]
+        for position in range(start, start + count):
+            found["tokens"].append(sequence.tokens[position])
+            found["positions"].append([position] * 3)
+            found["slots"].append([slot(tables[index], group, position) for group in range(groups)])
+        end = found["row_start"][-1] + count
+        found["row_start"].append(end)
         sampling = sequence.request.sampling
         for back in range(decision.num_logits[index], 0, -1):
-            assert plan.logit_rows[logit_row] == row - back
-            assert plan.sampling.position[logit_row] == decision.starts[index] + count - back + 1
-            assert plan.sampling.seed[logit_row] == np.uint64(sampling.seed)
-            assert plan.sampling.temperature[logit_row] == np.float32(sampling.temperature)
-            assert plan.sampling.top_k[logit_row] == sampling.top_k
-            logit_row += 1
-    assert plan.row_start[len(decision.sequences)] == row == len(plan.tokens)
-    assert len(plan.logit_rows) == len(plan.sampling.min_p) == logit_row
-    for array_ in (plan.positions, plan.slots, plan.block_start, plan.first_block):
-        assert array_.flags.c_contiguous
-    values = list(range(logit_row))
-    grouped = builder.distribute(decision, values)
-    assert [len(group) for group in grouped] == decision.num_logits
-    assert [value for group in grouped for value in group] == values
+            found["logit_rows"].append(end - back)
+            found["position"].append(start + count - back + 1)
+            found["seed"].append(sampling.seed)
+            found["filters"].append(filters(sampling))
+    return found
+
+
+def filters(sampling: SamplingParams) -> list[float]:
+    values = sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+    return [float(np.float32(value)) for value in values]
+
+
+def slot(table: BlockTable, group: int, position: int) -> int:
+    block = table.blocks[group][position // BLOCK_SIZE - table.first_block[group]]
+    return block * BLOCK_SIZE + position % BLOCK_SIZE

@@ -25,18 +25,29 @@ def mapped_file(path: Path, num_bytes: int = SIZE) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), np.uint8)
 
 
+def resident_bytes(address: int) -> int:
+    """How much of the mapping that begins there is in this process's page tables."""
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"{address:x}-"))
+    (size,) = re.findall(r"\nRss:\s+(\d+) kB", "\n".join(lines[first : first + 8]))
+    return int(size) << 10
+
+
 def test_reading_in_reports_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_STEP_BYTES", 16 * mmap.PAGESIZE)
     array = mapped_file(tmp_path / "file")
     seen: list[tuple[int, int]] = []
     pages.read_in(array.ctypes.data, SIZE, lambda done, total: seen.append((done, total)))
+    assert resident_bytes(array.ctypes.data) == SIZE
     assert seen == [(n * mmap.PAGESIZE, SIZE) for n in (16, 32, 40)]
 
 
 def test_an_older_kernel_reads_in_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "_MADV_POPULATE_READ", 12345)
     array = mapped_file(tmp_path / "file")
+    assert resident_bytes(array.ctypes.data) < SIZE
     pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+    assert resident_bytes(array.ctypes.data) == SIZE
 
 
 def test_a_copy_takes_the_place_of_a_file_at_the_same_address(tmp_path: Path) -> None:

@@ -228,7 +228,8 @@ def test_what_would_change_the_arithmetic_is_refused(
     ],
 )
 def test_neutral_values_are_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
-    load_model_spec(write_config(tmp_path, LLAMA, **changes))
+    plain = load_model_spec(write_config(tmp_path, LLAMA)).spec
+    assert load_model_spec(write_config(tmp_path, LLAMA, **changes)).spec == plain
 
 
 @pytest.mark.parametrize(

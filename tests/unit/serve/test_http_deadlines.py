@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import httpx
 import pytest
 from tests.unit.serve.fake_engine import FakeEngine, client_for, toy_model
 
@@ -121,8 +122,15 @@ async def test_a_refusal_says_when_to_come_back_before_it_does_any_work(
     assert response.headers["retry-after"] == header
 
 
-def test_the_application_takes_the_servers_limit() -> None:
-    create_app(toy(), toy_model(), request_timeout_s=1.0)
+@both
+async def test_the_application_takes_the_servers_limit(url: str) -> None:
+    engine = toy()
+    transport = httpx.ASGITransport(create_app(engine, toy_model(), request_timeout_s=50.0))
+    before = time.monotonic()
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post(url, json=BODIES[url])
+    assert response.status_code == 200, response.text
+    assert before + 50 <= engine.submitted[0].deadline <= time.monotonic() + 50
 
 
 def test_the_drain_rate_is_that_of_the_last_endings_of_a_busy_period() -> None:

@@ -19,8 +19,12 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
 
 
 def test_the_socket_listens_at_once() -> None:
-    with bind_socket("localhost", 0) as sock:
-        socket.create_connection(("127.0.0.1", sock.getsockname()[1]), timeout=5).close()
+    with (
+        bind_socket("localhost", 0) as sock,
+        socket.create_connection(sock.getsockname(), timeout=5) as client,  # nobody accepts yet
+        sock.accept()[0] as accepted,
+    ):
+        assert accepted.getpeername() == client.getsockname()
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a" * 300])
