@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from hearth.core.spec import Activation, DType, LayerSpec, ModelSpec, RopeSpec
 from hearth.models.config_json import ConfigJson
+from hearth.models.families.decoder import Decoder
 from hearth.models.families.parts import AttentionShape, Parts
-from hearth.models.families.slots import SlotTable, embedding_and_head
 from hearth.models.rope import ReadRope, RopeShape, read_rope, read_section
 from hearth.models.rope_scaling import RopeContext
 from hearth.models.rounding import bfloat16
@@ -60,31 +60,31 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
         raise config.error("hidden_activation", ACTIVATION)
     is_gemma2 = architecture == GEMMA2
     rotations = _read_ropes(config, sizes, served, is_gemma2=is_gemma2)
-    table = SlotTable(dtype)
-    tied = config.flag("tie_word_embeddings", default=True)
-    embedding, head = embedding_and_head(table, sizes, tied=tied)
-    parts = Parts(table, sizes, Activation.GELU_TANH, norm_offset=1.0)
     pattern = 2 if is_gemma2 else _pattern(config)
     shape = _attention(config, is_gemma2=is_gemma2)
-    layers = tuple(
-        _layer(parts, i, replace(shape, window=window, rope=rotations.windowed if window else None))
-        for i, window in enumerate(alternating(config, sizes.num_layers, pattern=pattern))
+    windows = alternating(config, sizes.num_layers, pattern=pattern)
+    decoder = Decoder(
+        "gemma2" if is_gemma2 else "gemma3",
+        architecture,
+        config,
+        sizes,
+        rotations.full,
+        Activation.GELU_TANH,
+        norm_offset=1.0,
+        tied=True,
     )
-    return ModelSpec(
-        family="gemma2" if is_gemma2 else "gemma3",
-        architecture=architecture,
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
+
+    def layer(parts: Parts, i: int) -> LayerSpec:
+        rope = rotations.windowed if windows[i] else None
+        return _layer(parts, i, replace(shape, window=windows[i], rope=rope))
+
+    spec = decoder.with_layers(dtype, layer)
+    return replace(
+        spec,
         # Gemma 3 gives the context that its scaling leads to.
-        max_position_embeddings=rotations.full.longest_context
+        max_position_embeddings=spec.max_position_embeddings
         if is_gemma2
         else sizes.max_position_embeddings,
-        layers=layers,
-        rope=rotations.full.spec,
-        embedding=embedding,
-        final_norm=parts.final_norm(),
-        head=head,
-        slots=tuple(table.slots),
         embedding_scale=_embedding_scale(sizes.hidden_size, dtype),
         logit_soft_cap=_cap(config, "final_logit_softcapping", 30.0 if is_gemma2 else 0.0),
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from hearth.core.spec import DType, LayerSpec, ModelSpec, RopePairing
 from hearth.models.config_json import ConfigJson
+from hearth.models.families.decoder import Decoder
 from hearth.models.families.parts import AttentionShape, Parts
-from hearth.models.families.slots import SlotTable, embedding_and_head
 from hearth.models.rope import RopeShape, read_rope
 from hearth.models.rope_scaling import RopeContext
 from hearth.models.sizes import SizeDefaults, read_sizes
@@ -27,15 +27,13 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
     sizes = read_sizes(config, DEFAULTS)
     rotation = RopeShape(sizes.head_dim, RopePairing.INTERLEAVED, partial_default=0.5)
     rope = read_rope(config, rotation, RopeContext(sizes.max_position_embeddings, served))
-    table = SlotTable(dtype)
-    tied = config.flag("tie_word_embeddings", default=False)
-    embedding, head = embedding_and_head(table, sizes, tied=tied)
-    parts = Parts(table, sizes)
     shape = AttentionShape(qkv_bias=config.flag("attention_bias", default=True))
+    decoder = Decoder("glm4", "Glm4ForCausalLM", config, sizes, rope)
+
     # The checkpoint's `post_attention_layernorm` is the norm before the MLP, as in Llama; the norms
     # after a branch carry other names.
-    layers = tuple(
-        LayerSpec(
+    def layer(parts: Parts, i: int) -> LayerSpec:
+        return LayerSpec(
             attention_norm=parts.norm(i, "attention_norm", "input_layernorm"),
             attention=parts.attention(i, shape),
             post_attention_norm=parts.norm(i, "post_attention_norm", "post_self_attn_layernorm"),
@@ -43,18 +41,5 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
             mlp=parts.mlp(i, fused=True),
             post_mlp_norm=parts.norm(i, "post_mlp_norm", "post_mlp_layernorm"),
         )
-        for i in range(sizes.num_layers)
-    )
-    return ModelSpec(
-        family="glm4",
-        architecture="Glm4ForCausalLM",
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        max_position_embeddings=rope.longest_context,
-        layers=layers,
-        rope=rope.spec,
-        embedding=embedding,
-        final_norm=parts.final_norm(),
-        head=head,
-        slots=tuple(table.slots),
-    )
+
+    return decoder.with_layers(dtype, layer)

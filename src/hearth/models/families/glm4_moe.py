@@ -9,8 +9,9 @@ Glm4MoeForCausalLM.
 
 from __future__ import annotations
 
-from hearth.core.spec import DType, LayerSpec, ModelSpec, RouterScoring, RouterSpec
+from hearth.core.spec import DType, MlpSpec, ModelSpec, MoeSpec, RouterScoring, RouterSpec
 from hearth.models.config_json import ConfigJson
+from hearth.models.families.decoder import Decoder
 from hearth.models.families.experts import (
     MoeShape,
     moe,
@@ -19,7 +20,6 @@ from hearth.models.families.experts import (
     read_top_k,
 )
 from hearth.models.families.parts import AttentionShape, Parts
-from hearth.models.families.slots import SlotTable, embedding_and_head
 from hearth.models.rope import RopeShape, read_rope
 from hearth.models.rope_scaling import RopeContext
 from hearth.models.sizes import MAX_LAYERS, MAX_WIDTH, SizeDefaults, read_sizes
@@ -42,32 +42,12 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
     )
     first = config.integer("first_k_dense_replace", minimum=0, maximum=MAX_LAYERS, default=1)
     shape = _shape(config)
-    table = SlotTable(dtype)
-    tied = config.flag("tie_word_embeddings", default=False)
-    embedding, head = embedding_and_head(table, sizes, tied=tied)
-    parts = Parts(table, sizes)
-    layers = tuple(
-        LayerSpec(
-            attention_norm=parts.norm(i, "attention_norm", "input_layernorm"),
-            attention=parts.attention(i, attention),
-            mlp_norm=parts.norm(i, "mlp_norm", "post_attention_layernorm"),
-            mlp=moe(parts, i, shape) if i >= first else parts.mlp(i),
-        )
-        for i in range(sizes.num_layers)
-    )
-    return ModelSpec(
-        family="glm4_moe",
-        architecture="Glm4MoeForCausalLM",
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        max_position_embeddings=rope.longest_context,
-        layers=layers,
-        rope=rope.spec,
-        embedding=embedding,
-        final_norm=parts.final_norm(),
-        head=head,
-        slots=tuple(table.slots),
-    )
+    decoder = Decoder("glm4_moe", "Glm4MoeForCausalLM", config, sizes, rope)
+
+    def mlp(parts: Parts, i: int) -> MlpSpec | MoeSpec:
+        return moe(parts, i, shape) if i >= first else parts.mlp(i)
+
+    return decoder.with_llama_layers(dtype, (attention,) * sizes.num_layers, mlp)
 
 
 def _shape(config: ConfigJson) -> MoeShape:

@@ -6,8 +6,9 @@ MixtralForCausalLM, whose checkpoints keep the names of the first release.
 
 from __future__ import annotations
 
-from hearth.core.spec import DType, LayerSpec, ModelSpec, RouterScoring, RouterSpec
+from hearth.core.spec import DType, ModelSpec, RouterScoring, RouterSpec
 from hearth.models.config_json import ConfigJson
+from hearth.models.families.decoder import Decoder
 from hearth.models.families.experts import (
     ExpertNames,
     MoeShape,
@@ -15,8 +16,7 @@ from hearth.models.families.experts import (
     read_num_experts,
     read_top_k,
 )
-from hearth.models.families.parts import AttentionShape, Parts
-from hearth.models.families.slots import SlotTable, embedding_and_head
+from hearth.models.families.parts import AttentionShape
 from hearth.models.rope import RopeShape, read_rope
 from hearth.models.rope_scaling import RopeContext
 from hearth.models.sizes import SizeDefaults, read_sizes
@@ -39,29 +39,6 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
     top_k = read_top_k(config, count, TOP_K)
     router = RouterSpec(count, top_k, RouterScoring.SOFTMAX, normalize=True)
     shape = MoeShape(router, sizes.intermediate_size, NAMES)
-    table = SlotTable(dtype)
-    tied = config.flag("tie_word_embeddings", default=False)
-    embedding, head = embedding_and_head(table, sizes, tied=tied)
-    parts = Parts(table, sizes)
-    layers = tuple(
-        LayerSpec(
-            attention_norm=parts.norm(i, "attention_norm", "input_layernorm"),
-            attention=parts.attention(i, AttentionShape(window=window)),
-            mlp_norm=parts.norm(i, "mlp_norm", "post_attention_layernorm"),
-            mlp=moe(parts, i, shape),
-        )
-        for i, window in enumerate(windows)
-    )
-    return ModelSpec(
-        family="mixtral",
-        architecture="MixtralForCausalLM",
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        max_position_embeddings=rope.longest_context,
-        layers=layers,
-        rope=rope.spec,
-        embedding=embedding,
-        final_norm=parts.final_norm(),
-        head=head,
-        slots=tuple(table.slots),
-    )
+    decoder = Decoder("mixtral", "MixtralForCausalLM", config, sizes, rope)
+    attentions = (AttentionShape(window=window) for window in windows)
+    return decoder.with_llama_layers(dtype, attentions, lambda parts, i: moe(parts, i, shape))

@@ -7,10 +7,12 @@ Phi3ForCausalLM.
 
 from __future__ import annotations
 
-from hearth.core.spec import DType, LayerSpec, ModelSpec
+from functools import partial
+
+from hearth.core.spec import DType, ModelSpec
 from hearth.models.config_json import ConfigJson
+from hearth.models.families.decoder import Decoder
 from hearth.models.families.parts import AttentionShape, Parts
-from hearth.models.families.slots import SlotTable, embedding_and_head
 from hearth.models.rope import RopeShape, read_rope
 from hearth.models.rope_scaling import RopeContext
 from hearth.models.sizes import SizeDefaults, read_sizes
@@ -29,29 +31,6 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
         config, RopeShape(sizes.head_dim, partial_default=1.0, aliases=ALIASES), context
     )
     windows = all_layers(config, sizes.num_layers, default=0)
-    table = SlotTable(dtype)
-    tied = config.flag("tie_word_embeddings", default=False)
-    embedding, head = embedding_and_head(table, sizes, tied=tied)
-    parts = Parts(table, sizes)
-    layers = tuple(
-        LayerSpec(
-            attention_norm=parts.norm(i, "attention_norm", "input_layernorm"),
-            attention=parts.attention(i, AttentionShape(fused=True, window=window)),
-            mlp_norm=parts.norm(i, "mlp_norm", "post_attention_layernorm"),
-            mlp=parts.mlp(i, fused=True),
-        )
-        for i, window in enumerate(windows)
-    )
-    return ModelSpec(
-        family="phi3",
-        architecture="Phi3ForCausalLM",
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        max_position_embeddings=rope.longest_context,
-        layers=layers,
-        rope=rope.spec,
-        embedding=embedding,
-        final_norm=parts.final_norm(),
-        head=head,
-        slots=tuple(table.slots),
-    )
+    decoder = Decoder("phi3", "Phi3ForCausalLM", config, sizes, rope)
+    attentions = (AttentionShape(fused=True, window=window) for window in windows)
+    return decoder.with_llama_layers(dtype, attentions, partial(Parts.mlp, fused=True))

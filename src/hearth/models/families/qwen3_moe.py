@@ -7,8 +7,9 @@ arithmetic: transformers' Qwen3MoeForCausalLM.
 
 from __future__ import annotations
 
-from hearth.core.spec import DType, LayerSpec, ModelSpec, RouterScoring, RouterSpec
+from hearth.core.spec import DType, MlpSpec, ModelSpec, MoeSpec, RouterScoring, RouterSpec
 from hearth.models.config_json import ConfigJson, is_integer
+from hearth.models.families.decoder import Decoder
 from hearth.models.families.experts import (
     MoeShape,
     moe,
@@ -17,7 +18,6 @@ from hearth.models.families.experts import (
     read_top_k,
 )
 from hearth.models.families.parts import AttentionShape, Parts
-from hearth.models.families.slots import SlotTable, embedding_and_head
 from hearth.models.rope import RopeShape, read_rope
 from hearth.models.rope_scaling import RopeContext
 from hearth.models.sizes import MAX_LAYERS, SizeDefaults, read_sizes
@@ -35,36 +35,18 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
     context = RopeContext(sizes.max_position_embeddings, served)
     rope = read_rope(config, RopeShape(sizes.head_dim), context)
     bias = config.flag("attention_bias", default=False)
-    table = SlotTable(dtype)
-    tied = config.flag("tie_word_embeddings", default=False)
-    embedding, head = embedding_and_head(table, sizes, tied=tied)
-    parts = Parts(table, sizes)
     shape = _shape(config)
     sparse = _sparse_layers(config, sizes.num_layers)
-    layers = tuple(
-        LayerSpec(
-            attention_norm=parts.norm(i, "attention_norm", "input_layernorm"),
-            attention=parts.attention(
-                i, AttentionShape(qkv_bias=bias, out_bias=bias, head_norms=True, window=window)
-            ),
-            mlp_norm=parts.norm(i, "mlp_norm", "post_attention_layernorm"),
-            mlp=moe(parts, i, shape) if i in sparse else parts.mlp(i),
-        )
-        for i, window in enumerate(_windows(config, sizes.num_layers))
+    decoder = Decoder("qwen3_moe", "Qwen3MoeForCausalLM", config, sizes, rope)
+
+    def mlp(parts: Parts, i: int) -> MlpSpec | MoeSpec:
+        return moe(parts, i, shape) if i in sparse else parts.mlp(i)
+
+    attentions = (
+        AttentionShape(qkv_bias=bias, out_bias=bias, head_norms=True, window=window)
+        for window in _windows(config, sizes.num_layers)
     )
-    return ModelSpec(
-        family="qwen3_moe",
-        architecture="Qwen3MoeForCausalLM",
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        max_position_embeddings=rope.longest_context,
-        layers=layers,
-        rope=rope.spec,
-        embedding=embedding,
-        final_norm=parts.final_norm(),
-        head=head,
-        slots=tuple(table.slots),
-    )
+    return decoder.with_llama_layers(dtype, attentions, mlp)
 
 
 def _shape(config: ConfigJson) -> MoeShape:
