@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from hearth.core.errors import DeadlineExceededError, HearthError
+from hearth.core.errors import HearthError
 from hearth.core.request import TokenLogprobs
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.serve.chat_service import ChatService
@@ -26,8 +26,8 @@ from hearth.serve.http.body import Bodies
 from hearth.serve.http.chat_fields import call_of, notices_of, truncation_notices
 from hearth.serve.http.deadlines import (
     DEADLINE_RESPONSE,
-    deadline_response,
     error_event,
+    whole_response,
     with_timeout,
 )
 from hearth.serve.http.logprobs import encoded, logprobs_body, prompt_logprobs_body
@@ -39,14 +39,7 @@ from hearth.serve.http.schemas import (
     ChoiceLogprobs,
     NoticeBody,
 )
-from hearth.serve.http.sse import (
-    CLIENT_CLOSED_REQUEST,
-    DONE,
-    ClientGoneError,
-    EventStream,
-    receive_of,
-    until_gone,
-)
+from hearth.serve.http.sse import DONE, EventStream
 from hearth.serve.notices import log_notices
 from hearth.serve.prompt_scores import PromptScores
 from hearth.serve.running_answer import Delta, RunningAnswer
@@ -123,14 +116,7 @@ def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
         chat = service.submit(job)
         if body.stream:
             return EventStream(_stream(answer, chat), chat.close, answer.request_id)
-        try:
-            return await until_gone(receive_of(request), _complete(answer, chat))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except DeadlineExceededError as error:
-            return deadline_response(error, chat.usage)
-        finally:
-            chat.close()
+        return await whole_response(request, _complete(answer, chat), chat)
 
     return router
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from hearth.core.errors import DeadlineExceededError, HearthError, RequestError
+from hearth.core.errors import HearthError, RequestError
 from hearth.core.request import TokenLogprobs
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.serve.completion_service import (
@@ -41,19 +41,12 @@ from hearth.serve.http.chat_fields import (
 from hearth.serve.http.completion_schemas import Completion, CompletionRequest
 from hearth.serve.http.deadlines import (
     DEADLINE_RESPONSE,
-    deadline_response,
     error_event,
+    whole_response,
     with_timeout,
 )
 from hearth.serve.http.logprobs import LegacyLogprobs, encoded, prompt_logprobs_body
-from hearth.serve.http.sse import (
-    CLIENT_CLOSED_REQUEST,
-    DONE,
-    ClientGoneError,
-    EventStream,
-    receive_of,
-    until_gone,
-)
+from hearth.serve.http.sse import DONE, EventStream
 from hearth.serve.notices import log_notices
 from hearth.serve.prompt_scores import PromptScores
 from hearth.serve.running_answer import Delta
@@ -81,16 +74,8 @@ def completions_router(service: CompletionService, bodies: Bodies) -> APIRouter:
             return EventStream(
                 _stream(answer, group, num_choices=job.num_choices), group.close, answer.request_id
             )
-        try:
-            return await until_gone(
-                receive_of(request), _complete(answer, group, num_choices=job.num_choices)
-            )
-        except ClientGoneError:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except DeadlineExceededError as error:
-            return deadline_response(error, group.usage)
-        finally:
-            group.close()
+        whole = _complete(answer, group, num_choices=job.num_choices)
+        return await whole_response(request, whole, group)
 
     return router
 

@@ -12,10 +12,11 @@ too much would only be done again. A stream that has begun ends with the same bo
 from __future__ import annotations
 
 import math
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from hearth.core.errors import DeadlineExceededError, HearthError, RequestError
@@ -28,7 +29,13 @@ from hearth.serve.http.schemas import (
     ErrorBody,
     UsageBody,
 )
-from hearth.serve.http.sse import event_bytes
+from hearth.serve.http.sse import (
+    CLIENT_CLOSED_REQUEST,
+    ClientGoneError,
+    event_bytes,
+    receive_of,
+    until_gone,
+)
 from hearth.serve.pipeline import Call
 from hearth.serve.running_answer import Usage
 
@@ -36,6 +43,15 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _NO_RETRY = {"X-Should-Retry": "false"}
 
 AnyCall = TypeVar("AnyCall", bound=Call)
+
+
+class Work(Protocol):
+    """What an answer is made of: it counts what was done, and ends when it is closed."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+    def close(self) -> None: ...
 
 
 class DeadlineBody(ErrorBody):
@@ -53,9 +69,22 @@ def with_timeout(call: AnyCall, request: Request, body: AnswerFields) -> AnyCall
     return replace(call, timeout_s=min((s for s in named if s is not None), default=None))
 
 
-def deadline_response(error: DeadlineExceededError, usage: Usage) -> JSONResponse:
-    """The whole answer of a request that is not streamed."""
-    return JSONResponse(_body(error, usage), status_code=error.http_status, headers=_NO_RETRY)
+async def whole_response(
+    request: Request, answer: Coroutine[Any, Any, Response], work: Work
+) -> Response:
+    """The response that `answer` makes, or the one in its place; closes the work in any case.
+
+    Raises what `answer` raises but for the end of its time.
+    """
+    try:
+        return await until_gone(receive_of(request), answer)
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except DeadlineExceededError as error:
+        body = _body(error, work.usage)
+        return JSONResponse(body, status_code=error.http_status, headers=_NO_RETRY)
+    finally:
+        work.close()
 
 
 def error_event(error: HearthError, usage: Usage) -> bytes:
