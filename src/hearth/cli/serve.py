@@ -1,7 +1,8 @@
 """`hearth serve [MODEL]`: flags in, a running server out.
 
 The function's parameters are the flags: Typer reads them from the signature, so there are more of
-them than elsewhere. What they mean stands in `options`, what is done with them in `launch`.
+them than elsewhere, and the function is as long as they are many: Typer knows no groups of them.
+What they mean stands in `options`, what is done with them in `launch`.
 """
 
 from __future__ import annotations
