@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -51,15 +52,33 @@ def create_app(
     chat = ChatService(engine, model, request_timeout_s=request_timeout_s)
     completion = CompletionService(engine, model, request_timeout_s=request_timeout_s)
     bodies = Bodies(max_body_bytes)
-    app.include_router(chat_router(chat, bodies))
-    app.include_router(completions_router(completion, bodies))
-    app.include_router(tokens_router(chat, bodies))
-    app.include_router(models_router(model))
-    app.include_router(health_router(engine, model))
-    app.include_router(docs_router(OPENAPI_URL))
+    routers = (
+        chat_router(chat, bodies),
+        completions_router(completion, bodies),
+        tokens_router(chat, bodies),
+        models_router(model),
+        health_router(engine, model),
+        docs_router(OPENAPI_URL),
+    )
+    for router in routers:
+        _answer_head(router)
+        app.include_router(router)
     install_error_handlers(app)
     _document(app)
     return app
+
+
+def _answer_head(router: APIRouter) -> None:
+    """HEAD wherever there is GET (RFC 9110, 9.3.2); the HTTP server leaves the body out."""
+    for route in [route for route in router.routes if isinstance(route, APIRoute)]:
+        if "GET" in (route.methods or ()):
+            router.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_model=route.response_model,
+                include_in_schema=False,
+            )
 
 
 def _document(app: FastAPI) -> None:

@@ -24,9 +24,18 @@ async def test_every_served_name_is_listed_and_shown(client: httpx.AsyncClient) 
     assert body["data"][1]["max_model_len"] == MAX_MODEL_LEN
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/org/alias", "/v1/models/other", "/health", "/docs"]
+)
+async def test_head_answers_like_get(client: httpx.AsyncClient, path: str) -> None:
+    got, headed = await client.get(path), await client.head(path)
+    assert headed.status_code == got.status_code
+    assert headed.headers["content-type"] == got.headers["content-type"]
+    assert headed.headers["content-length"] == got.headers["content-length"]
+
+
 async def test_health_is_up_with_the_engines_counts(client: httpx.AsyncClient) -> None:
     response = await client.get("/health")
-    assert (await client.head("/health")).status_code == response.status_code
     body = response.json()
     assert response.status_code == 200
     assert (body["status"], body["model"], body["version"]) == ("UP", "toy", __version__)

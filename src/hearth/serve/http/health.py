@@ -57,8 +57,6 @@ def health_router(engine: EnginePort, model: ServedModel) -> APIRouter:
             engine=counts,
         )
 
-    # Some load balancers probe with HEAD.
-    router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
     return router
 
 
