@@ -29,11 +29,12 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _ERRORS = {
     400: "The request cannot be answered as it stands; `param` names the field",
     404: "The model is not served here",
+    408: "Nothing came of the body for a minute; the connection is closed",
     413: "The body is larger than the server accepts",
     429: "The queue is full, or too many bodies are being read; try again after `Retry-After`",
     503: "The engine is gone; try again after `Retry-After`",
 }
-BODY_ERRORS = (400, 404, 413, 429)
+BODY_ERRORS = (400, 404, 408, 413, 429)
 ANSWER_ERRORS = (*BODY_ERRORS, 503)
 
 

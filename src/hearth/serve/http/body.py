@@ -1,4 +1,4 @@
-"""Reads requests' bodies: each bounded, all together bounded, valid, and of the endpoint's schema.
+"""Reads requests' bodies: each bounded, in time too, all together bounded, valid, of the schema.
 
 A body of a few long strings is validated where it is; one of many small values would hold the event
 loop up for as long as that takes (0.1 to 0.5 µs a value), so another process does it.
@@ -17,13 +17,15 @@ from pydantic import BaseModel
 from hearth.core.errors import HearthError, OverloadedError
 from hearth.core.units import format_bytes
 from hearth.serve.http.body_worker import BodyWorker
-from hearth.serve.http.errors import BodyError, BodyTooLargeError, validated
+from hearth.serve.http.errors import BodyError, BodyTooLargeError, SlowRequestError, validated
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 # How much of a body that is refused is still read, and for how long; see `_discard`.
 MAX_DISCARDED_BYTES = 1 << 30
 DISCARD_S = 5.0
+# How long a client may take to send the next piece of a body.
+IDLE_S = 60.0
 # Full bodies that may be in memory at a time, read or being read.
 BODIES_AT_ONCE = 8
 # From so many values on (counted by what separates them) a body takes 10 ms to validate.
@@ -42,7 +44,10 @@ class Bodies:
         self._worker = BodyWorker()
 
     async def read(self, request: Request, schema: type[Schema]) -> Schema:
-        """The validated body. Raises BodyTooLargeError, OverloadedError or BodyError."""
+        """The validated body.
+
+        Raises BodyTooLargeError, OverloadedError, SlowRequestError or BodyError.
+        """
         raw = bytearray()
         try:
             await self._fill(raw, request)
@@ -71,7 +76,7 @@ class Bodies:
             if "expect" not in request.headers:  # otherwise the client waits for our word
                 await _discard(chunks)
             raise _too_large(int(announced), self._max_bytes)
-        async for chunk in chunks:
+        async for chunk in _in_time(chunks):
             raw += chunk
             self._num_bytes += len(chunk)
             num_bytes = len(raw)
@@ -85,6 +90,22 @@ class Bodies:
                 self._num_bytes -= num_bytes
                 await _discard(chunks)
                 raise refused
+
+
+async def _in_time(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The chunks as they come. Raises SlowRequestError where the next one takes IDLE_S."""
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise SlowRequestError(
+                f"nothing came of the request's body for {IDLE_S:g} s",
+                hint="send the body in one go",
+            ) from error
+        yield chunk
 
 
 async def _discard(chunks: AsyncGenerator[bytes, None]) -> None:

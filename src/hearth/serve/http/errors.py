@@ -38,6 +38,7 @@ MAX_SHOWN_CHARS = 80
 MAX_MESSAGE_CHARS = 2000
 _END_CHARS = 400  # what to do stands at a message's end
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CLOSING = (408, 413, 431)
 _INTERNAL = "an internal error occurred; the server's log has its cause"
 
 
@@ -52,6 +53,13 @@ class BodyTooLargeError(RequestError):
 
     code = "body_too_large"
     http_status = 413
+
+
+class SlowRequestError(RequestError):
+    """The client let too long pass before it sent the rest of its request."""
+
+    code = "slow_request"
+    http_status = 408
 
 
 def error_detail(error: HearthError) -> ErrorDetail:
@@ -70,8 +78,8 @@ def error_response(error: HearthError) -> JSONResponse:
     if error.http_status in (429, 503):
         wait_s = getattr(error, "retry_after_s", None) or RETRY_AFTER_S
         headers["Retry-After"] = str(math.ceil(wait_s))
-    if error.http_status == 413:
-        headers["Connection"] = "close"  # the rest of the body is not read
+    if error.http_status in _CLOSING:
+        headers["Connection"] = "close"  # the rest of the request is not read
     body = ErrorBody(error=error_detail(error))
     return JSONResponse(body.model_dump(), status_code=error.http_status, headers=headers)
 

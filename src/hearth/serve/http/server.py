@@ -23,6 +23,7 @@ from fastapi import FastAPI
 
 from hearth.core.errors import EngineDeadError
 from hearth.serve.engine_port import EnginePort
+from hearth.serve.http.connection import Connection
 
 logger = logging.getLogger("hearth.serve")
 
@@ -47,6 +48,19 @@ class ServerOptions:
     is_debug: bool = False
 
 
+def uvicorn_config(app: FastAPI, *, is_debug: bool = False) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        lifespan="off",
+        access_log=is_debug,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+    )
+
+
 class _Uvicorn(uvicorn.Server):
     """Uvicorn without signal handlers of its own; ours drain the engine, too."""
 
@@ -67,16 +81,7 @@ class HttpServer:
         self._num_signals = 0
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                access_log=options.is_debug,
-                log_config=None,
-                server_header=False,
-                timeout_keep_alive=75,
-            )
-        )
+        self._uvicorn = _Uvicorn(uvicorn_config(app, is_debug=options.is_debug))
 
     async def run(self) -> int:
         """Serves until a signal or the engine's death; returns the exit code.

@@ -1,0 +1,137 @@
+"""Clients that never finish what they send, on a real socket: each is told so, and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from tests.unit.serve.fake_engine import FakeEngine, toy_model
+
+from hearth.serve.app import create_app
+from hearth.serve.http import body, connection
+from hearth.serve.http.server import uvicorn_config
+from hearth.serve.listen import bind_socket
+
+LIMIT_S = 0.5
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(toy_model().text.tokenizer, "hello world")
+
+
+@pytest.fixture
+async def port(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(body, "IDLE_S", LIMIT_S)
+    monkeypatch.setattr(connection, "HEAD_S", LIMIT_S)
+    server = uvicorn.Server(uvicorn_config(create_app(engine, toy_model())))
+    with bind_socket("127.0.0.1", 0) as sock:
+        serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+        yield int(sock.getsockname()[1])
+        server.should_exit = True
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def opened(port: int) -> AsyncIterator[Streams]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    yield reader, writer
+    writer.close()
+
+
+async def rest_of(reader: asyncio.StreamReader) -> tuple[bytes, str]:
+    """Head and error code of what comes before the server closes the connection."""
+    head, _, content = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    return head, json.loads(content)["error"]["code"]
+
+
+@pytest.mark.parametrize("sent", [POST, POST + b'{"prompt": '])
+async def test_a_body_that_stands_still_is_refused(port: int, sent: bytes) -> None:
+    async with opened(port) as (reader, writer):
+        start = time.monotonic()
+        writer.write(sent)
+        head, code = await rest_of(reader)
+        assert time.monotonic() - start >= LIMIT_S
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert code == "slow_request"
+
+
+async def test_a_body_that_moves_on_is_read_however_long_it_takes(port: int) -> None:
+    content = json.dumps({"prompt": "Hi", "max_tokens": 2}).encode().ljust(100)
+    async with opened(port) as (reader, writer):
+        start = time.monotonic()
+        writer.write(POST)
+        for place in range(0, 100, 5):
+            await asyncio.sleep(0.1 * LIMIT_S)
+            writer.write(content[place : place + 5])
+        assert b" 200 OK" in await asyncio.wait_for(reader.readline(), 10)
+        assert time.monotonic() - start > 1.5 * LIMIT_S
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v1/mod", GET + b"GET /v1/models HTTP/1.1\r\nA: b"])
+async def test_a_head_that_does_not_end_is_refused(port: int, sent: bytes) -> None:
+    async with opened(port) as (reader, writer):
+        start = time.monotonic()
+        writer.write(sent)
+        if sent.startswith(GET):  # the second request of a connection
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"}]}")
+        for _ in range(4):  # a byte now and then is no progress
+            await asyncio.sleep(0.1 * LIMIT_S)
+            writer.write(b"x" if sent else b"")
+        head, code = await rest_of(reader)
+        assert time.monotonic() - start >= LIMIT_S
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert code == "slow_request"
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nA: "])
+async def test_a_head_without_end_is_not_kept(port: int, begin: bytes) -> None:
+    async with opened(port) as (reader, writer):
+        for piece in (begin, *[b"x" * (connection.MAX_HEAD_BYTES // 32)] * 32):
+            writer.write(piece)
+            await asyncio.sleep(0)
+        head, code = await rest_of(reader)
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert code == "head_too_large"
+
+
+async def test_a_connection_between_two_requests_may_wait(port: int) -> None:
+    async with opened(port) as (reader, writer):
+        for pause in (0.0, 2 * LIMIT_S):
+            await asyncio.sleep(pause)
+            writer.write(GET)
+            assert b" 200 OK" in await asyncio.wait_for(reader.readline(), 10)
+            await reader.readuntil(b"}]}")
+
+
+async def test_a_head_behind_a_running_answer_does_not_cut_it_off(
+    port: int, engine: FakeEngine
+) -> None:
+    engine.stall_after = 1  # an answer that is on its way for longer than a head may take
+    content = b'{"prompt": "Hi", "stream": true}'.ljust(100)
+    async with opened(port) as (reader, writer):
+        writer.write(POST + content + b"GET /v1/mod")
+        await reader.readuntil(b"data: ")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.5 * LIMIT_S):
+                while await reader.read(1000):
+                    pass
+        assert not reader.at_eof()
+        assert engine.running
+
+
+async def test_an_answer_to_head_has_no_body(port: int) -> None:
+    async with opened(port) as (reader, writer):
+        writer.write(GET.replace(b"GET", b"HEAD") + GET)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert int(head.partition(b"content-length: ")[2].split()[0]) > 0
+        assert b" 200 OK" in await reader.readline()  # at once the head of the next answer
