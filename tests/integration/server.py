@@ -39,15 +39,17 @@ def command(*arguments: str, python: Sequence[str] = ()) -> list[str]:
     return [sys.executable, *python, "-m", "hearth.cli", "serve", *arguments]
 
 
-def run_to_end(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """A server that is expected not to start."""
+def run_to_end(
+    *arguments: str, timeout: float = 60, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A server that is expected not to start; `variables` are those of its environment."""
     return subprocess.run(
         command(*arguments),
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        env=environment(),
+        env=environment(**variables),
     )
 
 
@@ -65,7 +67,9 @@ def endless_model(model: Path, directory: Path) -> Path:
 class Server:
     """A running server; its output goes to files, so that no pipe can fill up."""
 
-    def __init__(self, log_dir: Path, *arguments: str, python: Sequence[str] = ()) -> None:
+    def __init__(
+        self, log_dir: Path, *arguments: str, python: Sequence[str] = (), **variables: str
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._out, self._err = log_dir / "stdout.txt", log_dir / "stderr.txt"
@@ -75,7 +79,7 @@ class Server:
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
-                env=environment(),
+                env=environment(**variables),
                 cwd=log_dir,
             )
 

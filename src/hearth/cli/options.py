@@ -248,6 +248,16 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Isa = Annotated[
+    str,
+    option(
+        "--isa",
+        "Instruction set of the CPU executor: avx512, avx2, generic; auto takes the best that runs "
+        "here.",
+        metavar="ISA",
+        rich_help_panel="Engine",
+    ),
+]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
     option("--log-level", "What is logged to stderr; debug shows traces of errors."),

@@ -44,6 +44,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     weight_cache_verify: flag.WeightCacheVerify = False,
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
+    isa: flag.Isa = "auto",
     log_level: flag.LogLevel = "info",
     config: Config = None,  # noqa: ARG001 -- read before all others
 ) -> None:
@@ -70,6 +71,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         weight_cache=WeightCacheConfig(weight_cache_dir, weight_cache_bytes, weight_cache_verify),
         executor=executor,
         threads=threads,
+        isa=isa,
     )
     chosen = settings.ServeSettings(
         engine=settings.engine_config(model_dir, engine),

@@ -54,6 +54,7 @@ class EngineFlags:
     kv_cache_memory_bytes: int | None
     executor: str
     threads: int | None
+    isa: str
     weight_cache: WeightCacheConfig
 
 
@@ -133,6 +134,6 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             max_num_batched_tokens=flags.max_num_batched_tokens,
             max_queued_requests=flags.max_queued_requests,
         ),
-        device=DeviceConfig(threads=flags.threads, executor=flags.executor),
+        device=DeviceConfig(flags.threads, flags.executor, flags.isa),
         weight_cache=flags.weight_cache,
     )

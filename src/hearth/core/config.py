@@ -46,10 +46,14 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
-    """Where the engine runs. `threads` None: one a physical core that may be used."""
+    """Where the engine runs. `threads` None: one a physical core that may be used.
+
+    `isa`: the instruction set of the CPU executor's kernels, auto for the best.
+    """
 
     threads: int | None = None
     executor: str = "auto"  # auto, cpu, reference, automodel
+    isa: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

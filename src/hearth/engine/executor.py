@@ -56,7 +56,8 @@ def choose_backend(device: DeviceConfig, model_dir: Path) -> BackendChoice:
 
     transformers where no family file knows its architecture, else the C++ kernels where they are
     built, else the torch reference; the last and the first with a warning. Reads config.json and
-    loads the kernel library, nothing else. Raises UnknownArchitectureError, KernelError.
+    loads the kernel library, nothing else. Raises UnknownArchitectureError, KernelError, and
+    ConfigError for an instruction set that cannot run.
     """
     config = read_config(model_dir)
     architecture = named_architecture(config)
@@ -94,7 +95,7 @@ def _kernel_backend(device: DeviceConfig) -> BackendChoice:
         warning = "the reference executor is slow, and not bit-identical between batches"
         return BackendChoice("reference", "--executor", warning)
     try:
-        from hearth.kernels.cpu.library import load_library
+        from hearth.kernels.cpu.library import load_library, resolve_isa
 
         load_library()
     except (KernelError, ImportError) as error:
@@ -106,6 +107,7 @@ def _kernel_backend(device: DeviceConfig) -> BackendChoice:
             f"batches ({error})"
         )
         return BackendChoice("reference", f"no C++ kernels: {error}", warning)
+    resolve_isa(device.isa)
     reason = "--executor" if device.executor == "cpu" else "the C++ kernels are built"
     return BackendChoice("cpu", reason)
 
@@ -162,11 +164,12 @@ def _create_cpu(
     from hearth.engine.weight_cache import load_cpu_weights, pack_to_memory
     from hearth.kernels.cpu.executor import CpuExecutor
 
+    isa = config.device.isa
     if config.model.load_format == "dummy":
-        load = pack_to_memory(loaded.program, fill, "--load-format is dummy")
+        load = pack_to_memory(loaded.program, fill, "--load-format is dummy", isa)
     else:
-        load = load_cpu_weights(loaded, config.weight_cache, fill, on_progress)
-    executor = CpuExecutor(loaded.program, load.weights, shape.limits, shape.kv, threads)
+        load = load_cpu_weights(loaded, config.weight_cache, fill, on_progress, isa)
+    executor = CpuExecutor(loaded.program, load.weights, shape.limits, shape.kv, threads, isa)
     return CreatedExecutor(executor, (load.choice,), load.warnings)
 
 

@@ -66,7 +66,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     timer.end("python")
     check_settings(config)
     backend = choose_backend(config.device, Path(config.model.path))
-    _check_quantize(config, backend)
+    _check_backend(config, backend)
     loaded = load_spec(backend, config)
     timer.end("config")
     threads = _choose_threads(config)
@@ -104,8 +104,15 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     return StartedEngine(engine, ready)
 
 
-def _check_quantize(config: EngineConfig, backend: BackendChoice) -> None:
-    """Codes are what the C++ kernels read. Raises ConfigError where others run the model."""
+def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
+    """Some settings concern the C++ kernels. Raises ConfigError where others run the model."""
+    if backend.name != "cpu" and config.device.isa != "auto":
+        raise ConfigError(
+            f"--isa (HEARTH_ISA) {config.device.isa} chooses among the C++ kernels, and "
+            f"{backend.name} is what runs the model ({backend.reason})",
+            param="isa",
+            hint="leave it out",
+        )
     if backend.name != "cpu" and config.model.quantize != "none":
         raise ConfigError(
             f"--quantize {config.model.quantize} needs the C++ kernels, and {backend.name} is what "

@@ -32,7 +32,7 @@ from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.host.disk import DiskFacts, read_disk
 from hearth.kernels.cpu import pages
-from hearth.kernels.cpu.library import best_isa
+from hearth.kernels.cpu.library import resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packed_cache import CacheBusyError, CacheError, Draft, Found, PackedCache
 from hearth.kernels.packed_file import PackedHeader
@@ -87,19 +87,23 @@ class _Sources:
 
 
 def load_cpu_weights(
-    loaded: LoadedSpec, config: WeightCacheConfig, fill: Fill, on_progress: Progress
+    loaded: LoadedSpec,
+    config: WeightCacheConfig,
+    fill: Fill,
+    on_progress: Progress,
+    isa: str = "auto",
 ) -> CpuLoad:
-    """The program's packed weights. `fill` packs a checkpoint into a sink.
+    """The program's packed weights. `fill` packs a checkpoint into a sink, with kernels of `isa`.
 
-    Raises what `fill` raises, and CapacityError.
+    Raises what `fill` raises, CapacityError, and ConfigError for an `isa` that cannot run.
     """
     program = loaded.program
     policy = _choose_cache(config, arena_bytes(program.slots), os.environ)
     if policy.cache is None:
-        return pack_to_memory(program, fill, policy.reason)
+        return pack_to_memory(program, fill, policy.reason, isa)
     report = check_weights(loaded)
     sources = _Sources(report.files, identify(report.files))
-    wanted = _wanted(program.slots, sources)
+    wanted = _wanted(program.slots, sources, resolve_isa(isa))
     problem: tuple[str, ...] = ()
     try:
         found = policy.cache.find(wanted, verify=config.verify)
@@ -110,20 +114,20 @@ def load_cpu_weights(
     try:
         draft = policy.cache.begin(wanted)
     except CacheBusyError as error:
-        return pack_to_memory(program, fill, str(error)).with_warnings(problem)
+        return pack_to_memory(program, fill, str(error), isa).with_warnings(problem)
     except CacheError as error:
         warning = f"packed weights are not kept for the next start: {error} ({_SETTINGS})"
-        return pack_to_memory(program, fill, str(error)).with_warnings((*problem, warning))
-    load = _pack_to_file(program, fill, draft, sources)
+        return pack_to_memory(program, fill, str(error), isa).with_warnings((*problem, warning))
+    load = _pack_to_file(program, fill, draft, sources, isa)
     directory, budget = policy.cache.directory, format_bytes(policy.cache.max_bytes)
     reason = f"in {directory} for the next start; up to {budget}: {policy.reason}"
     choice = replace(load.choice, reason=reason)
     return replace(load, choice=choice).with_warnings(problem)
 
 
-def pack_to_memory(program: StepProgram, fill: Fill, reason: str) -> CpuLoad:
+def pack_to_memory(program: StepProgram, fill: Fill, reason: str, isa: str = "auto") -> CpuLoad:
     """Without a cache, for the `reason` that is shown. Raises what `fill` raises, CapacityError."""
-    weights = CpuWeights(program)
+    weights = CpuWeights(program, isa=isa)
     report = fill(weights)
     return CpuLoad(weights, Choice("weight cache", "off", reason), report.warnings)
 
@@ -133,7 +137,8 @@ def cache_key(slots: tuple[WeightSlot, ...], identities: tuple[FileIdentity, ...
 
     The slots say which rows of which tensors go where, in which layout, precision and
     quantization, and what is added to them; whatever else a config says does not reach the
-    weights. `isa`: today's layouts are the same for all, those of quantized weights need not be.
+    weights. `isa`: layouts are the same for all, the search for
+    scales is not to the last bit.
     """
     parts = msgspec.json.encode((PACKING_VERSION, isa, slots, identities))
     return blake2b(parts, digest_size=16).hexdigest()
@@ -185,8 +190,8 @@ def _on_disk(directory: Path, disk: DiskFacts, max_bytes: int | None) -> _Policy
     return _Policy(PackedCache(directory, share), f"1/{DISK_SHARE} of the free disk space")
 
 
-def _wanted(slots: tuple[WeightSlot, ...], sources: _Sources) -> PackedHeader:
-    key = cache_key(slots, sources.identities, best_isa())
+def _wanted(slots: tuple[WeightSlot, ...], sources: _Sources, isa: str) -> PackedHeader:
+    key = cache_key(slots, sources.identities, isa)
     return PackedHeader(key, arena_bytes(slots), packed_tensors(slots))
 
 
@@ -199,9 +204,11 @@ def _use(program: StepProgram, found: Found, on_progress: Progress) -> CpuLoad:
     return CpuLoad(weights, Choice("weight cache", f"mapped, {size}", reason))
 
 
-def _pack_to_file(program: StepProgram, fill: Fill, draft: Draft, sources: _Sources) -> CpuLoad:
+def _pack_to_file(
+    program: StepProgram, fill: Fill, draft: Draft, sources: _Sources, isa: str
+) -> CpuLoad:
     try:
-        weights = CpuWeights(program, draft.memory)
+        weights = CpuWeights(program, draft.memory, isa)
         report = fill(weights)
         pages.forbid_writes(weights.base_address, weights.num_bytes)
     except BaseException:

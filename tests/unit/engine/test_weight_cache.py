@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.unit.kernels.programs import ISAS
 from tests.unit.models.checkpoints import (
     LLAMA,
     Tensors,
@@ -50,19 +51,21 @@ class Starts:
         write_config(self.model, LLAMA)
         write_safetensors(self.model / "model.safetensors", tensors)
 
-    def start(self, dtype: str = "auto", **changes: object) -> CpuLoad:
-        loaded = load_model_spec(self.model, dtype)
+    def start(
+        self, dtype: str = "auto", quantize: str = "none", isa: str = "auto", **changes: object
+    ) -> CpuLoad:
+        loaded = load_model_spec(self.model, dtype, quantize=quantize)
 
         def fill(sink: WeightSink) -> LoadReport:
             self.num_packed += 1
             return load_weights(loaded, sink)
 
         config = replace(self.config, **changes)  # type: ignore[arg-type]  # fields by name
-        found = load_cpu_weights(loaded, config, fill, lambda done, total: None)
+        found = load_cpu_weights(loaded, config, fill, lambda done, total: None, isa)
         for thread in threading.enumerate():
             if thread.name == "hearth-weight-cache":
                 thread.join()
-        assert all_bytes(found, loaded) == packed_anew(loaded)
+        assert all_bytes(found, loaded) == packed_anew(loaded, isa)
         return found
 
     def files(self) -> list[str]:
@@ -73,11 +76,11 @@ def all_bytes(load: CpuLoad, loaded: LoadedSpec) -> bytes:
     return b"".join(load.weights.packed(slot).tobytes() for slot in loaded.program.slots)
 
 
-def packed_anew(loaded: LoadedSpec) -> bytes:
-    return all_bytes(
-        weight_cache.pack_to_memory(loaded.program, lambda sink: load_weights(loaded, sink), ""),
-        loaded,
-    )
+def packed_anew(loaded: LoadedSpec, isa: str) -> bytes:
+    def fill(sink: WeightSink) -> LoadReport:
+        return load_weights(loaded, sink)
+
+    return all_bytes(weight_cache.pack_to_memory(loaded.program, fill, "", isa), loaded)
 
 
 @pytest.fixture
@@ -94,6 +97,15 @@ def test_the_second_start_packs_nothing(starts: Starts) -> None:
     assert starts.files()[0] in second.choice.reason
     assert not first.warnings
     assert not second.warnings
+
+
+def test_codes_of_another_instruction_set_are_packed_anew(starts: Starts) -> None:
+    for isa in (*ISAS, *ISAS):
+        starts.start(quantize="int4", isa=isa)
+    assert starts.num_packed == len(ISAS)
+    assert len(starts.files()) >= len(ISAS)
+    starts.start(quantize="int4")
+    assert starts.num_packed == len(ISAS), "the best one is what auto takes"
 
 
 def test_a_hit_warns_of_the_same_as_a_miss(starts: Starts) -> None:

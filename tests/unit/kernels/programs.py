@@ -24,13 +24,11 @@ from hearth.core.program import (
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.cpu.executor import CpuExecutor
-from hearth.kernels.cpu.library import best_isa
+from hearth.kernels.cpu.library import runnable_isas
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packing import HostTensor
 
-ISAS = {"generic": ("generic",), "avx2": ("generic", "avx2")}.get(
-    best_isa(), ("generic", "avx2", "avx512")
-)
+ISAS = tuple(reversed(runnable_isas()))  # the plainest first
 
 
 @dataclass(frozen=True)

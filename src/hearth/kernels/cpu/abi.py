@@ -18,7 +18,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
@@ -230,7 +230,7 @@ def declare(library: ctypes.CDLL) -> None:
     """Sets argument and result types of every function that is called."""
     library.hearth_abi_version.restype = c_int32
     library.hearth_last_error.restype = c_char_p
-    library.hearth_best_isa.restype = c_char_p
+    library.hearth_isas.restype = c_char_p
     library.hearth_model_create.argtypes = (POINTER(CModelDesc), POINTER(c_void_p))
     library.hearth_model_destroy.argtypes = (c_void_p,)
     library.hearth_model_destroy.restype = None
@@ -244,6 +244,7 @@ def declare(library: ctypes.CDLL) -> None:
         c_int64,
         c_int64,
         c_int32,
+        c_char_p,
     )
     library.hearth_fill_random.argtypes = (
         c_void_p,

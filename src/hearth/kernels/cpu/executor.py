@@ -26,7 +26,7 @@ from hearth.core.step import (
 )
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
-from hearth.kernels.cpu.library import best_isa, check, load_library
+from hearth.kernels.cpu.library import check, load_library, resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
 
 
@@ -60,7 +60,7 @@ class CpuExecutor:
     ) -> None:
         """Creates scratch memory, KV pools and `threads` − 1 threads.
 
-        `isa`: auto, generic, avx2 or avx512. Raises KernelError, CapacityError.
+        `isa`: see `resolve_isa`. Raises ConfigError, KernelError, CapacityError.
         """
         self._library = load_library()
         self._program = program
@@ -69,15 +69,15 @@ class CpuExecutor:
         encoded = encode_program(program, weights, limits, kv)
         encoded.desc.kv_dtype = abi.DTYPE_CODES[DType(kv.dtype)]
         encoded.desc.num_threads = threads
-        encoded.desc.isa = isa.encode()
+        chosen = resolve_isa(isa)
+        encoded.desc.isa = chosen.encode()
         handle = ctypes.c_void_p()
         check(self._library.hearth_model_create(ctypes.byref(encoded.desc), ctypes.byref(handle)))
         self._handle: ctypes.c_void_p | None = handle
         self._plan = abi.CPlan()
         self._last_plan: StepPlan | None = None
         self._result = abi.CResult()
-        chosen = best_isa() if isa == "auto" else isa
-        why = "best that this processor has" if isa == "auto" else "as asked"
+        why = "best that this processor has" if isa == "auto" else "as --isa (HEARTH_ISA) says"
         self._info = ExecutorInfo(
             name="cpu",
             detail=f"{chosen}, {threads} thread{'s' if threads > 1 else ''}",

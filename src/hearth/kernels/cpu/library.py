@@ -6,7 +6,7 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-from hearth.core.errors import CapacityError, KernelError
+from hearth.core.errors import CapacityError, ConfigError, KernelError
 from hearth.kernels.cpu import abi
 
 LIBRARY_NAME = "libhearth_cpu.so"
@@ -46,10 +46,30 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
+def runnable_isas() -> tuple[str, ...]:
+    """The instruction sets that this processor and this build share, the best first."""
+    names: bytes = load_library().hearth_isas()
+    return tuple(names.decode().split())
+
+
 def best_isa() -> str:
-    """The instruction set that this processor and this build share: avx512, avx2 or generic."""
-    name: bytes = load_library().hearth_best_isa()
-    return name.decode()
+    """The first of `runnable_isas`: avx512, avx2 or generic."""
+    return runnable_isas()[0]
+
+
+def resolve_isa(asked: str) -> str:
+    """The instruction set to run; "auto": the best. Raises ConfigError for one that cannot run."""
+    runnable = runnable_isas()
+    if asked == "auto":
+        return runnable[0]
+    if asked not in runnable:
+        raise ConfigError(
+            f"--isa (HEARTH_ISA) is {asked!r}; this processor and this build can run: "
+            f"{', '.join(runnable)}",
+            param="isa",
+            hint="leave it out to take the best one",
+        )
+    return asked
 
 
 def check(code: int) -> None:

@@ -17,7 +17,7 @@ from hearth.core.program import StepProgram
 from hearth.core.spec import SlotKind, WeightSlot
 from hearth.core.units import format_bytes
 from hearth.kernels.cpu import abi
-from hearth.kernels.cpu.library import load_library
+from hearth.kernels.cpu.library import load_library, resolve_isa
 from hearth.kernels.packing import (
     HostTensor,
     arena_bytes,
@@ -34,12 +34,15 @@ SCALE_CANDIDATES = 8
 class CpuWeights:
     """A WeightSink for the CPU executor. `put` may run in several threads for different slots."""
 
-    def __init__(self, program: StepProgram, memory: mmap.mmap | None = None) -> None:
+    def __init__(
+        self, program: StepProgram, memory: mmap.mmap | None = None, isa: str = "auto"
+    ) -> None:
         """In zeroed memory of its own, or in `memory`: `arena_bytes`, zeroed or packed already.
 
-        Raises CapacityError, KernelError.
+        `isa` makes the codes of quantized slots. Raises CapacityError, ConfigError, KernelError.
         """
         self._library = load_library()
+        self._isa = resolve_isa(isa).encode()
         total = arena_bytes(program.slots)
         if memory is not None and len(memory) != total:
             raise KernelError(f"{len(memory):,} bytes are given for an arena of {total:,}")
@@ -92,6 +95,7 @@ class CpuWeights:
                     row,
                     count,
                     SCALE_CANDIDATES,
+                    self._isa,
                 ),
             )
             done += count

@@ -46,8 +46,8 @@ const char* hearth_last_error(void) {
   return last_error.c_str();
 }
 
-const char* hearth_best_isa(void) {
-  return hearth::best_isa();
+const char* hearth_isas(void) {
+  return hearth::isas_of_this_machine();
 }
 
 int32_t hearth_model_create(const hearth_model_desc* desc, hearth_model** out) {

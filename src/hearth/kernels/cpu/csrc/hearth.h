@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 5
+#define HEARTH_ABI_VERSION 6
 
 enum {
   HEARTH_OK = 0,
@@ -166,8 +166,9 @@ typedef struct hearth_model hearth_model;
 HEARTH_API int32_t hearth_abi_version(void);
 HEARTH_API const char* hearth_last_error(void);
 
-// Name of the best instruction set that this processor and this build share.
-HEARTH_API const char* hearth_best_isa(void);
+// Names of the instruction sets that this processor and this build share, the best first, with
+// blanks between them.
+HEARTH_API const char* hearth_isas(void);
 
 HEARTH_API int32_t hearth_model_create(const hearth_model_desc* desc, hearth_model** out);
 HEARTH_API void hearth_model_destroy(hearth_model* model);
@@ -182,11 +183,13 @@ HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32
 
 // Packs `num_rows` rows of a row-major source, [num_rows, cols], into rows first_row … of `dst`.
 // Any source type among F32, BF16, F16 → F32, BF16 (vectors: F32) or codes. `candidates`: scales
-// that are tried for each group of codes beside the plain one. Padding is not written: `dst` is
-// zeroed memory. HEARTH_E_ARGUMENT also for codes of values that are not finite.
+// that are tried for each group of codes beside the plain one; which one wins may differ between
+// instruction sets in the last bit of an error, so `isa` (null: the best) is part of what is
+// packed. Padding is not written: `dst` is zeroed memory. HEARTH_E_ARGUMENT also for codes of
+// values that are not finite.
 HEARTH_API int32_t hearth_pack(void* dst, const hearth_layout* layout, const void* src,
                                int32_t src_dtype, int64_t first_row, int64_t num_rows,
-                               int32_t candidates);
+                               int32_t candidates, const char* isa);
 
 // Fills rows first_row … of a packed weight with base + amplitude · u, u uniform in [−1, 1), a pure
 // function of (seed, row, column); codes are uniform, with scales that give the amplitude.

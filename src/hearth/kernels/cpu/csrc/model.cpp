@@ -37,30 +37,6 @@ Arena::~Arena() {
   munmap(data_, bytes_);
 }
 
-const char* best_isa() {
-#if !defined(HEARTH_ONLY_GENERIC)
-  __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-  if (avx2 && avx512) return "avx512";
-  if (avx2) return "avx2";
-#endif
-  return "generic";
-}
-
-const Kernels& choose_kernels(const char* isa) {
-  std::string best = best_isa(), wanted = !isa || !*isa || !std::strcmp(isa, "auto") ? best : isa;
-  if (wanted == "generic") return kKernelsGeneric;
-#if !defined(HEARTH_ONLY_GENERIC)
-  if (wanted == "avx2" && best != "generic") return kKernelsAvx2;
-  if (wanted == "avx512" && best == "avx512") return kKernelsAvx512;
-#endif
-  fail(HEARTH_E_ARGUMENT,
-       "instruction set '" + wanted + "' cannot run here; the best is '" + best + "'");
-}
-
 Model::Model(const hearth_model_desc& desc)
     : ops_(desc.ops, desc.ops + desc.num_ops),
       weights_(desc.weights, desc.weights + desc.num_weights),

@@ -33,7 +33,7 @@ class Arena {
 };
 
 const Kernels& choose_kernels(const char* isa);  // throws Failure
-const char* best_isa();
+const char* isas_of_this_machine();              // names, the best first
 
 // Steps that an operation takes: 1, or the parts of a mixture of experts.
 int num_parts(const hearth_op& op);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -210,8 +211,8 @@ float load_as_float(const void* src, int dtype, int64_t index) {
 }
 
 bool pack_quantized(void* dst, const hearth_layout& w, const void* src, int src_dtype,
-                    int64_t first_row, int64_t num_rows, int candidates) {
-  QuantPacker packer{w, choose_kernels("auto"), candidates};
+                    int64_t first_row, int64_t num_rows, int candidates, const Kernels& kernels) {
+  QuantPacker packer{w, kernels, candidates};
   std::vector<float> values(static_cast<size_t>(num_groups(w.cols, w.group) * w.group));
   for (int64_t r = 0; r < num_rows; r++) {
     for (int64_t k = 0; k < w.cols; k++)
@@ -266,16 +267,21 @@ using namespace hearth;
 
 extern "C" int32_t hearth_pack(void* dst, const hearth_layout* layout, const void* src,
                                int32_t src_dtype, int64_t first_row, int64_t num_rows,
-                               int32_t candidates) {
+                               int32_t candidates, const char* isa) {
   if (!dst || !layout || !src) return HEARTH_E_ARGUMENT;
   const hearth_layout& w = *layout;
   Shape shape{w.kind, w.rows, w.cols, first_row, num_rows};
   if (!valid(shape) || !valid(w) || src_dtype < HEARTH_F32 || src_dtype > HEARTH_F16)
     return HEARTH_E_ARGUMENT;
-  if (w.bits > 0) {
-    bool fits = pack_quantized(dst, w, src, src_dtype, first_row, num_rows, candidates);
-    return fits ? HEARTH_OK : HEARTH_E_ARGUMENT;
-  }
+  if (w.bits > 0) try {
+      const Kernels& kernels = choose_kernels(isa);
+      bool fits = pack_quantized(dst, w, src, src_dtype, first_row, num_rows, candidates, kernels);
+      return fits ? HEARTH_OK : HEARTH_E_ARGUMENT;
+    } catch (const Failure& failure) {
+      return failure.code;
+    } catch (const std::bad_alloc&) {
+      return HEARTH_E_MEMORY;
+    }
   if (w.kind == HEARTH_VECTOR && w.dtype != HEARTH_F32) return HEARTH_E_ARGUMENT;
   bool known = w.dtype == HEARTH_F32    ? pack_from<F32>(dst, src, src_dtype, shape)
                : w.dtype == HEARTH_BF16 ? pack_from<Bf16>(dst, src, src_dtype, shape)
