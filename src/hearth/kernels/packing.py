@@ -39,6 +39,8 @@ LANES = 16
 # Names of the layouts above in files; what is quantized adds its own.
 _LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR: "vector64"}
 SCALE_BYTES = 2
+# Scales that are tried for a group of 4-bit codes beside the plain one: more of them find little.
+SCALE_CANDIDATES = 8
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 

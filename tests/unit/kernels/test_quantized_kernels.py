@@ -6,19 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.contract.plan_builder import Chunk, PlanBuilder, Track
 from tests.unit.kernels.programs import ISAS, Bench, host_tensor, slot
-from tests.unit.kernels.quantization import codes_of, dequantized, rounded_rows
+from tests.unit.kernels.quantization import rounded_rows
 
 from hearth.core.errors import KernelError
 from hearth.core.program import BufferSpec, Embed, Linear, Op, Quantize, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.step import KvConfig, StepLimits
+from hearth.kernels.codes import dequantized, read_codes
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.reference.quantize import rounded_weights
 
 VOCAB = 61
 TOLERANCE = 1e-5  # of the largest output: float32 sums of a few groups
@@ -68,7 +71,7 @@ class Layer:
     """An executor of one linear layer, and the matrix that its codes stand for."""
 
     executor: CpuExecutor
-    matrix: NDArray[np.float64]
+    matrix: NDArray[np.float32]
 
     def run(self, tokens: list[int]) -> NDArray[np.float32]:
         chunk = Chunk(Track(tokens, blocks=[0] * 20), len(tokens))
@@ -171,6 +174,33 @@ def test_the_search_loses_less_than_plain_rounding(bits: int, symmetric: bool) -
     assert error <= plain_error(weight, quant) * (0.97 if bits == 4 else 1.01)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scale", [1.0, 1e-37, 1e30])
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True), (8, False)])
+def test_the_reference_rounds_by_the_same_rule(
+    bits: int, symmetric: bool, scale: float, isa: str
+) -> None:
+    """Of scales with equal errors either may win, so few groups differ, and not in their error."""
+    quant = quant_of(bits, 64, symmetric=symmetric)
+    one = WeightSlot("weight", SlotKind.LINEAR, 100, 500, (), quant)
+    weight = np.random.default_rng(6).standard_t(5, (100, 500)).astype(np.float32)
+    weight[3] = np.abs(weight[3])
+    weight[4, :64] = 0
+    weight *= np.float32(scale)
+    weights = CpuWeights(StepProgram((), (), (one,), (), 1), isa=isa)
+    weights.put(one, 0, host_tensor(weight))
+    theirs = dequantized(one, weights.packed(one))
+    ours = rounded_weights(torch.from_numpy(weight), quant).numpy()
+    assert (ours != theirs).mean() < 0.03
+    assert squared_error(ours, weight) == pytest.approx(squared_error(theirs, weight), rel=5e-4)
+
+
+def squared_error(values: NDArray[np.float32], weight: NDArray[np.float32]) -> float:
+    """Of the weight's own squares."""
+    exact = weight.astype(np.float64)
+    return float(((values - exact) ** 2).sum() / (exact**2).sum())
+
+
 def plain_error(weight: NDArray[np.float32], quant: QuantSpec) -> float:
     """Squared error of plain round-to-nearest: the whole range of each group, no search."""
     groups = weight.astype(np.float64).reshape(len(weight), -1, quant.group_size)
@@ -248,5 +278,5 @@ def test_random_codes_have_the_spread_of_random_weights(bits: int, kind: SlotKin
     weights.fill_random(one, 3)
     deviation = dequantized(one, weights.packed(one)).std() * 512**0.5
     assert 0.9 < deviation < 1.2
-    codes = codes_of(one, weights.packed(one))[0]
+    codes = read_codes(one, weights.packed(one)).codes
     assert len(np.unique(codes)) == 1 << bits

@@ -97,6 +97,13 @@ class CpuExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step. Raises KernelError when the plan leaves its limits."""
+        return self.execute_part(plan, 0, -1)
+
+    def execute_part(self, plan: StepPlan, first_op: int, last_op: int) -> StepResult:
+        """Runs operations `first_op` … `last_op` − 1 of a step (−1: to the end).
+
+        The result is that of the step once its last operation has run. Raises as `execute` does.
+        """
         if self._handle is None:
             raise KernelError("the executor is closed")
         num_rows = len(plan.logit_rows)
@@ -117,7 +124,11 @@ class CpuExecutor:
         self._fill_result(result)
         check(
             self._library.hearth_run(
-                self._handle, 0, -1, ctypes.byref(self._plan), ctypes.byref(self._result)
+                self._handle,
+                first_op,
+                last_op,
+                ctypes.byref(self._plan),
+                ctypes.byref(self._result),
             )
         )
         return result
@@ -189,7 +200,10 @@ class CpuExecutor:
         c.ranks = None if result.ranks is None else result.ranks.ctypes.data
 
     def read_buffer(self, index: int, num_rows: int) -> NDArray[np.float32]:
-        """Rows of a program buffer as the last step left them, [num_rows, width]; for tests."""
+        """Rows of a program buffer as the last step left them, [num_rows, width]; for tests.
+
+        Of int8 rows, what they stand for.
+        """
         out = np.empty((num_rows, self._program.buffers[index].width), np.float32)
         check(self._library.hearth_read_buffer(self._handle, index, num_rows, out.ctypes.data))
         return out

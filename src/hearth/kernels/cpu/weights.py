@@ -19,6 +19,7 @@ from hearth.core.units import format_bytes
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.library import load_library, resolve_isa
 from hearth.kernels.packing import (
+    SCALE_CANDIDATES,
     HostTensor,
     arena_bytes,
     matrix_bytes,
@@ -27,8 +28,6 @@ from hearth.kernels.packing import (
 )
 
 _HUGE_PAGE_BYTES = 2 << 20
-# Scales that are tried for a group of 4-bit codes beside the plain one: more of them find little.
-SCALE_CANDIDATES = 8
 
 
 class CpuWeights:

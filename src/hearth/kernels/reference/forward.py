@@ -24,6 +24,7 @@ from hearth.core.program import (
     Linear,
     Norm,
     Op,
+    Quantize,
     Rope,
     Sample,
     Select,
@@ -33,6 +34,7 @@ from hearth.core.program import (
 from hearth.core.spec import Activation, RopePairing, RopeSpec
 from hearth.kernels.reference.experts import ExpertWeights, mix, route
 from hearth.kernels.reference.kv import KvPlace, KvStore, StepTensors
+from hearth.kernels.reference.quantize import rounded_rows
 
 
 class WeightLookup(Protocol):
@@ -45,7 +47,7 @@ def forward(
     program: StepProgram, weights: WeightLookup, step: StepTensors, kv: KvStore
 ) -> torch.Tensor:
     """Runs the program up to its sampling. Returns the raw logits, [R, vocabulary]."""
-    run = _Pass(weights, step, kv)
+    run = _Pass(program, weights, step, kv)
     for op in program.ops:
         if isinstance(op, Sample):
             return run.buffers[op.logits]
@@ -56,7 +58,10 @@ def forward(
 class _Pass:
     """One run of a program: its buffers by number."""
 
-    def __init__(self, weights: WeightLookup, step: StepTensors, kv: KvStore) -> None:
+    def __init__(
+        self, program: StepProgram, weights: WeightLookup, step: StepTensors, kv: KvStore
+    ) -> None:
+        self.program = program
         self.weights = weights
         self.step = step
         self.kv = kv
@@ -74,6 +79,10 @@ class _Pass:
     def linear(self, op: Linear) -> None:
         bias = self.weights[op.bias] if op.bias is not None else None
         self.buffers[op.out] = functional.linear(self.buffers[op.x], self.weights[op.weight], bias)
+
+    def quantize(self, op: Quantize) -> None:
+        group_size = self.program.buffers[op.out].group_size
+        self.buffers[op.out] = rounded_rows(self.buffers[op.x], group_size)
 
     def head_norm(self, op: HeadNorm) -> None:
         x = self.buffers[op.x]
@@ -136,6 +145,7 @@ _HANDLERS: dict[type[Op], Callable[[_Pass, Any], None]] = {
     Angles: _Pass.angles,
     Norm: _Pass.norm,
     Linear: _Pass.linear,
+    Quantize: _Pass.quantize,
     HeadNorm: _Pass.head_norm,
     Rope: _Pass.rope,
     KvWrite: _Pass.kv_write,

@@ -177,7 +177,8 @@ HEARTH_API void hearth_model_destroy(hearth_model* model);
 HEARTH_API int32_t hearth_run(hearth_model* model, int32_t first, int32_t last,
                               const hearth_plan* plan, const hearth_result* result);
 
-// Copies the rows of a buffer as they stand after the last run, [rows, width]; for tests.
+// Copies the rows of a buffer as they stand after the last run, [rows, width], of quantized rows
+// what they stand for; for tests.
 HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32_t rows,
                                       float* out);
 

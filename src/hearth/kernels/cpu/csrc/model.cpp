@@ -24,6 +24,15 @@ void require(bool condition, const char* message) {
   if (!condition) fail(HEARTH_E_ARGUMENT, message);
 }
 
+void read_quantized_row(const void* row, int64_t width, int group, float* out) {
+  auto* codes = static_cast<const int8_t*>(row);
+  for (int64_t k = 0; k < width; k++) {
+    float scale;
+    std::memcpy(&scale, codes + row_scales_offset(width, group) + k / group * 4, 4);
+    out[k] = static_cast<float>(codes[k]) * scale;
+  }
+}
+
 }  // namespace
 
 Arena::Arena(size_t bytes) : bytes_(std::max<size_t>(bytes, 64)) {
@@ -173,10 +182,13 @@ void Model::read_buffer(int buffer, int rows, float* out) const {
   const Buffer& b = buffers_[buffer];
   int most = b.rows_kind == HEARTH_ROWS_LOGITS ? limits_.max_logit_rows : limits_.max_tokens;
   if (rows < 0 || rows > most) fail(HEARTH_E_ARGUMENT, "no so many rows");
-  if (b.group) fail(HEARTH_E_ARGUMENT, "a buffer of quantized rows cannot be read");
-  for (int r = 0; r < rows; r++)
-    std::memcpy(out + r * b.width, b.data + r * b.stride,
-                static_cast<size_t>(b.width) * sizeof(float));
+  for (int r = 0; r < rows; r++) {
+    const float* row = b.data + r * b.stride;
+    if (b.group)
+      read_quantized_row(row, b.width, b.group, out + r * b.width);
+    else
+      std::memcpy(out + r * b.width, row, static_cast<size_t>(b.width) * sizeof(float));
+  }
 }
 
 }  // namespace hearth

@@ -1,0 +1,91 @@
+"""Packed codes read back, plainly: the layouts of `kernels/packing` and what codes stand for.
+
+In numpy, without a kernel: what quantized kernels are held against, and how the torch reference
+gets the very codes that they read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearth.core.spec import SlotKind, WeightSlot
+from hearth.core.units import round_up
+from hearth.kernels.packing import PANEL_COLUMNS, SCALE_BYTES
+
+_Element = TypeVar("_Element", bound=np.generic)
+
+_TABLE_ZERO = 128  # a table has no zero points of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Of a slot: codes [rows, cols], scales and zero points [rows, groups].
+
+    A weight is scale · (code − zero point). Stacked matrices follow each other.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.uint8]
+
+    def values(self, group_size: int) -> NDArray[np.float32]:
+        """What the codes stand for, [rows, cols]; the product is exact in float32."""
+        cols = self.codes.shape[1]
+        zeros = np.repeat(self.zeros, group_size, axis=1)[:, :cols]
+        scales = np.repeat(self.scales, group_size, axis=1)[:, :cols]
+        result: NDArray[np.float32] = (self.codes.astype(np.float32) - zeros) * scales
+        return result
+
+
+def read_codes(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
+    """The codes of a quantized slot from its packed bytes."""
+    if slot.kind is SlotKind.TABLE:
+        return _of_table(slot, packed)
+    quant, groups = slot.quant, -(-slot.cols // slot.quant.group_size)
+    head = PANEL_COLUMNS * (SCALE_BYTES + (0 if quant.symmetric else 1))
+    block = head + PANEL_COLUMNS * quant.group_size * quant.bits // 8
+    blocks = packed.reshape(-1, groups, block)
+    scales = _bfloat16(blocks[:, :, : PANEL_COLUMNS * SCALE_BYTES])
+    zeros = blocks[:, :, PANEL_COLUMNS * SCALE_BYTES : head]
+    if quant.symmetric:
+        zeros = np.full(scales.shape, 1 << quant.bits - 1, np.uint8)
+    raw = blocks[:, :, head:].reshape(len(blocks), groups, -1, PANEL_COLUMNS, 4)
+    if quant.bits == 4:  # [panel, group, octet, half, column, 4]
+        halves = np.stack([raw & 15, raw >> 4], axis=3)
+        codes = halves.transpose(0, 4, 1, 2, 3, 5)
+    else:
+        codes = raw.transpose(0, 3, 1, 2, 4)
+    per_row = codes.reshape(len(raw) * PANEL_COLUMNS, -1)[:, : slot.cols]
+    return Codes(
+        _without_padding(slot, per_row),
+        _without_padding(slot, scales.transpose(0, 2, 1).reshape(-1, groups)),
+        _without_padding(slot, zeros.transpose(0, 2, 1).reshape(-1, groups)),
+    )
+
+
+def dequantized(slot: WeightSlot, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The matrix that a slot's packed codes stand for, [total_rows, cols]."""
+    return read_codes(slot, packed).values(slot.quant.group_size)
+
+
+def _of_table(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
+    rows = packed.reshape(slot.rows, -1)
+    padded = round_up(slot.cols, slot.quant.group_size)
+    end = padded + padded // slot.quant.group_size * SCALE_BYTES
+    scales = _bfloat16(rows[:, padded:end])
+    zeros = np.full(scales.shape, _TABLE_ZERO, np.uint8)
+    return Codes(rows[:, : slot.cols].copy(), scales, zeros)
+
+
+def _without_padding(slot: WeightSlot, rows: NDArray[_Element]) -> NDArray[_Element]:
+    """Each matrix of a stack is padded to whole panels."""
+    matrices = rows.reshape(slot.stack, round_up(slot.rows, PANEL_COLUMNS), -1)
+    return np.ascontiguousarray(matrices[:, : slot.rows].reshape(slot.total_rows, -1))
+
+
+def _bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
