@@ -115,11 +115,30 @@ Dtype = Annotated[
     option("--dtype", "Precision of weights and KV cache.", rich_help_panel="Model"),
 ]
 Quantize = Annotated[
-    Literal["none", "int8", "int4"],
+    Literal["none", "int8", "int4", "auto"],
     option(
         "--quantize",
         "Store matrices as 8-bit or 4-bit codes, rounded while they load; head and embedding "
-        "keep 8 bits.",
+        "keep 8 bits. auto: the most exact of none, int8, int4 that fits into memory.",
+        rich_help_panel="Model",
+    ),
+]
+Activations = Annotated[
+    Literal["auto", "int8", "float32"],
+    option(
+        "--activations",
+        "What codes are multiplied with: rows rounded to int8, a scale for each group of values, "
+        "or float32 rows, which lose nothing more and read prompts several times slower. auto: "
+        "int8.",
+        rich_help_panel="Model",
+    ),
+]
+QuantizeGroupSize = Annotated[
+    int,
+    option(
+        "--quantize-group-size",
+        "Columns that share a scale: 32, 64 or 128. Smaller ones lose less and take more memory.",
+        metavar="COLUMNS",
         rich_help_panel="Model",
     ),
 ]

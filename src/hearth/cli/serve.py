@@ -13,7 +13,13 @@ import typer
 
 from hearth.cli import options as flag
 from hearth.cli.config_file import Config
-from hearth.core.config import CacheConfig, SchedulerConfig, WeightCacheConfig
+from hearth.core.config import (
+    DEFAULT_CODES,
+    CacheConfig,
+    CodesConfig,
+    SchedulerConfig,
+    WeightCacheConfig,
+)
 
 _CACHE = CacheConfig()
 _SCHEDULER = SchedulerConfig()
@@ -29,6 +35,8 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     shutdown_timeout: flag.ShutdownTimeout = 15.0,
     dtype: flag.Dtype = "auto",
     quantize: flag.Quantize = "none",
+    activations: flag.Activations = "auto",
+    quantize_group_size: flag.QuantizeGroupSize = DEFAULT_CODES.group_size,
     load_format: flag.LoadFormat = "auto",
     max_model_len: flag.MaxModelLen = None,
     window: flag.Window = None,
@@ -58,6 +66,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     engine = settings.EngineFlags(
         dtype=dtype,
         quantize=quantize,
+        codes=CodesConfig(activations, quantize_group_size),
         load_format=load_format,
         max_model_len=max_model_len,
         window=window,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hearth.core.config import (
     CacheConfig,
+    CodesConfig,
     DeviceConfig,
     EngineConfig,
     ModelConfig,
@@ -42,6 +43,7 @@ class EngineFlags:
 
     dtype: str
     quantize: str
+    codes: CodesConfig
     load_format: str
     max_model_len: int | None
     window: int | None
@@ -119,6 +121,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             path=str(model_dir),
             dtype=flags.dtype,
             quantize=flags.quantize,
+            codes=flags.codes,
             load_format=flags.load_format,
             max_model_len=flags.max_model_len,
             seed=flags.seed,

@@ -10,16 +10,34 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class CodesConfig:
+    """How codes are made of matrices, and what they are multiplied with, where they are codes.
+
+    `activations`: int8, float32, or auto, which is int8. `group_size` columns of a row share a
+    scale, and a zero point where `zero_points`.
+    """
+
+    activations: str = "auto"
+    group_size: int = 128  # 32, 64, 128
+    zero_points: bool = False
+
+
+DEFAULT_CODES = CodesConfig()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Which model, in which precision.
 
-    `dtype`: auto, float32, bfloat16. `quantize`: none, int8, int4 (see models/quantize).
-    `window`: attention of every layer is limited to so many tokens; None: as the model has it.
+    `dtype`: auto, float32, bfloat16. `quantize`: none, int8, int4 (see models/quantize), or auto:
+    the most exact that fits into memory. `window`: attention of every layer is limited to so many
+    tokens; None: as the model has it.
     """
 
     path: str
     dtype: str = "auto"
     quantize: str = "none"
+    codes: CodesConfig = DEFAULT_CODES
     load_format: str = "auto"  # auto, safetensors, dummy
     max_model_len: int | None = None
     seed: int = 0

@@ -117,7 +117,11 @@ def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
     model, scheduler = config.model, config.scheduler
     if backend.name != "automodel":
         return load_model_spec(
-            model.path, model.dtype, window=model.window, quantize=model.quantize
+            model.path,
+            model.dtype,
+            window=model.window,
+            quantize=model.quantize,
+            codes=model.codes,
         )
     from hearth.models.automodel.load import LoadRequest, load_automodel_spec
 

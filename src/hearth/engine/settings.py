@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hearth.core.config import EngineConfig
+from hearth.core.config import EngineConfig, ModelConfig
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.kernels.packing import BLOCK_SIZES
+from hearth.models.quantize import ACTIVATIONS, GROUP_SIZES, SCHEMES
 
 DTYPES = ("auto", "float32", "bfloat16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -20,6 +21,7 @@ MAX_CONTEXT = 1 << 28
 def check_settings(config: EngineConfig) -> None:
     """Raises ConfigError that names the flag, its value and what is permitted."""
     _check_choice("--dtype", config.model.dtype, DTYPES)
+    _check_codes(config.model)
     _check_choice("--load-format", config.model.load_format, LOAD_FORMATS)
     _check_choice("--executor", config.device.executor, EXECUTORS)
     if config.cache.block_size not in BLOCK_SIZES:
@@ -42,6 +44,22 @@ def check_settings(config: EngineConfig) -> None:
         _check_range("--weight-cache-bytes", config.weight_cache.max_bytes, 0, 1 << 50)
     if config.device.threads is not None:
         _check_range("--threads", config.device.threads, 1, MAX_THREADS)
+
+
+def _check_codes(model: ModelConfig) -> None:
+    _check_choice("--quantize", model.quantize, (*SCHEMES, "auto"))
+    _check_choice("--activations", model.codes.activations, ACTIVATIONS)
+    if model.codes.group_size not in GROUP_SIZES:
+        permitted = ", ".join(map(str, GROUP_SIZES))
+        raise ConfigError(
+            f"--quantize-group-size is {model.codes.group_size}; permitted: {permitted}"
+        )
+    if model.codes.activations == "int8" and model.quantize == "none":
+        raise ConfigError(
+            "--activations is int8, and --quantize is none: rows of int8 are multiplied with codes",
+            param="activations",
+            hint="set --quantize int8 or int4, or leave --activations out",
+        )
 
 
 def _check_choice(flag: str, value: str, permitted: tuple[str, ...]) -> None:

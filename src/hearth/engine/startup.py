@@ -17,21 +17,12 @@ from hearth.core.config import Choice, EngineConfig, Resolved
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.engine import Engine, EngineShape
-from hearth.engine.executor import (
-    BackendChoice,
-    LoadedModel,
-    choose_backend,
-    create_executor,
-    load_spec,
-)
+from hearth.engine.executor import BackendChoice, LoadedModel, choose_backend, create_executor
 from hearth.engine.messages import Ready
+from hearth.engine.planning import plan_model
 from hearth.engine.settings import check_settings
 from hearth.host.cpu import UsableCores, read_usable_cores
-from hearth.host.fit import Fit, FitRequest, fit
-from hearth.host.memory import HostMemory, read_memory
-from hearth.models.automodel.spec import AutoModelSpec
-from hearth.models.loader import LoadedSpec
-from hearth.models.quantize import storage_of
+from hearth.host.fit import Fit
 
 logger = logging.getLogger("hearth.engine")
 
@@ -67,13 +58,12 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     check_settings(config)
     backend = choose_backend(config.device, Path(config.model.path))
     _check_backend(config, backend)
-    loaded = load_spec(backend, config)
-    timer.end("config")
     threads = _choose_threads(config)
-    fitted = fit(_fit_request(config, loaded, threads.count), _read_memory(loaded))
+    planned = plan_model(backend, config, threads.count)
+    timer.end("plan")
+    loaded, fitted = planned.loaded, planned.fitted
     # Frequencies of some RoPE scalings depend on the context that is served; no size does.
     loaded = loaded.at_length(fitted.limits.max_model_len)
-    timer.end("plan")
     shape = EngineShape(fitted.limits, fitted.kv)
     created = create_executor(
         backend,
@@ -89,8 +79,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     notes = (backend.warning, window.warning if window else "")
     warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
-    coded = _quantize_choices(config, loaded)
-    choices = (*_choices(loaded, backend, threads), *windows, *coded, *created.choices)
+    choices = (*_choices(loaded, backend, threads), *windows, *planned.choices, *created.choices)
     resolved = _resolve(config, loaded, fitted, choices, warnings)
     _log_degraded(backend)
     timer.end("engine")
@@ -106,53 +95,21 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
 
 def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
     """Some settings concern the C++ kernels. Raises ConfigError where others run the model."""
-    if backend.name != "cpu" and config.device.isa != "auto":
+    if backend.name == "cpu":
+        return
+    runs = f"{backend.name} is what runs the model ({backend.reason})"
+    if config.device.isa != "auto":
         raise ConfigError(
-            f"--isa (HEARTH_ISA) {config.device.isa} chooses among the C++ kernels, and "
-            f"{backend.name} is what runs the model ({backend.reason})",
+            f"--isa (HEARTH_ISA) {config.device.isa} chooses among the C++ kernels, and {runs}",
             param="isa",
             hint="leave it out",
         )
-    if backend.name != "cpu" and config.model.quantize != "none":
+    if config.model.quantize not in {"none", "auto"}:
         raise ConfigError(
-            f"--quantize {config.model.quantize} needs the C++ kernels, and {backend.name} is what "
-            f"runs the model ({backend.reason})",
+            f"--quantize {config.model.quantize} needs the C++ kernels, and {runs}",
             param="quantize",
             hint="leave --quantize out",
         )
-
-
-def _quantize_choices(config: EngineConfig, loaded: LoadedModel) -> tuple[Choice, ...]:
-    """What became of the matrices; nothing where they are stored as they are."""
-    if config.model.quantize == "none" or not isinstance(loaded, LoadedSpec):
-        return ()
-    stored = storage_of(loaded.program.slots)
-    reason = f"--quantize; of the matrices: {stored}; rounded to nearest, the loss is not measured"
-    return (Choice("quantize", config.model.quantize, reason),)
-
-
-def _fit_request(config: EngineConfig, loaded: LoadedModel, num_threads: int) -> FitRequest:
-    return FitRequest(
-        program=loaded.program,
-        dtype=loaded.dtype,
-        max_position_embeddings=loaded.max_position_embeddings,
-        block_size=config.cache.block_size,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        max_model_len=config.model.max_model_len,
-        kv_memory_bytes=config.cache.memory_bytes,
-        num_threads=num_threads,
-        fixed=loaded.fixed_memory if isinstance(loaded, AutoModelSpec) else None,
-    )
-
-
-def _read_memory(loaded: LoadedModel) -> HostMemory:
-    """What is free where the model will lie."""
-    if not isinstance(loaded, AutoModelSpec):
-        return read_memory()
-    from hearth.models.automodel.load import read_device_memory
-
-    return read_device_memory(loaded.device)
 
 
 @dataclass(frozen=True, slots=True)

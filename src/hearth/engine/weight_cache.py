@@ -191,8 +191,14 @@ def _on_disk(directory: Path, disk: DiskFacts, max_bytes: int | None) -> _Policy
 
 
 def _wanted(slots: tuple[WeightSlot, ...], sources: _Sources, isa: str) -> PackedHeader:
-    key = cache_key(slots, sources.identities, isa)
-    return PackedHeader(key, arena_bytes(slots), packed_tensors(slots))
+    stored = tuple(_as_stored(slot) for slot in slots)
+    key = cache_key(stored, sources.identities, isa)
+    return PackedHeader(key, arena_bytes(stored), packed_tensors(stored))
+
+
+def _as_stored(slot: WeightSlot) -> WeightSlot:
+    """The slot without what changes no packed byte: which rows it will be multiplied with."""
+    return replace(slot, quant=replace(slot.quant, int8_rows=False))
 
 
 def _use(program: StepProgram, found: Found, on_progress: Progress) -> CpuLoad:

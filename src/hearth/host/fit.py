@@ -94,6 +94,16 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
 
 
+def needed_bytes(request: FitRequest, num_tokens: int) -> int:
+    """What must be free for a context of `num_tokens`.
+
+    The KV cache is as large as it was set, or counts as often as its share of what is left asks.
+    """
+    fixed = _fixed_items(request) if request.fixed is None else request.fixed
+    kv = request.kv_memory_bytes or KV_SHARE * _sequence_bytes(request, num_tokens)
+    return sum(item.num_bytes for item in fixed) + kv
+
+
 def max_logit_rows(max_num_seqs: int, max_num_batched_tokens: int) -> int:
     """Logits rows of a step: one a sequence that samples, and those of prompts to be scored."""
     return min(max_num_seqs + SCORED_ROWS, max_num_batched_tokens)

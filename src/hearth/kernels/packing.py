@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from hearth.core.program import KvGroupSpec
     from hearth.core.spec import WeightSlot
 
-PACKING_VERSION = 2
+PACKING_VERSION = 3
 PANEL_COLUMNS = 64
 LANES = 16
 # Names of the layouts above in files; what is quantized adds its own.
 _LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR: "vector64"}
 SCALE_BYTES = 2
-# Scales that are tried for a group of 4-bit codes beside the plain one: more of them find little.
+# Scales that are tried for a group of 4-bit codes beside the plain one. (Squared error left in the
+# built-in model's matrices, groups of 128: 0.93 % with 8 near steps, 0.91 % with the 8 wide ones of
+# kernels_fit.h, 0.90 % with 30 over any range, 0.87 % with zero points.)
 SCALE_CANDIDATES = 8
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hearth.core.config import DEFAULT_CODES, CodesConfig
 from hearth.core.program import StepProgram
 from hearth.core.spec import DType, ModelSpec
 from hearth.models.config_json import ConfigJson, read_config
@@ -32,7 +33,8 @@ class LoadedSpec:
     dtype_reason: str
     config: ConfigJson
     window: int | None = None  # that of --window
-    quantize: str = "none"  # that of --quantize
+    quantize: str = "none"  # none, int8, int4
+    codes: CodesConfig = DEFAULT_CODES
     warnings: tuple[str, ...] = ()
 
     @property
@@ -53,7 +55,7 @@ class LoadedSpec:
         """
         family = family_of(architecture_of(self.config))
         spec = family.build_spec(self.config, self.dtype, max_model_len)
-        spec = quantized(with_window(spec, self.window), self.quantize)
+        spec = quantized(with_window(spec, self.window), self.quantize, self.codes)
         return replace(self, spec=spec, program=lower(spec))
 
 
@@ -63,13 +65,15 @@ def load_model_spec(
     max_model_len: int | None = None,
     window: int | None = None,
     quantize: str = "none",
+    codes: CodesConfig = DEFAULT_CODES,
 ) -> LoadedSpec:
     """Reads config.json and generation_config.json and lowers the model.
 
     `dtype`: auto, float32 or bfloat16. `max_model_len`: the longest sequence that will be served,
     None for the longest that the model supports (see `LoadedSpec.at_length`). `window`: see
-    `windows.with_window`; `quantize`: see `quantize.quantized`. Raises ModelNotFoundError,
-    UnknownArchitectureError, ModelError (a value in a file) or ConfigError (`dtype`, `window`).
+    `windows.with_window`; `quantize` and `codes`: see `quantize.quantized`. Raises
+    ModelNotFoundError, UnknownArchitectureError, ModelError (a value in a file) or ConfigError
+    (`dtype`, `window`).
     """
     directory = Path(path)
     config = read_config(directory)
@@ -77,7 +81,7 @@ def load_model_spec(
     refuse_unimplemented(config, family.reads)
     choice = resolve_dtype(dtype, checkpoint_dtype(config))
     spec = with_window(family.build_spec(config, choice.dtype, max_model_len), window)
-    spec = quantized(spec, quantize)
+    spec = quantized(spec, quantize, codes)
     generation = read_generation_defaults(directory, config, spec.vocab_size)
     return LoadedSpec(
         path=directory,
@@ -89,5 +93,6 @@ def load_model_spec(
         config=config,
         window=window,
         quantize=quantize,
+        codes=codes,
         warnings=generation.warnings,
     )

@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hearth.core.config import DEFAULT_CODES, CodesConfig
 from hearth.core.spec import ModelSpec, MoeSpec, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import round_up
 
-GROUP_SIZE = 128
+SCHEMES = ("none", "int8", "int4")  # the most exact first
+GROUP_SIZES = (32, 64, 128)
+ACTIVATIONS = ("auto", "int8", "float32")
 LEAST_GROUP = 32  # groups are multiples of it
 
 
-def quantized(spec: ModelSpec, scheme: str) -> ModelSpec:
+def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) -> ModelSpec:
     """The same model with its matrices stored as `scheme` says.
 
     int4: linear layers in 4 bits; head and embedding, which lose most, in 8. int8: all in 8.
-    Linear layers round what they read to int8. Norms, biases, routers and the stacked matrices of
-    experts stay as they are.
+    Linear layers round what they read to int8, unless `codes` wants float32 activations. Norms,
+    biases, routers and the stacked matrices of experts stay as they are.
     """
     if scheme == "none":
         return spec
@@ -30,15 +33,17 @@ def quantized(spec: ModelSpec, scheme: str) -> ModelSpec:
     def convert(slot: WeightSlot) -> WeightSlot:
         if slot.kind is SlotKind.VECTOR or slot.stack > 1 or slot.name in routers:
             return slot
-        return _coded(slot, 4 if scheme == "int4" and slot.name not in in_8_bits else 8)
+        is_outer = slot.name in in_8_bits
+        quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)
+        return replace(slot, quant=replace(quant, symmetric=is_outer or not codes.zero_points))
 
     return replace(spec, slots=tuple(convert(slot) for slot in spec.slots))
 
 
-def _coded(slot: WeightSlot, bits: int) -> WeightSlot:
-    group_size = min(GROUP_SIZE, round_up(slot.cols, LEAST_GROUP))
-    is_linear = slot.kind is SlotKind.LINEAR
-    return replace(slot, quant=QuantSpec(slot.quant.dtype, bits, group_size, int8_rows=is_linear))
+def _quant_of(slot: WeightSlot, bits: int, codes: CodesConfig) -> QuantSpec:
+    group_size = min(codes.group_size, round_up(slot.cols, LEAST_GROUP))
+    int8_rows = slot.kind is SlotKind.LINEAR and codes.activations != "float32"
+    return QuantSpec(slot.quant.dtype, bits, group_size, int8_rows=int8_rows)
 
 
 def storage_of(slots: Sequence[WeightSlot]) -> str:

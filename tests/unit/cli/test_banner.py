@@ -12,13 +12,29 @@ from tests.unit.serve.fake_engine import toy_model
 from hearth.cli.banner import Banner, curl_line, print_banner
 from hearth.cli.clock import StartupClock
 from hearth.cli.settings import EngineFlags, ServeSettings, engine_config, find_model
-from hearth.core.config import Choice, Resolved, WeightCacheConfig
+from hearth.core.config import DEFAULT_CODES, Choice, Resolved, WeightCacheConfig
 from hearth.core.step import ExecutorInfo
 from hearth.engine.messages import Ready
 
 CACHE = WeightCacheConfig()
 FLAGS = EngineFlags(
-    "auto", "none", "auto", None, None, 0, 8, 64, 16, 32, True, None, "auto", None, CACHE
+    dtype="auto",
+    quantize="none",
+    codes=DEFAULT_CODES,
+    load_format="auto",
+    max_model_len=None,
+    window=None,
+    seed=0,
+    max_num_seqs=8,
+    max_num_batched_tokens=64,
+    max_queued_requests=16,
+    block_size=32,
+    enable_prefix_caching=True,
+    kv_cache_memory_bytes=None,
+    executor="auto",
+    threads=None,
+    isa="auto",
+    weight_cache=CACHE,
 )
 READY = Ready(
     resolved=Resolved(

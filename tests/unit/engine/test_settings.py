@@ -6,6 +6,7 @@ import pytest
 
 from hearth.core.config import (
     CacheConfig,
+    CodesConfig,
     DeviceConfig,
     EngineConfig,
     ModelConfig,
@@ -43,6 +44,19 @@ def test_the_defaults_are_in_range() -> None:
             "--max-num-batched-tokens is -5",
         ),
         (EngineConfig(ModelConfig("m"), device=DeviceConfig(threads=0)), "--threads is 0"),
+        (EngineConfig(ModelConfig("m", quantize="int3")), "--quantize is 'int3'; permitted: none"),
+        (
+            EngineConfig(ModelConfig("m", quantize="int4", codes=CodesConfig(group_size=48))),
+            "--quantize-group-size is 48; permitted: 32, 64, 128",
+        ),
+        (
+            EngineConfig(ModelConfig("m", quantize="int4", codes=CodesConfig("int4"))),
+            "--activations is 'int4'; permitted: auto, int8, float32",
+        ),
+        (
+            EngineConfig(ModelConfig("m", codes=CodesConfig("int8"))),
+            "--activations is int8, and --quantize is none",
+        ),
         (
             EngineConfig(ModelConfig("m"), device=DeviceConfig(None, "tpu")),
             "--executor is 'tpu'",

@@ -22,7 +22,7 @@ from tests.unit.models.checkpoints import (
     write_sharded,
 )
 
-from hearth.core.config import WeightCacheConfig
+from hearth.core.config import DEFAULT_CODES, CodesConfig, WeightCacheConfig
 from hearth.core.errors import WeightsError
 from hearth.core.spec import DType, QuantSpec, WeightSource
 from hearth.engine import weight_cache
@@ -52,9 +52,14 @@ class Starts:
         write_safetensors(self.model / "model.safetensors", tensors)
 
     def start(
-        self, dtype: str = "auto", quantize: str = "none", isa: str = "auto", **changes: object
+        self,
+        dtype: str = "auto",
+        quantize: str = "none",
+        isa: str = "auto",
+        codes: CodesConfig = DEFAULT_CODES,
+        **changes: object,
     ) -> CpuLoad:
-        loaded = load_model_spec(self.model, dtype, quantize=quantize)
+        loaded = load_model_spec(self.model, dtype, quantize=quantize, codes=codes)
 
         def fill(sink: WeightSink) -> LoadReport:
             self.num_packed += 1
@@ -106,6 +111,14 @@ def test_codes_of_another_instruction_set_are_packed_anew(starts: Starts) -> Non
     assert len(starts.files()) >= len(ISAS)
     starts.start(quantize="int4")
     assert starts.num_packed == len(ISAS), "the best one is what auto takes"
+
+
+def test_codes_are_the_same_for_exact_and_rounded_activations(starts: Starts) -> None:
+    for activations in ("int8", "float32", "auto"):
+        starts.start(quantize="int4", codes=CodesConfig(activations))
+    assert starts.num_packed == 1
+    starts.start(quantize="int4", codes=CodesConfig(zero_points=True))
+    assert starts.num_packed == 2
 
 
 def test_a_hit_warns_of_the_same_as_a_miss(starts: Starts) -> None:

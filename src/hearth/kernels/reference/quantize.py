@@ -80,7 +80,7 @@ def _symmetric(groups: torch.Tensor, bits: int) -> torch.Tensor:
         return torch.where(is_zero, 0.0, values)
     best_products = best_squares = torch.zeros_like(most)
     for i in range(SCALE_CANDIDATES + 1):
-        step = 0.125 * ((i + 1) // 2) * (1 if i % 2 else -1)
+        step = 0.25 * ((i + 1) // 2) * (1 if i % 2 else -1)
         codes = _Range(-(8.0 + step) / most, -8, 7).codes_of(groups)
         products = (groups * codes).sum(-1, keepdim=True)
         squares = codes.square().sum(-1, keepdim=True)

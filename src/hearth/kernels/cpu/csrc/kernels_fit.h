@@ -81,7 +81,7 @@ inline void fit_symmetric(FitArgs& a, float smallest, float largest) {
   Fit best{-8.0f / most, -8, 7, 0, 0};
   weigh(a, best);
   for (int i = 1; i <= a.candidates; i++) {
-    float step = 0.125f * static_cast<float>((i + 1) / 2);
+    float step = 0.25f * static_cast<float>((i + 1) / 2);
     Fit fit{-(i % 2 ? 8.0f + step : 8.0f - step) / most, -8, 7, 0, 0};
     weigh(a, fit);
     if (is_better(fit, best)) best = fit;

@@ -1,0 +1,171 @@
+"""Reads a model's description, plans its memory, and decides how its matrices are stored.
+
+`--quantize auto` takes the most exact scheme that fits, and says what the others would need. It
+never chooses the loss of a coarser one for its speed: that is the user's to ask for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hearth.core.config import DEFAULT_CODES, Choice, CodesConfig, EngineConfig
+from hearth.core.errors import CapacityError
+from hearth.core.units import format_bytes, format_count
+from hearth.engine.executor import BackendChoice, LoadedModel, load_spec
+from hearth.host.fit import Fit, FitRequest, fit, needed_bytes
+from hearth.host.memory import HostMemory, read_memory
+from hearth.kernels.packing import arena_bytes
+from hearth.models.automodel.spec import AutoModelSpec
+from hearth.models.loader import LoadedSpec
+from hearth.models.quantize import SCHEMES, storage_of
+
+# A scheme fits with a context of so many tokens, where neither the user nor the model says less.
+AUTO_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A model that fits, and what was chosen for its matrices."""
+
+    loaded: LoadedModel
+    fitted: Fit
+    choices: tuple[Choice, ...]
+
+
+def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -> PlannedModel:
+    """Everything that is known before the weights.
+
+    Raises ModelError, ConfigError, CapacityError.
+    """
+    if config.model.quantize == "auto":
+        if backend.name == "cpu":
+            return _plan_auto(backend, config, num_threads)
+        planned = plan_model(backend, _with_scheme(config, "none"), num_threads)
+        reason = f"--quantize auto: {backend.name} runs the model, codes need the C++ kernels"
+        return replace(planned, choices=(Choice("quantize", "none", reason),))
+    loaded = load_spec(backend, config)
+    fitted = fit(fit_request(config, loaded, num_threads), memory_of(loaded))
+    scheme = config.model.quantize
+    if scheme == "none" or not isinstance(loaded, LoadedSpec):
+        return PlannedModel(loaded, fitted, ())
+    choice = Choice("quantize", scheme, f"--quantize; {_of_matrices(loaded)}")
+    return PlannedModel(loaded, fitted, (choice, *_code_choices(config.model.codes)))
+
+
+def fit_request(config: EngineConfig, loaded: LoadedModel, num_threads: int) -> FitRequest:
+    """What is to fit, as the settings have it."""
+    return FitRequest(
+        program=loaded.program,
+        dtype=loaded.dtype,
+        max_position_embeddings=loaded.max_position_embeddings,
+        block_size=config.cache.block_size,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        max_model_len=config.model.max_model_len,
+        kv_memory_bytes=config.cache.memory_bytes,
+        num_threads=num_threads,
+        fixed=loaded.fixed_memory if isinstance(loaded, AutoModelSpec) else None,
+    )
+
+
+def memory_of(loaded: LoadedModel) -> HostMemory:
+    """What is free where the model will lie."""
+    if not isinstance(loaded, AutoModelSpec):
+        return read_memory()
+    from hearth.models.automodel.load import read_device_memory
+
+    return read_device_memory(loaded.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One scheme: the model stored by it, and what it needs."""
+
+    scheme: str
+    loaded: LoadedSpec
+    request: FitRequest
+    num_tokens: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """With the KV cache of the context that is asked for."""
+        return needed_bytes(self.request, self.num_tokens)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a token's step reads, about."""
+        return arena_bytes(self.loaded.program.slots)
+
+    def describe(self) -> str:
+        """`int8 1.62 GiB`."""
+        name = str(self.loaded.dtype) if self.scheme == "none" else self.scheme
+        return f"{name} {format_bytes(self.needed_bytes)}"
+
+
+def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -> PlannedModel:
+    candidates = [_candidate(scheme, backend, config, num_threads) for scheme in SCHEMES]
+    memory = read_memory()
+    needs = ", ".join(candidate.describe() for candidate in candidates)
+    context = f"a context of {format_count(candidates[0].num_tokens)} tokens"
+    for candidate in candidates:
+        if candidate.needed_bytes > memory.available_bytes:
+            continue
+        fitted = fit(candidate.request, memory)
+        reason = (
+            f"--quantize auto: the most exact that fits: {needs} with {context}; "
+            f"{memory.describe()}{_speed_of_others(candidate, candidates[-1])}"
+        )
+        if candidate.scheme == "none":
+            return PlannedModel(candidate.loaded, fitted, (Choice("quantize", "none", reason),))
+        choice = Choice("quantize", candidate.scheme, f"{reason}; {_of_matrices(candidate.loaded)}")
+        codes = _code_choices(config.model.codes)
+        return PlannedModel(candidate.loaded, fitted, (choice, *codes))
+    raise CapacityError(
+        f"the model fits in no precision with {context}: it needs {needs}; {memory.describe()}",
+        hint="free memory, lower --max-model-len or --kv-cache-memory-bytes, or serve a smaller "
+        "model",
+    )
+
+
+def _candidate(
+    scheme: str, backend: BackendChoice, config: EngineConfig, num_threads: int
+) -> _Candidate:
+    loaded = load_spec(backend, _with_scheme(config, scheme))
+    assert isinstance(loaded, LoadedSpec)
+    request = fit_request(config, loaded, num_threads)
+    longest = request.max_position_embeddings
+    num_tokens = min(longest, request.max_model_len or AUTO_CONTEXT)
+    return _Candidate(scheme, loaded, request, num_tokens)
+
+
+def _with_scheme(config: EngineConfig, scheme: str) -> EngineConfig:
+    return replace(config, model=replace(config.model, quantize=scheme))
+
+
+def _speed_of_others(chosen: _Candidate, smallest: _Candidate) -> str:
+    """What the user could have instead, with its price."""
+    if chosen is smallest:
+        return ""
+    ratio = chosen.weight_bytes / smallest.weight_bytes
+    return (
+        f"; a token reads all weights: {smallest.scheme} would answer up to {ratio:.1f} times as "
+        "fast, and is rounded"
+    )
+
+
+def _of_matrices(loaded: LoadedSpec) -> str:
+    stored = storage_of(loaded.program.slots)
+    return f"of the matrices: {stored}; rounded to nearest (docs/quantization.md: what it loses)"
+
+
+def _code_choices(codes: CodesConfig) -> tuple[Choice, ...]:
+    if codes.activations == "float32":
+        rows = Choice("activations", "float32", "--activations: exact rows, slower prompts")
+    else:
+        how = "--activations" if codes.activations == "int8" else "auto"
+        reason = f"{how}: the fastest; each group of {codes.group_size} values has a scale"
+        rows = Choice("activations", "int8", reason)
+    why = "--quantize-group-size"
+    if codes.group_size == DEFAULT_CODES.group_size:
+        why = "default: the least memory; 64 and 32 lose less"
+    return rows, Choice("group size", str(codes.group_size), why)

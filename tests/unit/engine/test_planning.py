@@ -1,0 +1,90 @@
+"""`--quantize auto`: the most exact scheme that fits, with its reason; else the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hearth.cli.settings import BUILT_IN_DIR
+from hearth.core.config import CacheConfig, CodesConfig, EngineConfig, ModelConfig
+from hearth.core.errors import CapacityError
+from hearth.core.program import Quantize
+from hearth.core.units import MIB
+from hearth.engine import planning
+from hearth.engine.executor import BackendChoice
+from hearth.engine.planning import PlannedModel, plan_model
+from hearth.host.fit import needed_bytes
+from hearth.host.memory import HostMemory, MemoryFact
+
+CPU = BackendChoice("cpu", "test")
+AUTO = EngineConfig(ModelConfig(str(BUILT_IN_DIR), quantize="auto"))
+
+
+def plan(
+    monkeypatch: pytest.MonkeyPatch, available_bytes: int, config: EngineConfig = AUTO
+) -> PlannedModel:
+    memory = HostMemory((MemoryFact(available_bytes, "a test"),))
+    monkeypatch.setattr(planning, "read_memory", lambda: memory)
+    return plan_model(CPU, config, 2)
+
+
+def needed(monkeypatch: pytest.MonkeyPatch, scheme: str) -> int:
+    """What a scheme needs, from the plan that takes it when there is plenty."""
+    config = replace(AUTO, model=replace(AUTO.model, quantize=scheme))
+    loaded = plan(monkeypatch, 1 << 40, config).loaded
+    request = planning.fit_request(config, loaded, 2)
+    return needed_bytes(request, loaded.max_position_embeddings)
+
+
+def test_the_most_exact_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = [needed(monkeypatch, scheme) for scheme in ("none", "int8", "int4")]
+    assert needs == sorted(needs, reverse=True)
+    for index, scheme in enumerate(("none", "int8", "int4")):
+        planned = plan(monkeypatch, needs[index])
+        choice = planned.choices[0]
+        assert (choice.name, choice.value) == ("quantize", scheme)
+        assert "the most exact that fits: bfloat16 " in choice.reason
+        assert "4,096 tokens; " in choice.reason
+        assert ("int4 would answer up to" in choice.reason) == (scheme != "int4")
+        assert planned.fitted.limits.max_model_len == 4096
+        has_codes = any(isinstance(op, Quantize) for op in planned.loaded.program.ops)
+        assert has_codes == (scheme != "none")
+
+
+def test_where_nothing_fits_the_error_has_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        CapacityError, match=r"bfloat16 \d+ MiB, int8 \d+ MiB, int4 \d+ MiB; 50.0 MiB"
+    ):
+        plan(monkeypatch, 50 * MIB)
+
+
+def test_the_context_and_cache_that_are_asked_for_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short context leaves room for exact weights, a large cache takes it."""
+    available = needed(monkeypatch, "int4")
+    short = replace(AUTO, model=replace(AUTO.model, max_model_len=64))
+    assert plan(monkeypatch, available, short).choices[0].value == "none"
+    large = replace(AUTO, cache=CacheConfig(memory_bytes=available))
+    with pytest.raises(CapacityError, match="in no precision"):
+        plan(monkeypatch, available, large)
+
+
+def test_without_the_kernels_auto_means_none() -> None:
+    planned = plan_model(BackendChoice("reference", "no C++ kernels"), AUTO, 2)
+    assert planned.choices[0].value == "none"
+    assert "reference runs the model" in planned.choices[0].reason
+
+
+def test_exact_activations_take_no_room_for_rounded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = replace(AUTO.model, quantize="int4")
+    rounded = plan(monkeypatch, 1 << 40, replace(AUTO, model=model))
+    exact_model = replace(model, codes=CodesConfig("float32", 64))
+    exact = plan(monkeypatch, 1 << 40, replace(AUTO, model=exact_model))
+    assert not any(isinstance(op, Quantize) for op in exact.loaded.program.ops)
+    sizes = [
+        next(item.num_bytes for item in each.fitted.plan.items if item.name == "scratch")
+        for each in (exact, rounded)
+    ]
+    assert sizes[0] < sizes[1]
+    said = [(choice.name, choice.value) for choice in exact.choices]
+    assert said == [("quantize", "int4"), ("activations", "float32"), ("group size", "64")]
