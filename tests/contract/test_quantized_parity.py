@@ -19,7 +19,7 @@ from tests.support.executors import require_cpu_library
 from tests.support.hf_models import CASES, Expected, ModelCase
 from tests.unit.kernels.programs import ISAS
 
-from hearth.core.program import Quantize, StepProgram
+from hearth.core.program import Experts, Quantize, StepProgram
 from hearth.core.spec import DType, QuantSpec, WeightSlot
 from hearth.core.step import ExecutorInfo, KvConfig, StepLimits, StepPlan, StepResult
 from hearth.kernels.cpu.executor import CpuExecutor
@@ -119,11 +119,10 @@ class LockStep:
         rows = len(plan.tokens), len(plan.logit_rows)
         ops, done = self._program.ops, 0
         for index, op in enumerate(ops):
-            if isinstance(op, Quantize):
+            if isinstance(op, Quantize) or (isinstance(op, Experts) and op.gated_codes is not None):
                 self._cpu.execute_part(plan, done, index + 1)
-                done, buffer = index + 1, self._program.buffers[op.out]
-                read = self._cpu.read_buffer(op.out, rows[buffer.rows])
-                self._rounded.append(torch.from_numpy(read))
+                done = index + 1
+                self._rounded.append(self._rounded_by(op, rows))
         result = self._cpu.execute_part(plan, done, -1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(forward, "rounded_rows", self._settled)
@@ -135,6 +134,15 @@ class LockStep:
         self.largest_logit = max(self.largest_logit, float(np.abs(logits).max(initial=0.0)))
         assert not self._rounded
         return result
+
+    def _rounded_by(self, op: Quantize | Experts, num_rows: tuple[int, int]) -> torch.Tensor:
+        """What the kernels rounded last: the rows of an operation, or the inputs of `down`."""
+        if isinstance(op, Quantize):
+            buffer = self._program.buffers[op.out]
+            return torch.from_numpy(self._cpu.read_buffer(op.out, num_rows[buffer.rows]))
+        gated = torch.from_numpy(self._cpu.read_buffer(op.gated, num_rows[0]))
+        group_size = self._program.slot(op.down).quant.group_size
+        return rounded_rows(gated.reshape(-1, op.intermediate_size), group_size)
 
     def _settled(self, x: torch.Tensor, group_size: int) -> torch.Tensor:
         """The kernels' rows, which are the reference's but where a value lies in the middle."""

@@ -178,6 +178,9 @@ class Experts:
     operation lies in buffers: routes[t] takes the router's choice from logits[t], `top_k` indices
     ascending and then their weights; gated[t] takes the weighted inputs of `down`, `top_k` times
     `intermediate_size`, in the same order. The slots are those of `MoeSpec`.
+
+    Where `x` holds int8 rows, gated_codes[t] takes gated[t] as `top_k` int8 rows behind each other,
+    in the layout of kernels/packing; they are what `down` reads.
     """
 
     x: int
@@ -190,6 +193,7 @@ class Experts:
     down: str
     intermediate_size: int
     activation: Activation
+    gated_codes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,10 @@ class StepProgram:
     kv_groups: tuple[KvGroupSpec, ...]
     vocab_size: int
     version: int = PROGRAM_VERSION
+
+    def slot(self, name: str) -> WeightSlot:
+        """The weight slot of a name that the program has."""
+        return next(slot for slot in self.slots if slot.name == name)
 
     def digest(self) -> str:
         """Hex SHA-256 over version, buffers, operations, slots and groups."""

@@ -79,8 +79,9 @@ def packed_bytes(slot: WeightSlot) -> int:
     """Bytes of the packed form of a slot, padding included."""
     if slot.kind is SlotKind.VECTOR:
         return round_up(slot.rows, PANEL_COLUMNS) * 4
-    if slot.quant.bits:
-        return _quantized_bytes(slot)
+    if slot.kind is SlotKind.TABLE and slot.quant.bits:
+        num_groups = -(-slot.cols // slot.quant.group_size)
+        return slot.rows * round_up(num_groups * (slot.quant.group_size + SCALE_BYTES), LANES)
     if slot.kind is SlotKind.TABLE:
         return slot.rows * round_up(slot.cols, LANES) * slot.quant.dtype.num_bytes
     return slot.stack * matrix_bytes(slot)
@@ -88,7 +89,12 @@ def packed_bytes(slot: WeightSlot) -> int:
 
 def matrix_bytes(slot: WeightSlot) -> int:
     """Bytes of one of the stacked matrices of a linear slot."""
-    return round_up(slot.rows, PANEL_COLUMNS) * slot.cols * slot.quant.dtype.num_bytes
+    quant, rows = slot.quant, round_up(slot.rows, PANEL_COLUMNS)
+    if not quant.bits:
+        return rows * slot.cols * quant.dtype.num_bytes
+    head = SCALE_BYTES + (0 if quant.symmetric else 1)
+    codes = quant.group_size * quant.bits // 8
+    return rows * -(-slot.cols // quant.group_size) * (head + codes)
 
 
 def packed_tensors(slots: Sequence[WeightSlot]) -> tuple[PackedTensor, ...]:
@@ -105,16 +111,6 @@ def packed_tensors(slots: Sequence[WeightSlot]) -> tuple[PackedTensor, ...]:
         )
         offset += round_up(num_bytes, PAGE_BYTES)
     return tuple(tensors)
-
-
-def _quantized_bytes(slot: WeightSlot) -> int:
-    quant = slot.quant
-    num_groups = -(-slot.cols // quant.group_size)
-    if slot.kind is SlotKind.TABLE:
-        return slot.rows * round_up(num_groups * (quant.group_size + SCALE_BYTES), LANES)
-    head = SCALE_BYTES + (0 if quant.symmetric else 1)
-    codes = quant.group_size * quant.bits // 8
-    return round_up(slot.rows, PANEL_COLUMNS) * num_groups * (head + codes)
 
 
 def row_bytes(width: int, group_size: int) -> int:

@@ -40,6 +40,7 @@ from hearth.core.spec import (
     QuantSpec,
     RopeSpec,
 )
+from hearth.kernels.packing import row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +70,18 @@ class _Writer:
 
     def linear(self, x: int, weight: str, bias: str | None, out: int) -> list[Op]:
         """A linear layer, and before it the rounding of its rows where the weight asks for it."""
-        quant = self.quants[weight]
-        ops: list[Op] = []
-        if quant.int8_rows:
-            rows = self.buffers[x]
-            codes = BufferSpec("codes", rows.width, rows.rows, quant.group_size)
-            if codes not in self.buffers:
-                self.buffers.append(codes)
-            ops.append(Quantize(x, self.buffers.index(codes)))
-            x = self.buffers.index(codes)
-        return [*ops, Linear(x, weight, bias, out)]
+        if not self.quants[weight].int8_rows:
+            return [Linear(x, weight, bias, out)]
+        rounding = self.rounding(x, weight)
+        return [rounding, Linear(rounding.out, weight, bias, out)]
+
+    def rounding(self, x: int, weight: str) -> Quantize:
+        """The rounding of rows to int8, as a weight asks for it."""
+        rows = self.buffers[x]
+        codes = BufferSpec("codes", rows.width, rows.rows, self.quants[weight].group_size)
+        if codes not in self.buffers:
+            self.buffers.append(codes)
+        return Quantize(x, self.buffers.index(codes))
 
     def angles(self, rope: RopeSpec) -> int:
         """The buffer that holds the angles of a rotation."""
@@ -191,10 +194,16 @@ def _write_experts(writer: _Writer, moe: MoeSpec, x_out: tuple[int, int]) -> Non
     x, out = x_out
     router = moe.router
     logits = writer.buffer("router_logits", router.num_experts)
-    writer.ops += [
-        Linear(x, moe.router_weight, None, logits),
+    writer.ops.append(Linear(x, moe.router_weight, None, logits))
+    rows, codes = x, None
+    if writer.quants[moe.gate_up].int8_rows:
+        rounding = writer.rounding(x, moe.gate_up)
+        writer.ops.append(rounding)
+        part_bytes = row_bytes(moe.intermediate_size, writer.quants[moe.down].group_size)
+        rows, codes = rounding.out, writer.buffer("expert_codes", router.top_k * part_bytes // 4)
+    writer.ops.append(
         Experts(
-            x=x,
+            x=rows,
             logits=logits,
             routes=writer.buffer("routes", 2 * router.top_k),
             gated=writer.buffer("expert_gated", router.top_k * moe.intermediate_size),
@@ -204,8 +213,9 @@ def _write_experts(writer: _Writer, moe: MoeSpec, x_out: tuple[int, int]) -> Non
             down=moe.down,
             intermediate_size=moe.intermediate_size,
             activation=moe.activation,
-        ),
-    ]
+            gated_codes=codes,
+        )
+    )
     if moe.shared is not None:
         shared = writer.buffer("shared_expert", writer.spec.hidden_size)
         _write_mlp(writer, moe.shared, (x, shared))

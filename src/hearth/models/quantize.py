@@ -23,7 +23,7 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
 
     int4: linear layers in 4 bits; head and embedding, which lose most, in 8. int8: all in 8.
     Linear layers round what they read to int8, unless `codes` wants float32 activations. Norms,
-    biases, routers and the stacked matrices of experts stay as they are.
+    biases and routers stay as they are.
     """
     if scheme == "none":
         return spec
@@ -31,7 +31,7 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
     routers = {layer.mlp.router_weight for layer in spec.layers if isinstance(layer.mlp, MoeSpec)}
 
     def convert(slot: WeightSlot) -> WeightSlot:
-        if slot.kind is SlotKind.VECTOR or slot.stack > 1 or slot.name in routers:
+        if slot.kind is SlotKind.VECTOR or slot.name in routers:
             return slot
         is_outer = slot.name in in_8_bits
         quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)

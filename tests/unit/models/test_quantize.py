@@ -9,10 +9,12 @@ from tests.unit.models.test_experts import QWEN3
 from tests.unit.models.test_experts import load_spec as load_experts
 
 from hearth.cli.settings import BUILT_IN_DIR
-from hearth.core.program import Linear, Quantize
-from hearth.core.spec import SlotKind
+from hearth.core.config import CodesConfig
+from hearth.core.program import Experts, Linear, Quantize
+from hearth.core.spec import MoeSpec, SlotKind
 from hearth.kernels.packing import arena_bytes
 from hearth.models.loader import load_model_spec
+from hearth.models.lower import lower
 from hearth.models.quantize import quantized, storage_of
 
 
@@ -47,12 +49,23 @@ def test_sizes_follow_the_bits() -> None:
     assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2]
 
 
-def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
-    spec = quantized(load_experts(tmp_path, QWEN3, num_hidden_layers=1).spec, "int4")
-    kept = [slot.name for slot in spec.slots if not slot.quant.bits and slot.cols > 1]
-    assert len(kept) == 3  # router, gate and up, down
-    assert "float32" in storage_of(spec.slots)
-    assert "int4" in storage_of(spec.slots)
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+def test_experts_become_codes_and_routers_stay_as_they_are(
+    tmp_path: Path, activations: str
+) -> None:
+    spec = load_experts(tmp_path, QWEN3, num_hidden_layers=1).spec
+    coded = quantized(spec, "int4", CodesConfig(activations))
+    kept = [slot.name for slot in coded.slots if not slot.quant.bits and slot.cols > 1]
+    (moe,) = (layer.mlp for layer in spec.layers)
+    assert isinstance(moe, MoeSpec)
+    assert kept == [moe.router_weight]
+    program = lower(coded)
+    (experts,) = (op for op in program.ops if isinstance(op, Experts))
+    (router,) = (op for op in program.ops if isinstance(op, Linear) and op.weight == kept[0])
+    assert program.buffers[router.x].group_size == 0
+    is_rounded = activations == "int8"
+    assert (program.buffers[experts.x].group_size > 0) == is_rounded
+    assert (experts.gated_codes is not None) == is_rounded
 
 
 def test_none_changes_nothing() -> None:

@@ -87,6 +87,7 @@ class COp(CStructure):
         ("top_groups", c_int32),
         ("scoring", c_int32),
         ("normalize", c_int32),
+        ("gated_codes", c_int32),
     )
 
 

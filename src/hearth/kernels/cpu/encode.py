@@ -123,6 +123,7 @@ class _OpEncoder:
             out=op.out,
             routes=op.routes,
             gated=op.gated,
+            gated_codes=-1 if op.gated_codes is None else op.gated_codes,
             weight=self._weight(op.gate_up),
             down=self._weight(op.down),
             bias=-1 if router.bias is None else self._weight(router.bias),

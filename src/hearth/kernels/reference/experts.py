@@ -52,8 +52,12 @@ def mix(
     routes: Routes,
     weights: ExpertWeights,
     activate: Callable[[torch.Tensor], torch.Tensor],
+    rounded: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The weighted sum of each row's experts, [T, hidden]."""
+    """The weighted sum of each row's experts, [T, hidden].
+
+    `rounded`: what becomes of the weighted inputs of `down`, [T · top_k, intermediate], before it.
+    """
     chosen = routes.experts.flatten()
     pairs = chosen.argsort(stable=True)  # of row and expert, in the order of the experts
     row = pairs // routes.experts.shape[-1]
@@ -62,9 +66,17 @@ def mix(
     for expert, rows in enumerate(torch.split(x[row], counts)):
         if counts[expert]:
             gate, up = functional.linear(rows, weights.gate_up[expert]).chunk(2, dim=-1)
-            parts.append(functional.linear(activate(gate) * up, weights.down[expert]))
-    weighted = torch.cat(parts) * routes.weights.flatten()[pairs, None]
-    return torch.zeros_like(x).index_add(0, row, weighted)
+            parts.append(activate(gate) * up)
+    gated = torch.cat(parts) * routes.weights.flatten()[pairs, None]
+    if rounded is not None:  # in the order of the rows
+        places = pairs.argsort()
+        gated = rounded(gated[places])[pairs]
+    outs = [
+        functional.linear(rows, weights.down[expert])
+        for expert, rows in enumerate(torch.split(gated, counts))
+        if counts[expert]
+    ]
+    return x.new_zeros(len(x), weights.down.shape[1]).index_add(0, row, torch.cat(outs))
 
 
 def _best(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -127,7 +127,15 @@ class _Pass:
             _per_expert(self.weights[op.gate_up], count),
             _per_expert(self.weights[op.down], count),
         )
-        self.buffers[op.out] = mix(self.buffers[op.x], routes, weights, _ACTIVATIONS[op.activation])
+        rounded = None
+        if op.gated_codes is not None:
+            group_size = self.program.slot(op.down).quant.group_size
+
+            def rounded(x: torch.Tensor) -> torch.Tensor:
+                return rounded_rows(x, group_size)
+
+        activate = _ACTIVATIONS[op.activation]
+        self.buffers[op.out] = mix(self.buffers[op.x], routes, weights, activate, rounded)
 
     def add(self, op: Add) -> None:
         self.buffers[op.x] = self.buffers[op.x] + self.buffers[op.y]

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model.h"
+#include "quant.h"
 
 namespace hearth {
 namespace {
@@ -93,8 +94,26 @@ void Model::check_experts(const hearth_op& op) const {
   const auto& down = checked_weight(op.down, HEARTH_LINEAR, out.width, op.experts);
   require(gate_up.cols == x.width && down.cols == size,
           "experts: the columns are not the input's width");
-  require(!gate_up.bits && !down.bits, "experts: quantized matrices are not known");
+  check_expert_codes(op, gate_up, down);
   if (op.bias >= 0) checked_weight(op.bias, HEARTH_VECTOR, op.experts);
+}
+
+// Both matrices are codes or none is; int8 rows of x go with int8 rows of what `down` reads.
+void Model::check_expert_codes(const hearth_op& op, const hearth_layout& gate_up,
+                               const hearth_layout& down) const {
+  int group = buffers_[op.x].group;
+  require((gate_up.bits > 0) == (down.bits > 0) && (group > 0) == (op.gated_codes >= 0) &&
+              (!group || gate_up.group == group),
+          "experts: rows and weights are not quantized alike");
+  if (!group) return;
+  require(op.gated_codes < static_cast<int32_t>(buffers_.size()) &&
+              buffers_[op.gated_codes].rows_kind == HEARTH_ROWS_TOKENS,
+          "experts name no buffer of tokens");
+  require(!buffers_[op.gated_codes].group &&
+              buffers_[op.gated_codes].width * 4 == op.top_k * row_bytes(down.cols, down.group),
+          "experts do not fit their buffers");
+  for (int32_t other : {op.x, op.y, op.out, op.routes, op.gated})
+    require(op.gated_codes != other, "experts work in place");
 }
 
 // Indices and widths of one operation, so that no kernel can leave its buffers.

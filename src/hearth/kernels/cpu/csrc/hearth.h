@@ -71,6 +71,7 @@ typedef struct hearth_op {
   int32_t experts, top_k;
   int32_t expert_groups, top_groups;
   int32_t scoring, normalize;  // HEARTH_SCORE_*; 0 or 1
+  int32_t gated_codes;         // buffer of `gated` as int8 rows, or −1
 } hearth_op;
 
 typedef struct hearth_buffer {

@@ -73,6 +73,14 @@ class Model {
     std::vector<int32_t> active;  // [experts], those that have rows, ascending
     int num_active = 0;
   };
+  // Rows of one expert: row r at data + offsets[r], in floats.
+  struct ExpertRows {
+    const float* data;
+    const int64_t* offsets;
+    int count;
+    int64_t floats;  // that a row occupies
+    bool is_int8;
+  };
   // Of one thread, for the rows that it routes.
   struct RouteScratch {
     std::vector<float> scores, ranks, group_ranks;
@@ -86,6 +94,8 @@ class Model {
   void check_program() const;
   void check_op(const hearth_op& op) const;
   void check_experts(const hearth_op& op) const;
+  void check_expert_codes(const hearth_op& op, const hearth_layout& gate_up,
+                          const hearth_layout& down) const;
   const hearth_layout& checked_weight(int32_t index, int32_t kind, int64_t rows,
                                       int64_t stack = 1) const;
   void check_plan(const hearth_plan& plan) const;
@@ -121,8 +131,11 @@ class Model {
   void route(const hearth_op& op, int row, RouteScratch& scratch);
   void score(const hearth_op& op, const float* logits, RouteScratch& scratch);
   void group_pairs(const hearth_op& op);
-  void expert_gated(const hearth_op& op, int tile);
-  void expert_down(const hearth_op& op, int panel);
+  void expert_gated(const hearth_op& op, int tile, int thread);
+  void expert_codes(const hearth_op& op, int row, int thread);
+  void expert_down(const hearth_op& op, int panel, int thread);
+  void expert_panel(const hearth_weight& weight, int64_t matrix, int panel, const ExpertRows& rows,
+                    float* out, int64_t ldo, int thread);
 
   void add(const hearth_op& op, int tile);
   void select(const hearth_op& op, int row);
@@ -148,6 +161,9 @@ class Model {
   int num_previous_tokens_ = 0;
   ExpertPairs pairs_;
   std::vector<RouteScratch> route_scratch_;  // [threads]
+  // Rows of an expert beside each other, kLinearTileRows · gather_floats_ a thread.
+  std::unique_ptr<Arena> gather_scratch_;
+  int64_t gather_floats_ = 0;
   std::vector<Step> steps_;
   std::vector<int> first_step_;  // [ops + 1], of each operation
   std::vector<Stage> stages_;
