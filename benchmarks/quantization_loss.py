@@ -51,6 +51,7 @@ NUM_NEW_TOKENS = 64
 PIECE_TOKENS = 256
 OUTLIER_SHARE = 0.005  # of the channels, at least one
 OUTLIER_SCALES = (30, 100, 300, 1000)
+LAYER_COLS, LAYER_OUTLIERS = 4096, 6
 
 Floats = NDArray[np.float64]
 
@@ -320,6 +321,30 @@ def equal_length(a: Greedy, b: Greedy) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
+def layer_errors() -> None:
+    """Error of one wide layer's outputs, where only its rows are rounded, of their own size."""
+    import torch
+
+    from hearth.kernels.reference.quantize import rounded_rows
+
+    random = np.random.default_rng(1)
+    x = random.normal(0, 1, (64, LAYER_COLS)).astype(np.float32)
+    weight = random.normal(0, LAYER_COLS**-0.5, (256, LAYER_COLS)).astype(np.float32)
+    channels = random.choice(LAYER_COLS, LAYER_OUTLIERS, replace=False)
+    print("\n| one layer | groups of 128 | groups of 64 | groups of 32 | one scale a token |")
+    print("|---|---|---|---|---|")
+    for scale in (1, *OUTLIER_SCALES):
+        factors = np.ones(LAYER_COLS, np.float32)
+        factors[channels] = scale
+        rows, reader = torch.from_numpy(x * factors), torch.from_numpy(weight / factors)
+        exact = rows @ reader.T
+        errors = [
+            float((rounded_rows(rows, group) @ reader.T - exact).norm() / exact.norm())
+            for group in (128, 64, 32, LAYER_COLS)
+        ]
+        print(f"| s = {scale} | {' | '.join(f'{100 * error:.2f} %' for error in errors)} |")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -354,6 +379,8 @@ def main() -> None:
                 name = f"s = {scale}: {how.name}" if given.outliers else how.name
                 report(name, base, executor, samples, ends)
                 executor.close()
+    if given.outliers:
+        layer_errors()
 
 
 if __name__ == "__main__":

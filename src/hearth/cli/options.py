@@ -127,9 +127,8 @@ Activations = Annotated[
     Literal["auto", "int8", "float32"],
     option(
         "--activations",
-        "What codes are multiplied with: rows rounded to int8, a scale for each group of values, "
-        "or float32 rows, which lose nothing more and read prompts several times slower. auto: "
-        "int8.",
+        "What codes are multiplied with: rows rounded to int8, a scale for each group of values; "
+        "or float32 rows, which lose nothing more and take several times as long. auto: int8.",
         rich_help_panel="Model",
     ),
 ]
