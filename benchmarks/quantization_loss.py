@@ -114,6 +114,7 @@ PARTS = [
 ]
 OF_OUTLIERS = [
     Scheme("unquantized"),
+    *(scheme(bits, 128, rows) for bits in (8, 4) for rows in ("float32", "int8")),
     *(
         Scheme(
             f"int8 activations, groups of {g}", "int8", CodesConfig("int8", g), float_weights=True

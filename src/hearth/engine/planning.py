@@ -160,9 +160,8 @@ def _of_matrices(loaded: LoadedSpec) -> str:
 
 def _code_choices(codes: CodesConfig) -> tuple[Choice, ...]:
     if codes.activations == "float32":
-        rows = Choice(
-            "activations", "float32", "--activations: exact rows, several times slower than int8"
-        )
+        reason = "--activations: exact rows, several times slower than int8"
+        rows = Choice("activations", "float32", reason)
     else:
         how = "--activations" if codes.activations == "int8" else "auto"
         reason = f"{how}: the fastest; each group of {codes.group_size} values has a scale"
