@@ -18,12 +18,13 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
 ACTIVATION_CODES = {Activation.SILU: 0, Activation.GELU_TANH: 1}
 SCORING_CODES = {RouterScoring.SOFTMAX: 0, RouterScoring.SIGMOID: 1}
+SPLIT_CODES = {"auto": 0, "never": 1, "always": 2}
 PAIRING_CODES = {RopePairing.HALF: 0, RopePairing.INTERLEAVED: 1}
 WANT_HASHES = 1
 WANT_LOGITS = 2
@@ -88,13 +89,19 @@ class COp(CStructure):
         ("scoring", c_int32),
         ("normalize", c_int32),
         ("gated_codes", c_int32),
+        ("fused", c_int32),
     )
 
 
 class CBuffer(CStructure):
     """hearth_buffer."""
 
-    _fields_ = (("width", c_int32), ("rows", c_int32), ("group", c_int32))
+    _fields_ = (
+        ("width", c_int32),
+        ("rows", c_int32),
+        ("group", c_int32),
+        ("is_tile", c_int32),
+    )
 
 
 class CLayout(CStructure):
@@ -167,6 +174,7 @@ class CModelDesc(CStructure):
         ("block_size", c_int32),
         ("kv_dtype", c_int32),
         ("num_threads", c_int32),
+        ("attend_split", c_int32),
         ("isa", c_char_p),
     )
 

@@ -29,6 +29,7 @@ from hearth.core.spec import RopeSpec
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.fuse import Fusion
 
 _NUM_POSITION_ROWS = 3
 
@@ -175,15 +176,26 @@ class _OpEncoder:
 
 
 def encode_program(
-    program: StepProgram, weights: CpuWeights, limits: StepLimits, kv: KvConfig
+    program: StepProgram,
+    weights: CpuWeights,
+    limits: StepLimits,
+    kv: KvConfig,
+    fusion: Fusion,
 ) -> EncodedProgram:
-    """Everything of hearth_model_desc but threads and instruction set."""
+    """Everything of hearth_model_desc but threads, instruction set and how attention is split."""
     encoder = _OpEncoder(program)
     ops = (abi.COp * len(program.ops))(*[encoder.encode(op) for op in program.ops])
+    for group in fusion.groups:
+        ops[group.first].fused = group.count - 1
     buffers = (abi.CBuffer * len(program.buffers))(
         *[
-            abi.CBuffer(width=b.width, rows=abi.ROW_CODES[b.rows], group=b.group_size)
-            for b in program.buffers
+            abi.CBuffer(
+                width=b.width,
+                rows=abi.ROW_CODES[b.rows],
+                group=b.group_size,
+                is_tile=i in fusion.tile_buffers,
+            )
+            for i, b in enumerate(program.buffers)
         ]
     )
     packed = (abi.CWeight * len(program.slots))(

@@ -8,7 +8,8 @@ set alone, never on the batch, the budget, the cache or the number of threads.
 from __future__ import annotations
 
 import ctypes
-from typing import TypedDict
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
 from hearth.kernels.cpu.library import check, load_library, resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.fuse import ALL_PATTERNS, Fusion, Pattern, fuse
+
+Split: TypeAlias = Literal["auto", "never", "always"]
 
 
 def _pointer(
@@ -57,20 +61,27 @@ class CpuExecutor:
         kv: KvConfig,
         threads: int,
         isa: str = "auto",
+        *,
+        patterns: Iterable[Pattern] = ALL_PATTERNS,
+        split: Split = "auto",
     ) -> None:
         """Creates scratch memory, KV pools and `threads` − 1 threads.
 
-        `isa`: see `resolve_isa`. Raises ConfigError, KernelError, CapacityError.
+        `isa`: see `resolve_isa`. `patterns`: which operations may be fused; `split`: whether the keys
+        of a sequence are shared out among threads. Neither changes a bit of any result. Raises
+        ConfigError, KernelError, CapacityError.
         """
         self._library = load_library()
         self._program = program
         self._weights = weights
         self._limits = limits
-        encoded = encode_program(program, weights, limits, kv)
+        self._fusion = fuse(program, threads, patterns)
+        encoded = encode_program(program, weights, limits, kv, self._fusion)
         encoded.desc.kv_dtype = abi.DTYPE_CODES[DType(kv.dtype)]
         encoded.desc.num_threads = threads
         chosen = resolve_isa(isa)
         encoded.desc.isa = chosen.encode()
+        encoded.desc.attend_split = abi.SPLIT_CODES[split]
         handle = ctypes.c_void_p()
         check(self._library.hearth_model_create(ctypes.byref(encoded.desc), ctypes.byref(handle)))
         self._handle: ctypes.c_void_p | None = handle
@@ -89,6 +100,11 @@ class CpuExecutor:
     def program(self) -> StepProgram:
         """The program that it runs."""
         return self._program
+
+    @property
+    def fusion(self) -> Fusion:
+        """What runs together, and why some operations do not."""
+        return self._fusion
 
     @property
     def info(self) -> ExecutorInfo:

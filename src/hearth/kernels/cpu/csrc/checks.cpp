@@ -182,7 +182,8 @@ void Model::check_op(const hearth_op& op) const {
                   buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,
               "attention does not fit its KV group");
       if (op.kind == HEARTH_OP_ATTEND)
-        require(buffer(op.out).width == op.heads * op.head_dim && op.soft_cap >= 0.0f,
+        require(buffer(op.out).width == op.heads * op.head_dim && op.soft_cap >= 0.0f &&
+                    op.window == g.window,
                 "attention has another width than its output");
       break;
     }

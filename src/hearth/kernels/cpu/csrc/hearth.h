@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 6
+#define HEARTH_ABI_VERSION 7
 
 enum {
   HEARTH_OK = 0,
@@ -33,6 +33,8 @@ enum { HEARTH_PAIR_HALF = 0, HEARTH_PAIR_INTERLEAVED = 1 };
 enum { HEARTH_ACT_SILU = 0, HEARTH_ACT_GELU_TANH = 1 };
 enum { HEARTH_SCORE_SOFTMAX = 0, HEARTH_SCORE_SIGMOID = 1 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
+// Whether the keys of a sequence are split among threads: as the step needs it; never; always.
+enum { HEARTH_SPLIT_AUTO = 0, HEARTH_SPLIT_NEVER = 1, HEARTH_SPLIT_ALWAYS = 2 };
 
 enum {
   HEARTH_OP_EMBED = 1,
@@ -72,12 +74,14 @@ typedef struct hearth_op {
   int32_t expert_groups, top_groups;
   int32_t scoring, normalize;  // HEARTH_SCORE_*; 0 or 1
   int32_t gated_codes;         // buffer of `gated` as int8 rows, or −1
+  int32_t fused;               // so many of the following operations run in the same tiles
 } hearth_op;
 
 typedef struct hearth_buffer {
-  int32_t width;  // floats a row that mean something; rows are padded to a multiple of 64
-  int32_t rows;   // HEARTH_ROWS_*
-  int32_t group;  // 0: float rows; else `width` int8 values a row, scaled in groups of so many
+  int32_t width;    // floats a row that mean something; rows are padded to a multiple of 64
+  int32_t rows;     // HEARTH_ROWS_*
+  int32_t group;    // 0: float rows; else `width` int8 values a row, scaled in groups of so many
+  int32_t is_tile;  // 1: has no memory, since fused operations keep it within their tiles
 } hearth_buffer;
 
 // How a weight is packed; kernels/packing.py and quant.h say where its elements lie.
@@ -112,7 +116,8 @@ typedef struct hearth_model_desc {
   int32_t max_tokens, max_sequences, max_logit_rows, max_model_len;
   int32_t block_size, kv_dtype;
   int32_t num_threads;
-  const char* isa;  // "auto", "generic", "avx2", "avx512"
+  int32_t attend_split;  // HEARTH_SPLIT_*
+  const char* isa;       // "auto", "generic", "avx2", "avx512"
 } hearth_model_desc;
 
 // The arrays of core/step.py; shapes there. T tokens, S sequences, R logits rows, G groups.

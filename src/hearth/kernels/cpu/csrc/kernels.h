@@ -119,11 +119,16 @@ struct AttendArgs {
   int64_t part_offset;   // bytes from a block's begin to this (layer, kv head)
   int64_t value_offset;  // bytes from the K part to the V part
   float* scratch;        // attend_scratch_floats(rows · heads, head_dim)
+  // Null: all keys that the rows see are reduced, and `out` is written. Else those of segments
+  // first_segment … last_segment−1 (absolute), whose results go to their places among
+  // attend_partial_floats(rows · heads, head_dim) for each segment that any row sees.
+  float* partials;
+  int64_t first_segment, last_segment;
 };
 
 struct KvWriteArgs {
-  const float* k;  // [head_dim]
-  const float* v;
+  const float* k;  // [head_dim]; null: the token's key is left as it is
+  const float* v;  // likewise
   int head_dim;
   bool bf16;
   char* part;  // K part of (block, layer, kv head)
@@ -148,6 +153,7 @@ struct Kernels {
   void (*head_norm)(const HeadNormArgs&);
   void (*gate)(const GateArgs&);
   void (*attend)(const AttendArgs&);
+  void (*attend_merge)(const AttendArgs&);  // partials of all segments → out
   void (*kv_write)(const KvWriteArgs&);
   void (*add)(float* x, const float* y, int64_t count);
   // x = cap · tanh(x / cap); count is a multiple of 16.
@@ -162,6 +168,11 @@ struct Kernels {
 inline int64_t attend_scratch_floats(int queries, int head_dim) {
   int64_t padded = (head_dim + 15) / 16 * 16;
   return queries * (2 * padded + kTile + 4);
+}
+
+// The results of one segment: sums of values, largest scores, sums of weights.
+inline int64_t attend_partial_floats(int64_t queries, int64_t head_dim) {
+  return queries * ((head_dim + 15) / 16 * 16 + 2);
 }
 
 extern const Kernels kKernelsGeneric;

@@ -10,6 +10,12 @@
 //
 //   scratch: | total [queries][padded] | segment [queries][padded] | scores [queries][64] | m l M L
 //   |
+//
+// One long sequence has few tiles of rows and heads, so segments may be shared out among threads:
+// each leaves its sums, m and l among the partials, and whoever is last merges them, in the same
+// order and by the same code as where one thread does it all.
+//
+//   partials: [segments] of | segment [queries][padded] | m | l |
 // Included by kernels_impl.h only.
 #pragma once
 
@@ -35,7 +41,9 @@ void kv_write_as(const KvWriteArgs& a) {
   int padded = (a.head_dim + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
   E* k = reinterpret_cast<E*>(a.part) + static_cast<int64_t>(group) * a.head_dim * kKeyGroup + lane;
   E* v = reinterpret_cast<E*>(a.part + a.value_offset) + static_cast<int64_t>(a.offset) * padded;
-  for (int d = 0; d < a.head_dim; d++) put(k + d * kKeyGroup, a.k[d]);
+  if (a.k)
+    for (int d = 0; d < a.head_dim; d++) put(k + d * kKeyGroup, a.k[d]);
+  if (!a.v) return;
   for (int d = 0; d < a.head_dim; d++) put(v + d, a.v[d]);
   for (int d = a.head_dim; d < padded; d++) put(v + d, 0.0f);
 }
@@ -282,20 +290,35 @@ inline AttendState state_of(const AttendArgs& a) {
   return s;
 }
 
+// Where a segment's results are kept for the merge.
+inline void use_partial(const AttendArgs& a, AttendState& s, int64_t segment) {
+  int64_t queries = int64_t{a.rows} * a.heads;
+  int64_t place = segment - first_of(a, 0) / kSegment;
+  s.segment = a.partials + place * hearth::attend_partial_floats(queries, a.head_dim);
+  s.m = s.segment + queries * s.padded;
+  s.l = s.m + queries;
+}
+
 template <class E>
-void attend_as(const AttendArgs& a) {
-  AttendState s = state_of(a);
-  int queries = a.rows * a.heads;
-  for (int i = 0; i < queries; i++) clear(s.total, s.total_m, s.total_l, i, s.padded);
-  int64_t end = end_of(a, queries - 1);
-  for (int64_t begin = first_of(a, 0) / kSegment * kSegment; begin < end; begin += kSegment) {
-    int first, last;
-    seeing(a, begin, begin + kSegment, first, last);
-    for (int i = first; i < last; i++) clear(s.segment, s.m, s.l, i, s.padded);
-    attend_segment<E>(a, s, begin);
-    for (int i = first; i < last; i++) merge_segment(s, i);
-  }
-  for (int i = 0; i < queries; i++) {
+void reduce_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
+  int first, last;
+  seeing(a, begin, begin + kSegment, first, last);
+  for (int i = first; i < last; i++) clear(s.segment, s.m, s.l, i, s.padded);
+  attend_segment<E>(a, s, begin);
+}
+
+inline void clear_totals(const AttendArgs& a, const AttendState& s) {
+  for (int i = 0; i < a.rows * a.heads; i++) clear(s.total, s.total_m, s.total_l, i, s.padded);
+}
+
+inline void merge_segments(const AttendArgs& a, const AttendState& s, int64_t begin) {
+  int first, last;
+  seeing(a, begin, begin + kSegment, first, last);
+  for (int i = first; i < last; i++) merge_segment(s, i);
+}
+
+inline void write_totals(const AttendArgs& a, const AttendState& s) {
+  for (int i = 0; i < a.rows * a.heads; i++) {
     Vec inverse = vset(1.0f / s.total_l[i]);
     float* total = s.total + i * s.padded;
     for (int d = 0; d < s.padded; d += kLanes) vstore(total + d, vmul(vload(total + d), inverse));
@@ -304,11 +327,41 @@ void attend_as(const AttendArgs& a) {
   }
 }
 
+template <class E>
+void attend_as(const AttendArgs& a) {
+  AttendState s = state_of(a);
+  if (a.partials) {
+    for (int64_t segment = a.first_segment; segment < a.last_segment; segment++) {
+      use_partial(a, s, segment);
+      reduce_segment<E>(a, s, segment * kSegment);
+    }
+    return;
+  }
+  clear_totals(a, s);
+  int64_t end = end_of(a, a.rows * a.heads - 1);
+  for (int64_t begin = first_of(a, 0) / kSegment * kSegment; begin < end; begin += kSegment) {
+    reduce_segment<E>(a, s, begin);
+    merge_segments(a, s, begin);
+  }
+  write_totals(a, s);
+}
+
 void attend(const AttendArgs& a) {
   if (a.bf16)
     attend_as<uint16_t>(a);
   else
     attend_as<float>(a);
+}
+
+void attend_merge(const AttendArgs& a) {
+  AttendState s = state_of(a);
+  clear_totals(a, s);
+  int64_t end = end_of(a, a.rows * a.heads - 1);
+  for (int64_t segment = first_of(a, 0) / kSegment; segment * kSegment < end; segment++) {
+    use_partial(a, s, segment);
+    merge_segments(a, s, segment * kSegment);
+  }
+  write_totals(a, s);
 }
 
 }  // namespace

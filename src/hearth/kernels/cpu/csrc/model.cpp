@@ -60,13 +60,12 @@ Model::Model(const hearth_model_desc& desc)
   create_buffers(desc);
   create_groups(desc);
   check_program();
+  create_steps();
+  check_tile_buffers();
   create_scratch();
+  create_attend_scratch();
+  create_tile_scratch();
   create_expert_scratch();
-  for (int i = 0; i < desc.num_ops; i++) {
-    first_step_.push_back(static_cast<int>(steps_.size()));
-    for (int part = 0; part < num_parts(ops_[i]); part++) steps_.push_back({i, part});
-  }
-  first_step_.push_back(static_cast<int>(steps_.size()));
   stages_.reserve(steps_.size());
   stage_tiles_.reserve(steps_.size());
   team_ = std::make_unique<Team>(desc.num_threads);
@@ -80,12 +79,15 @@ void Model::create_buffers(const hearth_model_desc& desc) {
   for (int i = 0; i < desc.num_buffers; i++) {
     const hearth_buffer& b = desc.buffers[i];
     int64_t floats_a_row = b.group ? (row_bytes(b.width, b.group) + 3) / 4 : b.width;
-    buffers_.push_back({nullptr, b.width, round_up(floats_a_row, kRowPad), b.rows, b.group});
-    floats += buffers_.back().stride * most_rows(b.rows);
+    bool is_tile = b.is_tile != 0;
+    buffers_.push_back(
+        {nullptr, b.width, round_up(floats_a_row, kRowPad), b.rows, b.group, is_tile});
+    if (!is_tile) floats += buffers_.back().stride * most_rows(b.rows);
   }
   rows_ = std::make_unique<Arena>(static_cast<size_t>(floats) * sizeof(float));
   float* next = reinterpret_cast<float*>(rows_->data());
   for (auto& buffer : buffers_) {
+    if (buffer.is_tile) continue;
     buffer.data = next;
     next += buffer.stride * most_rows(buffer.rows_kind);
   }
@@ -105,23 +107,53 @@ void Model::create_groups(const hearth_model_desc& desc) {
   }
 }
 
+void Model::create_steps() {
+  for (int i = 0; i < static_cast<int>(ops_.size()); i++) {
+    Form form = form_of(i);
+    first_step_.push_back(static_cast<int>(steps_.size()));
+    for (int part = 0; part < num_parts(ops_[i]); part++)
+      steps_.push_back({form, i, part, ops_[i].fused});
+    for (int last = i + ops_[i].fused; i < last; i++) first_step_.push_back(-1);
+  }
+  first_step_.push_back(static_cast<int>(steps_.size()));
+}
+
+// What fused operations keep within a tile; none of it where nothing is fused.
+void Model::create_tile_scratch() {
+  int64_t floats = 0, codes = 0;
+  for (const auto& step : steps_) {
+    if (step.fused == 0 || step.form == Form::kRows || step.form == Form::kHeads) continue;
+    const hearth_op& last = ops_[step.op + step.fused];
+    int64_t rows = kLinearTileRows, columns = columns_a_tile(step);
+    if (step.form == Form::kGated) columns *= 2;
+    if (step.form == Form::kAttend) {
+      const hearth_op& attend = ops_[step.op];
+      rows = kAttendRows;
+      columns = round_up(attend.heads / attend.kv_heads * attend.head_dim, kRowPad);
+    }
+    floats = std::max(floats, rows * columns);
+    if (last.kind == HEARTH_OP_QUANTIZE)
+      codes = std::max(codes, row_bytes(columns, buffers_[last.out].group));
+  }
+  tile_values_bytes_ = floats * static_cast<int64_t>(sizeof(float));
+  tile_codes_bytes_ = round_up(codes, 64);
+  auto bytes = static_cast<size_t>(tile_values_bytes_ + tile_codes_bytes_);
+  tile_scratch_ = std::make_unique<Arena>(bytes * static_cast<size_t>(limits_.num_threads));
+}
+
+Model::TileScratch Model::tile_scratch(int thread) const {
+  char* first = tile_scratch_->data() + (tile_values_bytes_ + tile_codes_bytes_) * thread;
+  return {reinterpret_cast<float*>(first), first + tile_values_bytes_};
+}
+
 // What a thread needs beside its tile, and what a step keeps: sized once.
 void Model::create_scratch() {
-  for (const auto& op : ops_) {
-    if (op.kind != HEARTH_OP_ATTEND) continue;
-    int64_t floats = round_up(
-        hearth::attend_scratch_floats(kAttendRows * (op.heads / op.kv_heads), op.head_dim), 64);
-    attend_scratch_floats_ = std::max(attend_scratch_floats_, floats);
-  }
   auto threads = static_cast<size_t>(limits_.num_threads);
-  attend_scratch_ = std::make_unique<Arena>(static_cast<size_t>(attend_scratch_floats_) * threads *
-                                            sizeof(float));
   bool is_quantized = std::any_of(weights_.begin(), weights_.end(),
                                   [](const hearth_weight& w) { return w.layout.bits > 0; });
   if (is_quantized) quant_scratch_ = std::make_unique<Arena>(kQuantScratchBytes * threads);
   for (size_t i = 0; i < threads; i++) sample_scratch_.emplace_back(limits_.vocab_size);
   row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
-  attend_tiles_.reserve(static_cast<size_t>(limits_.max_tokens));
   previous_tokens_.resize(static_cast<size_t>(limits_.max_logit_rows));
 }
 
@@ -142,14 +174,11 @@ void Model::prepare(int first, int last, const hearth_plan& plan, const hearth_r
   for (int s = 0; s < plan.num_sequences; s++)
     std::fill(row_sequence_.begin() + plan.row_start[s],
               row_sequence_.begin() + plan.row_start[s + 1], s);
-  attend_tiles_.clear();
-  for (int s = 0; s < plan.num_sequences; s++)
-    for (int row = plan.row_start[s]; row < plan.row_start[s + 1]; row += kAttendRows)
-      attend_tiles_.push_back({row, std::min(kAttendRows, plan.row_start[s + 1] - row), s});
+  plan_attention();
   stages_.clear();
   stage_tiles_.clear();
   for (int i = first_step_[first]; i < first_step_[last]; i++) {
-    int tiles = tiles_of(ops_[steps_[i].op], steps_[i].part);
+    int tiles = tiles_of(steps_[i]);
     if (tiles == 1 && !stages_.empty() && stages_.back().tiles == 1) {
       stages_.back().last_step = i + 1;
       continue;
@@ -163,6 +192,8 @@ void Model::run(int first, int last, const hearth_plan& plan, const hearth_resul
   if (last < 0) last = static_cast<int>(ops_.size());
   if (first < 0 || first > last || last > static_cast<int>(ops_.size()))
     fail(HEARTH_E_ARGUMENT, "no such range of operations");
+  if (first_step_[first] < 0 || first_step_[last] < 0)
+    fail(HEARTH_E_ARGUMENT, "the range cuts operations that run in the same tiles");
   check_plan(plan);
   check_sampling(plan, result);
   if (first == 0) copy_blocks(plan);
@@ -182,6 +213,7 @@ void Model::read_buffer(int buffer, int rows, float* out) const {
   const Buffer& b = buffers_[buffer];
   int most = b.rows_kind == HEARTH_ROWS_LOGITS ? limits_.max_logit_rows : limits_.max_tokens;
   if (rows < 0 || rows > most) fail(HEARTH_E_ARGUMENT, "no so many rows");
+  if (b.is_tile) fail(HEARTH_E_ARGUMENT, "a buffer that stays within tiles cannot be read");
   for (int r = 0; r < rows; r++) {
     const float* row = b.data + r * b.stride;
     if (b.group)

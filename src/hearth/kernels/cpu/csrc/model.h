@@ -1,5 +1,6 @@
 // A program with its weights, scratch rows, KV pools and thread team; runs steps.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -38,6 +39,21 @@ const char* isas_of_this_machine();              // names, the best first
 // Steps that an operation takes: 1, or the parts of a mixture of experts.
 int num_parts(const hearth_op& op);
 
+// How a step is cut into tiles. The first operation of a group of fused ones decides, and the one
+// behind it.
+enum class Form {
+  kRows,    // rows through operations that read and write whole rows
+  kLinear,  // a panel of outputs, added to another buffer where an Add follows
+  kHeads,   // panels that hold whole heads: norm, rotation, keys and values to the cache
+  kGated,   // the panels of gate and up of some outputs, their activation, their codes
+  kAttend,  // rows of a sequence and a key/value head, their codes
+  kExperts,
+};
+
+// Whether an operation reads and writes its rows one by one.
+bool is_row_wise(int32_t kind);
+int own_buffer(const hearth_op& op);
+
 class Model {
  public:
   explicit Model(const hearth_model_desc& desc);  // throws Failure
@@ -45,21 +61,49 @@ class Model {
   void read_buffer(int buffer, int rows, float* out) const;
 
  private:
-  // An operation runs in one step, or in several with a barrier between them.
+  // An operation runs in one step together with the `fused` next ones, or in several steps (parts)
+  // with a barrier between them.
   struct Step {
-    int op, part;
+    Form form;
+    int op, part, fused;
   };
   struct Stage {
     int first_step, last_step, tiles;
   };
+  struct Rows {
+    int first, count;
+  };
+  // Of one thread: values of a tile, and codes of a part of a row.
+  struct TileScratch {
+    float* values;
+    char* codes;
+  };
   struct RowTile {
     int first, rows, sequence;
+  };
+  struct Segments {
+    int64_t first, last;  // absolute numbers; `last` is behind the last one
+    int64_t count() const { return last - first; }
+  };
+  // Some of the segments of keys that a row tile sees, or all of them (pieces 1).
+  struct AttendTile {
+    int row_tile;
+    Segments segments;
+    int pieces;        // tiles of this row tile
+    int64_t partials;  // where those of its first key/value head begin, in floats
+    int merge;         // number of the row tile among those that are split
+  };
+  // The attention of a step in one KV group.
+  struct AttendWork {
+    int most_heads = 0;  // query heads a key/value head, of any of its layers
+    std::vector<AttendTile> tiles;
   };
   struct Buffer {
     float* data;
     int64_t width, stride;  // stride in floats
     int rows_kind;
-    int group;  // of quantized rows; 0: floats
+    int group;     // of quantized rows; 0: floats
+    bool is_tile;  // without memory: fused operations keep it within their tiles
   };
   struct Group {
     hearth_group shape;
@@ -89,10 +133,15 @@ class Model {
 
   void create_buffers(const hearth_model_desc& desc);
   void create_groups(const hearth_model_desc& desc);
+  void create_steps();
   void create_scratch();
+  void create_attend_scratch();
+  void create_tile_scratch();
   void create_expert_scratch();
   void check_program() const;
   void check_op(const hearth_op& op) const;
+  void check_tile_buffers() const;
+  Form form_of(int first) const;  // throws Failure
   void check_experts(const hearth_op& op) const;
   void check_expert_codes(const hearth_op& op, const hearth_layout& gate_up,
                           const hearth_layout& down) const;
@@ -104,27 +153,54 @@ class Model {
   void copy_blocks(const hearth_plan& plan);
   void prepare(int first, int last, const hearth_plan& plan, const hearth_result& result);
   void keep_results(const hearth_plan& plan, const hearth_result& result);
-  int tiles_of(const hearth_op& op, int part) const;
-  int row_tiles(const hearth_op& op, int rows_a_tile) const;
+  int tiles_of(const Step& step) const;
   int rows_of(const Buffer& buffer) const;
+  int rows_of(const hearth_op& op) const;
   float* row(int buffer, int64_t index) const {
     return buffers_[buffer].data + index * buffers_[buffer].stride;
   }
 
   static void run_tile(void* self, int stage, int tile, int thread);
-  void run_op(const hearth_op& op, int part, int tile, int thread);
+  void run_step(const Step& step, int tile, int thread);
+  // ops.cpp: operations on rows
+  int row_tiles(const Step& step) const;
+  int rows_a_tile(const Step& step) const;
+  void row_tile(const Step& step, int tile, int thread);
+  void run_rows(const hearth_op& op, Rows rows, int thread);
   void embed(const hearth_op& op, int row);
   void angles(const hearth_op& op, int row);
-  void norm(const hearth_op& op, int tile);
-  void linear(const hearth_op& op, int tile, int thread);
-  void quant_linear(const hearth_op& op, int64_t panel, int first, int thread);
-  const float* panel_bias(const hearth_op& op, int64_t panel) const;
+  void norm(const hearth_op& op, Rows rows);
   void quantize(const hearth_op& op, int row);
-  void head_norm(const hearth_op& op, int row);
-  void rope(const hearth_op& op, int row);
-  void kv_write(const hearth_op& op, int row);
-  void attend(const hearth_op& op, int tile, int thread);
-  void gate(const hearth_op& op, int tile);
+  void gate(const hearth_op& op, Rows rows);
+  void add(const hearth_op& op, Rows rows);
+  void select(const hearth_op& op, int row);
+  void soft_cap(const hearth_op& op, Rows rows);
+  void sample(const hearth_op& op, int row, int thread);
+  // ops_linear.cpp
+  int linear_tiles(const Step& step) const;
+  int columns_a_tile(const Step& step) const;
+  void linear_tile(const Step& step, int tile, int thread);
+  void linear_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
+                    int thread);
+  void quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
+                   int thread);
+  TileScratch tile_scratch(int thread) const;
+  const float* panel_bias(const hearth_op& op, int64_t panel) const;
+  void added_tile(const hearth_op* ops, int64_t panel, Rows rows, int thread);
+  void heads_tile(const Step& step, int64_t first_panel, Rows rows, int thread);
+  void gated_tile(const Step& step, int64_t first_panel, Rows rows, int thread);
+  void quantize_columns(const hearth_op& op, int row, int64_t first, int64_t count, const float* x,
+                        int thread);
+  void head_norm(const hearth_op& op, int row, int first_head, int last_head);
+  void rope(const hearth_op& op, int row, int first_head, int last_head);
+  // ops_attention.cpp
+  Segments segments_of(const RowTile& rows, int window) const;
+  void plan_attention();
+  void split_attention(AttendWork& work, const hearth_group& group);
+  int attend_tiles(const hearth_op& op) const;
+  AttendArgs attend_args(const hearth_op& op, const RowTile& rows, int kv_head, int thread);
+  void attend_tile(const Step& step, int tile, int thread);
+  void kv_write(const hearth_op& op, int row, int first_head, int last_head);
   // ops_experts.cpp
   int expert_tiles(const hearth_op& op, int part) const;
   void experts(const hearth_op& op, int part, int tile, int thread);
@@ -137,11 +213,6 @@ class Model {
   void expert_panel(const hearth_weight& weight, int64_t matrix, int panel, const ExpertRows& rows,
                     float* out, int64_t ldo, int thread);
 
-  void add(const hearth_op& op, int tile);
-  void select(const hearth_op& op, int row);
-  void soft_cap(const hearth_op& op, int tile);
-  void sample(const hearth_op& op, int row, int thread);
-
   std::vector<hearth_op> ops_;
   std::vector<hearth_weight> weights_;
   std::vector<float> inv_freq_;
@@ -151,9 +222,15 @@ class Model {
   const Kernels& kernels_;
   std::unique_ptr<Arena> rows_;
   std::unique_ptr<Arena> attend_scratch_;
-  int64_t attend_scratch_floats_ = 0;
-  std::unique_ptr<Arena>
-      quant_scratch_;  // kQuantScratchBytes a thread, where a weight is quantized
+  int64_t attend_scratch_floats_ = 0;    // a thread
+  std::unique_ptr<Arena> tile_scratch_;  // what fused operations keep within their tiles
+  int64_t tile_values_bytes_ = 0, tile_codes_bytes_ = 0;  // a thread
+  std::unique_ptr<Arena> partials_;                       // of attention that is split
+  int64_t partial_floats_ = 0;
+  std::vector<AttendWork> attend_work_;        // [groups]
+  std::vector<std::atomic<int>> attend_done_;  // tiles of (row tile that is split, kv head)
+  int most_split_ = 0;                         // row tiles of a step that may be split
+  std::unique_ptr<Arena> quant_scratch_;       // kQuantScratchBytes a thread
   std::vector<SampleScratch> sample_scratch_;  // [threads]
   std::vector<RowTile> attend_tiles_;          // rows of one sequence, kAttendRows at most
   std::vector<int32_t> row_sequence_;          // [max_tokens]
@@ -165,7 +242,7 @@ class Model {
   std::unique_ptr<Arena> gather_scratch_;
   int64_t gather_floats_ = 0;
   std::vector<Step> steps_;
-  std::vector<int> first_step_;  // [ops + 1], of each operation
+  std::vector<int> first_step_;  // [ops + 1], of each operation; −1: in the middle of one
   std::vector<Stage> stages_;
   std::vector<int> stage_tiles_;
   const hearth_plan* plan_ = nullptr;

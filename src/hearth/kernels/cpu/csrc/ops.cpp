@@ -1,4 +1,5 @@
-// The operations of a program: how each is cut into tiles, and which kernel computes a tile.
+// How a step is cut into tiles, and the operations that go row by row; the others are in
+// ops_linear.cpp, ops_attention.cpp and ops_experts.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,7 +10,7 @@
 namespace hearth {
 namespace {
 
-constexpr int kSimpleTileRows = 8;  // rows a tile of cheap operations
+constexpr int kMostTileRows = 8;  // of operations on rows
 
 float bf16_to_float(uint16_t h) {
   uint32_t bits = static_cast<uint32_t>(h) << 16;
@@ -49,90 +50,106 @@ float element(const hearth_weight& weight, int64_t row, int64_t k) {
                                 : static_cast<const float*>(weight.data)[index];
 }
 
-// Rotates elements a and b by one angle; products and sums are rounded one by one.
-void rotate(float& a, float& b, float cosine, float sine) {
-  float x = a, y = b;
-  a = x * cosine - y * sine;
-  b = y * cosine + x * sine;
-}
-
 }  // namespace
 
 int Model::rows_of(const Buffer& buffer) const {
   return buffer.rows_kind == HEARTH_ROWS_LOGITS ? plan_->num_logit_rows : plan_->num_tokens;
 }
 
-int Model::row_tiles(const hearth_op& op, int rows_a_tile) const {
+// The buffer whose rows an operation goes through.
+int own_buffer(const hearth_op& op) {
   bool in_place = op.kind == HEARTH_OP_ADD || op.kind == HEARTH_OP_ROPE ||
-                  op.kind == HEARTH_OP_HEAD_NORM || op.kind == HEARTH_OP_SOFT_CAP;
-  int buffer = in_place ? op.x : op.out;
-  return (rows_of(buffers_[buffer]) + rows_a_tile - 1) / rows_a_tile;
+                  op.kind == HEARTH_OP_HEAD_NORM || op.kind == HEARTH_OP_SOFT_CAP ||
+                  op.kind == HEARTH_OP_KV_WRITE || op.kind == HEARTH_OP_SAMPLE;
+  return in_place ? op.x : op.out;
 }
 
-int Model::tiles_of(const hearth_op& op, int part) const {
-  switch (op.kind) {
-    case HEARTH_OP_EXPERTS:
-      return expert_tiles(op, part);
-    case HEARTH_OP_LINEAR:
-      return static_cast<int>((weights_[op.weight].layout.rows + kPanel - 1) / kPanel) *
-             row_tiles(op, kLinearTileRows);
-    case HEARTH_OP_ATTEND:
-      return static_cast<int>(attend_tiles_.size()) * op.kv_heads;
-    case HEARTH_OP_KV_WRITE:
-      return plan_->num_tokens;
-    case HEARTH_OP_SAMPLE:
-      return plan_->num_logit_rows;
-    case HEARTH_OP_NORM:
-    case HEARTH_OP_GATE:
-    case HEARTH_OP_ADD:
-    case HEARTH_OP_SOFT_CAP:
-      return row_tiles(op, kSimpleTileRows);
+int Model::rows_of(const hearth_op& op) const {
+  return rows_of(buffers_[own_buffer(op)]);
+}
+
+int Model::tiles_of(const Step& step) const {
+  switch (step.form) {
+    case Form::kRows:
+      return row_tiles(step);
+    case Form::kAttend:
+      return attend_tiles(ops_[step.op]);
+    case Form::kExperts:
+      return expert_tiles(ops_[step.op], step.part);
     default:
-      return row_tiles(op, 1);
+      return linear_tiles(step);
   }
 }
 
 void Model::run_tile(void* self, int stage, int tile, int thread) {
   auto* model = static_cast<Model*>(self);
   const Stage& s = model->stages_[stage];
-  for (int i = s.first_step; i < s.last_step; i++) {
-    const Step& step = model->steps_[i];
-    model->run_op(model->ops_[step.op], step.part, tile, thread);
+  for (int i = s.first_step; i < s.last_step; i++) model->run_step(model->steps_[i], tile, thread);
+}
+
+void Model::run_step(const Step& step, int tile, int thread) {
+  switch (step.form) {
+    case Form::kRows:
+      return row_tile(step, tile, thread);
+    case Form::kAttend:
+      return attend_tile(step, tile, thread);
+    case Form::kExperts:
+      return experts(ops_[step.op], step.part, tile, thread);
+    default:
+      return linear_tile(step, tile, thread);
   }
 }
 
-void Model::run_op(const hearth_op& op, int part, int tile, int thread) {
+bool is_row_wise(int32_t kind) {
+  return kind != HEARTH_OP_LINEAR && kind != HEARTH_OP_ATTEND && kind != HEARTH_OP_EXPERTS;
+}
+
+// Some tiles a thread, so that one that is held up leaves the others something to do.
+int Model::rows_a_tile(const Step& step) const {
+  if (ops_[step.op + step.fused].kind == HEARTH_OP_SAMPLE) return 1;
+  return std::clamp(rows_of(ops_[step.op]) / (4 * limits_.num_threads), 1, kMostTileRows);
+}
+
+int Model::row_tiles(const Step& step) const {
+  int rows = rows_a_tile(step);
+  return (rows_of(ops_[step.op]) + rows - 1) / rows;
+}
+
+void Model::row_tile(const Step& step, int tile, int thread) {
+  int size = rows_a_tile(step), first = tile * size;
+  Rows rows{first, std::min(size, rows_of(ops_[step.op]) - first)};
+  for (int i = step.op; i <= step.op + step.fused; i++) run_rows(ops_[i], rows, thread);
+}
+
+void Model::run_rows(const hearth_op& op, Rows rows, int thread) {
+  auto each = [&](auto&& f) {
+    for (int r = rows.first; r < rows.first + rows.count; r++) f(r);
+  };
   switch (op.kind) {
     case HEARTH_OP_EMBED:
-      return embed(op, tile);
+      return each([&](int r) { embed(op, r); });
     case HEARTH_OP_ANGLES:
-      return angles(op, tile);
+      return each([&](int r) { angles(op, r); });
     case HEARTH_OP_NORM:
-      return norm(op, tile);
-    case HEARTH_OP_LINEAR:
-      return linear(op, tile, thread);
+      return norm(op, rows);
     case HEARTH_OP_QUANTIZE:
-      return quantize(op, tile);
+      return each([&](int r) { quantize(op, r); });
     case HEARTH_OP_HEAD_NORM:
-      return head_norm(op, tile);
+      return each([&](int r) { head_norm(op, r, 0, op.heads + op.kv_heads); });
     case HEARTH_OP_ROPE:
-      return rope(op, tile);
+      return each([&](int r) { rope(op, r, 0, op.heads); });
     case HEARTH_OP_KV_WRITE:
-      return kv_write(op, tile);
-    case HEARTH_OP_ATTEND:
-      return attend(op, tile, thread);
+      return each([&](int r) { kv_write(op, r, op.heads, op.heads + 2 * op.kv_heads); });
     case HEARTH_OP_GATE:
-      return gate(op, tile);
-    case HEARTH_OP_EXPERTS:
-      return experts(op, part, tile, thread);
+      return gate(op, rows);
     case HEARTH_OP_ADD:
-      return add(op, tile);
+      return add(op, rows);
     case HEARTH_OP_SELECT:
-      return select(op, tile);
+      return each([&](int r) { select(op, r); });
     case HEARTH_OP_SOFT_CAP:
-      return soft_cap(op, tile);
+      return soft_cap(op, rows);
     case HEARTH_OP_SAMPLE:
-      return sample(op, tile, thread);
+      return each([&](int r) { sample(op, r, thread); });
   }
 }
 
@@ -164,56 +181,10 @@ void Model::angles(const hearth_op& op, int index) {
   }
 }
 
-void Model::norm(const hearth_op& op, int tile) {
+void Model::norm(const hearth_op& op, Rows rows) {
   const Buffer& x = buffers_[op.x];
-  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(x) - first);
-  kernels_.norm({row(op.x, first), static_cast<const float*>(weights_[op.weight].data),
-                 row(op.out, first), x.stride, x.width, x.stride, op.eps, rows});
-}
-
-void Model::linear(const hearth_op& op, int tile, int thread) {
-  const hearth_layout& w = weights_[op.weight].layout;
-  int row_tiles_now = row_tiles(op, kLinearTileRows);
-  int64_t panel =
-      tile / row_tiles_now;  // row tiles of one panel follow each other: it stays in cache
-  int first = tile % row_tiles_now * kLinearTileRows;
-  if (w.bits) return quant_linear(op, panel, first, thread);
-  int64_t element_bytes = w.dtype == HEARTH_BF16 ? 2 : 4;
-  LinearArgs args;
-  args.x = row(op.x, first);
-  args.ldx = buffers_[op.x].stride;
-  args.weight =
-      static_cast<const char*>(weights_[op.weight].data) + panel * kPanel * w.cols * element_bytes;
-  args.bf16 = w.dtype == HEARTH_BF16;
-  args.cols = w.cols;
-  args.bias = panel_bias(op, panel);
-  args.out = row(op.out, first) + panel * kPanel;
-  args.ldo = buffers_[op.out].stride;
-  args.rows = std::min(kLinearTileRows, rows_of(buffers_[op.out]) - first);
-  kernels_.linear(args);
-}
-
-const float* Model::panel_bias(const hearth_op& op, int64_t panel) const {
-  if (op.bias < 0) return nullptr;
-  return static_cast<const float*>(weights_[op.bias].data) + panel * kPanel;
-}
-
-void Model::quant_linear(const hearth_op& op, int64_t panel, int first, int thread) {
-  const hearth_layout& w = weights_[op.weight].layout;
-  QuantLinearArgs args;
-  args.x = reinterpret_cast<const char*>(row(op.x, first));
-  args.ldx = buffers_[op.x].stride * static_cast<int64_t>(sizeof(float));
-  args.panel = static_cast<const uint8_t*>(weights_[op.weight].data) + panel * quant_panel_bytes(w);
-  args.cols = w.cols;
-  args.bits = w.bits;
-  args.group = w.group;
-  args.zeros = w.zeros != 0;
-  args.bias = panel_bias(op, panel);
-  args.out = row(op.out, first) + panel * kPanel;
-  args.ldo = buffers_[op.out].stride;
-  args.rows = std::min(kLinearTileRows, rows_of(buffers_[op.out]) - first);
-  args.scratch = reinterpret_cast<uint8_t*>(quant_scratch_->data()) + kQuantScratchBytes * thread;
-  buffers_[op.x].group ? kernels_.quant_linear(args) : kernels_.quant_linear_exact(args);
+  kernels_.norm({row(op.x, rows.first), static_cast<const float*>(weights_[op.weight].data),
+                 row(op.out, rows.first), x.stride, x.width, x.stride, op.eps, rows.count});
 }
 
 void Model::quantize(const hearth_op& op, int index) {
@@ -222,82 +193,15 @@ void Model::quantize(const hearth_op& op, int index) {
       {row(op.x, index), out.width, out.group, reinterpret_cast<char*>(row(op.out, index))});
 }
 
-void Model::head_norm(const hearth_op& op, int index) {
-  float* q = row(op.x, index);
-  auto weight = [&](int32_t i) { return static_cast<const float*>(weights_[i].data); };
-  kernels_.head_norm({q, weight(op.weight), op.heads, op.head_dim, op.eps});
-  kernels_.head_norm(
-      {q + op.heads * op.head_dim, weight(op.bias), op.kv_heads, op.head_dim, op.eps});
-}
-
-void Model::rope(const hearth_op& op, int index) {
-  const float* cosine = row(op.y, index);
-  int half = op.rotary_dim / 2;
-  const float* sine = cosine + half;
-  for (int h = 0; h < op.heads; h++) {
-    float* x = row(op.x, index) + h * op.head_dim;
-    if (op.pairing == HEARTH_PAIR_INTERLEAVED)
-      for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cosine[i], sine[i]);
-    else
-      for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cosine[i], sine[i]);
-  }
-}
-
-void Model::kv_write(const hearth_op& op, int index) {
-  const Group& g = groups_[op.group];
-  int32_t slot = plan_->slots[op.group * plan_->num_tokens + index];
-  const float* k = row(op.x, index) + op.heads * op.head_dim;
-  const float* v = k + op.kv_heads * op.head_dim;
-  char* layer = g.pool->data() + slot / limits_.block_size * g.block_bytes +
-                op.layer * op.kv_heads * g.head_bytes;
-  for (int h = 0; h < op.kv_heads; h++)
-    kernels_.kv_write({k + h * op.head_dim, v + h * op.head_dim, op.head_dim,
-                       limits_.kv_dtype == HEARTH_BF16, layer + h * g.head_bytes, g.value_offset,
-                       slot % limits_.block_size});
-}
-
-void Model::attend(const hearth_op& op, int tile, int thread) {
-  const Group& g = groups_[op.group];
-  const RowTile& rows = attend_tiles_[static_cast<size_t>(tile / op.kv_heads)];
-  int kv_head = tile % op.kv_heads, heads = op.heads / op.kv_heads, sequence = rows.sequence;
-  int64_t of_group = static_cast<int64_t>(op.group) * (plan_->num_sequences + 1) + sequence;
-  AttendArgs args;
-  args.q = row(op.x, rows.first) + kv_head * heads * op.head_dim;
-  args.out = row(op.out, rows.first) + kv_head * heads * op.head_dim;
-  args.ldq = buffers_[op.x].stride;
-  args.ldo = buffers_[op.out].stride;
-  args.rows = rows.rows;
-  args.heads = heads;
-  args.head_dim = op.head_dim;
-  args.position =
-      static_cast<int64_t>(plan_->context[sequence]) + rows.first - plan_->row_start[sequence];
-  args.window = op.window;
-  args.scale = op.scale;
-  args.soft_cap = op.soft_cap;
-  args.bf16 = limits_.kv_dtype == HEARTH_BF16;
-  args.blocks = plan_->blocks + plan_->block_start[of_group];
-  args.first_block = plan_->first_block[op.group * plan_->num_sequences + sequence];
-  args.block_size = limits_.block_size;
-  args.pool = g.pool->data();
-  args.block_stride = g.block_bytes;
-  args.part_offset = (static_cast<int64_t>(op.layer) * op.kv_heads + kv_head) * g.head_bytes;
-  args.value_offset = g.value_offset;
-  args.scratch =
-      reinterpret_cast<float*>(attend_scratch_->data()) + thread * attend_scratch_floats_;
-  kernels_.attend(args);
-}
-
-void Model::gate(const hearth_op& op, int tile) {
+void Model::gate(const hearth_op& op, Rows rows) {
   const Buffer &x = buffers_[op.x], &out = buffers_[op.out];
-  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(out) - first);
-  kernels_.gate({row(op.x, first), x.stride, row(op.out, first), out.stride, out.width, rows,
-                 op.activation == HEARTH_ACT_GELU_TANH});
+  kernels_.gate({row(op.x, rows.first), x.stride, row(op.out, rows.first), out.stride, out.width,
+                 rows.count, op.activation == HEARTH_ACT_GELU_TANH});
 }
 
-void Model::add(const hearth_op& op, int tile) {
+void Model::add(const hearth_op& op, Rows rows) {
   const Buffer& x = buffers_[op.x];
-  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(x) - first);
-  kernels_.add(row(op.x, first), row(op.y, first), rows * x.stride);
+  kernels_.add(row(op.x, rows.first), row(op.y, rows.first), rows.count * x.stride);
 }
 
 void Model::select(const hearth_op& op, int index) {
@@ -305,10 +209,9 @@ void Model::select(const hearth_op& op, int index) {
               static_cast<size_t>(buffers_[op.x].stride) * sizeof(float));
 }
 
-void Model::soft_cap(const hearth_op& op, int tile) {
+void Model::soft_cap(const hearth_op& op, Rows rows) {
   const Buffer& x = buffers_[op.x];
-  int first = tile * kSimpleTileRows, rows = std::min(kSimpleTileRows, rows_of(x) - first);
-  kernels_.soft_cap(row(op.x, first), op.soft_cap, rows * x.stride);
+  kernels_.soft_cap(row(op.x, rows.first), op.soft_cap, rows.count * x.stride);
 }
 
 // The edits of a row; false where it has none.

@@ -117,7 +117,7 @@ void Model::create_expert_scratch() {
 int Model::expert_tiles(const hearth_op& op, int part) const {
   switch (part_of(op, part)) {
     case kChoose:
-      return row_tiles(op, kRouteTileRows);
+      return (plan_->num_tokens + kRouteTileRows - 1) / kRouteTileRows;
     case kCodes:
       return plan_->num_tokens;
     case kGroup:

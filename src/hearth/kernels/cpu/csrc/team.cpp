@@ -105,30 +105,31 @@ void Team::worker(int thread) {
 // through a copy, which it takes before its first barrier.
 void Team::work(int thread) {
   const Job job = job_;
-  for (int stage = 0; stage < job.num_stages; stage++) {
+  for (int stage = 0; stage < job.num_stages;) {
     int tiles = job.tiles[stage];
     for (;;) {
       int tile = next_tile_.fetch_add(1, std::memory_order_relaxed);
       if (tile >= tiles) break;
       job.run(job.context, stage, tile, thread);
     }
-    barrier();
+    stage = barrier(job, stage, thread);
   }
 }
 
-void Team::barrier() {
-  if (num_threads_ == 1) {
-    next_tile_.store(0, std::memory_order_relaxed);
-    return;
-  }
+// Returns the next stage that is shared out. The last thread to arrive runs those of one tile.
+int Team::barrier(const Job& job, int stage, int thread) {
+  int next = stage + 1;
+  while (next < job.num_stages && job.tiles[next] == 1) next++;
   uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+    for (int alone = stage + 1; alone < next; alone++) job.run(job.context, alone, 0, thread);
     arrived_.store(0, std::memory_order_relaxed);
     next_tile_.store(0, std::memory_order_relaxed);
-    publish(phase_, phase_sleepers_);
+    if (num_threads_ > 1) publish(phase_, phase_sleepers_);
   } else {
     wait_for_change(phase_, phase, phase_sleepers_, kBarrierSpinNs);
   }
+  return next;
 }
 
 }  // namespace hearth

@@ -2,8 +2,9 @@
 //
 // A stage is a number of independent tiles; threads take them one by one from a counter (another
 // process may take a core for some milliseconds, so nothing is assigned beforehand); a barrier
-// separates stages. Waiting spins for a bounded time and then sleeps on a futex, also between
-// jobs: an idle team costs nothing.
+// separates stages. A stage of one tile is run by the thread that reaches the barrier before it
+// last, while the others still wait there: it has no barrier of its own. Waiting spins for a
+// bounded time and then sleeps on a futex, also between jobs: an idle team costs nothing.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -35,7 +36,7 @@ class Team {
  private:
   void worker(int thread);
   void work(int thread);
-  void barrier();
+  int barrier(const Job& job, int stage, int thread);
 
   const int num_threads_;
   std::vector<std::thread> threads_;

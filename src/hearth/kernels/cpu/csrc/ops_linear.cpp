@@ -1,0 +1,198 @@
+// Linear layers, and what is computed while their outputs are still in the cache: the residual,
+// the heads of query, key and value, the activation and the codes of its result.
+//
+// A tile is some rows times one panel of 64 outputs, or the fewest panels that the operations
+// behind need together. Whatever follows a panel is done by the kernels that do it alone, on the
+// same numbers in the same order: with operations fused or not, every bit is the same.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "model.h"
+#include "quant.h"
+
+namespace hearth {
+namespace {
+
+int panels(int64_t columns) {
+  return static_cast<int>((columns + kPanel - 1) / kPanel);
+}
+
+// Rotates elements a and b by one angle; products and sums are rounded one by one.
+void rotate(float& a, float& b, float cosine, float sine) {
+  float x = a, y = b;
+  a = x * cosine - y * sine;
+  b = y * cosine + x * sine;
+}
+
+}  // namespace
+
+// Outputs of a tile: whole heads, or whole groups of codes (of gate, and as many of up).
+int Model::columns_a_tile(const Step& step) const {
+  const hearth_op* ops = &ops_[step.op];
+  if (step.form == Form::kHeads) return std::lcm(kPanel, ops[step.fused].head_dim);
+  if (step.form != Form::kGated || step.fused < 2) return kPanel;
+  return std::lcm(kPanel, buffers_[ops[2].out].group);
+}
+
+int Model::linear_tiles(const Step& step) const {
+  const hearth_op& op = ops_[step.op];
+  int64_t columns = step.form == Form::kGated ? buffers_[ops_[step.op + 1].out].width
+                                              : weights_[op.weight].layout.rows;
+  int size = columns_a_tile(step);
+  int row_tiles = (rows_of(op) + kLinearTileRows - 1) / kLinearTileRows;
+  return static_cast<int>((columns + size - 1) / size) * row_tiles;
+}
+
+// The row tiles of a panel follow each other: it stays in the cache.
+void Model::linear_tile(const Step& step, int tile, int thread) {
+  const hearth_op& op = ops_[step.op];
+  int all_rows = rows_of(op), row_tiles = (all_rows + kLinearTileRows - 1) / kLinearTileRows;
+  int first = tile % row_tiles * kLinearTileRows;
+  Rows rows{first, std::min(kLinearTileRows, all_rows - first)};
+  int64_t panel = int64_t{tile / row_tiles} * (columns_a_tile(step) / kPanel);
+  if (step.form == Form::kHeads) return heads_tile(step, panel, rows, thread);
+  if (step.form == Form::kGated) return gated_tile(step, panel, rows, thread);
+  if (step.fused) return added_tile(&op, panel, rows, thread);
+  float* out = row(op.out, rows.first) + panel * kPanel;
+  linear_panel(op, panel, rows, out, buffers_[op.out].stride, thread);
+}
+
+// out: first column of the panel in the first of the rows.
+void Model::linear_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
+                         int thread) {
+  const hearth_layout& w = weights_[op.weight].layout;
+  if (w.bits) return quant_panel(op, panel, rows, out, ldo, thread);
+  int64_t element_bytes = w.dtype == HEARTH_BF16 ? 2 : 4;
+  LinearArgs args;
+  args.x = row(op.x, rows.first);
+  args.ldx = buffers_[op.x].stride;
+  args.weight =
+      static_cast<const char*>(weights_[op.weight].data) + panel * kPanel * w.cols * element_bytes;
+  args.bf16 = w.dtype == HEARTH_BF16;
+  args.cols = w.cols;
+  args.bias = panel_bias(op, panel);
+  args.out = out;
+  args.ldo = ldo;
+  args.rows = rows.count;
+  kernels_.linear(args);
+}
+
+const float* Model::panel_bias(const hearth_op& op, int64_t panel) const {
+  if (op.bias < 0) return nullptr;
+  return static_cast<const float*>(weights_[op.bias].data) + panel * kPanel;
+}
+
+void Model::quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
+                        int thread) {
+  const hearth_layout& w = weights_[op.weight].layout;
+  QuantLinearArgs args;
+  args.x = reinterpret_cast<const char*>(row(op.x, rows.first));
+  args.ldx = buffers_[op.x].stride * static_cast<int64_t>(sizeof(float));
+  args.panel = static_cast<const uint8_t*>(weights_[op.weight].data) + panel * quant_panel_bytes(w);
+  args.cols = w.cols;
+  args.bits = w.bits;
+  args.group = w.group;
+  args.zeros = w.zeros != 0;
+  args.bias = panel_bias(op, panel);
+  args.out = out;
+  args.ldo = ldo;
+  args.rows = rows.count;
+  args.scratch = reinterpret_cast<uint8_t*>(quant_scratch_->data()) + kQuantScratchBytes * thread;
+  buffers_[op.x].group ? kernels_.quant_linear(args) : kernels_.quant_linear_exact(args);
+}
+
+// Linear, Add.
+void Model::added_tile(const hearth_op* ops, int64_t panel, Rows rows, int thread) {
+  float* sums = tile_scratch(thread).values;
+  linear_panel(ops[0], panel, rows, sums, kPanel, thread);
+  for (int r = 0; r < rows.count; r++)
+    kernels_.add(row(ops[1].x, rows.first + r) + panel * kPanel, sums + r * kPanel, kPanel);
+}
+
+// Linear, perhaps HeadNorm, Rope, KvWrite: on the heads of the tile, in the rows of q, k, v.
+void Model::heads_tile(const Step& step, int64_t first_panel, Rows rows, int thread) {
+  const hearth_op* ops = &ops_[step.op];
+  const Buffer& out = buffers_[ops[0].out];
+  int64_t columns = std::min<int64_t>(columns_a_tile(step), out.width - first_panel * kPanel);
+  for (int64_t panel = first_panel; panel < first_panel + panels(columns); panel++)
+    linear_panel(ops[0], panel, rows, row(ops[0].out, rows.first) + panel * kPanel, out.stride,
+                 thread);
+  const hearth_op& write = ops[step.fused];
+  int first = static_cast<int>(first_panel * kPanel / write.head_dim);
+  int last = first + static_cast<int>(columns / write.head_dim);
+  for (int r = rows.first; r < rows.first + rows.count; r++) {
+    if (step.fused == 3) head_norm(ops[1], r, first, last);
+    rope(ops[step.fused - 1], r, first, last);
+    kv_write(write, r, first, last);
+  }
+}
+
+// Linear, Gate, perhaps Quantize: a row of the tile is gates, then as many ups.
+void Model::gated_tile(const Step& step, int64_t first_panel, Rows rows, int thread) {
+  const hearth_op* ops = &ops_[step.op];
+  const Buffer& gated = buffers_[ops[1].out];
+  int64_t first = first_panel * kPanel;
+  int64_t columns = std::min<int64_t>(columns_a_tile(step), gated.width - first);
+  int64_t ups = gated.width / kPanel, stride = 2 * columns;
+  float* both = tile_scratch(thread).values;
+  for (int64_t p = 0; p < panels(columns); p++) {
+    linear_panel(ops[0], first_panel + p, rows, both + p * kPanel, stride, thread);
+    linear_panel(ops[0], ups + first_panel + p, rows, both + columns + p * kPanel, stride, thread);
+  }
+  bool is_gelu = ops[1].activation == HEARTH_ACT_GELU_TANH;
+  if (step.fused == 1) {
+    float* out = row(ops[1].out, rows.first) + first;
+    return kernels_.gate({both, stride, out, gated.stride, columns, rows.count, is_gelu});
+  }
+  kernels_.gate({both, stride, both, stride, columns, rows.count, is_gelu});
+  for (int r = 0; r < rows.count; r++)
+    quantize_columns(ops[2], rows.first + r, first, columns, both + r * stride, thread);
+}
+
+// Codes of columns first … of a row, whole groups but for the row's end. `x` holds these columns
+// only.
+void Model::quantize_columns(const hearth_op& op, int index, int64_t first, int64_t count,
+                             const float* x, int thread) {
+  const Buffer& out = buffers_[op.out];
+  char* part = tile_scratch(thread).codes;
+  kernels_.quantize({x, count, out.group, part});
+  char* whole = reinterpret_cast<char*>(row(op.out, index));
+  int64_t group = first / out.group, groups = num_groups(count, out.group);
+  auto copy = [&](int64_t to, int64_t from, int64_t element_bytes) {
+    std::memcpy(whole + to + group * element_bytes, part + from,
+                static_cast<size_t>(groups * element_bytes));
+  };
+  copy(0, 0, out.group);
+  copy(row_scales_offset(out.width, out.group), row_scales_offset(count, out.group), sizeof(float));
+  copy(row_sums_offset(out.width, out.group), row_sums_offset(count, out.group), sizeof(int32_t));
+}
+
+// Heads are numbered through q, k and v; those of v are left as they are.
+void Model::head_norm(const hearth_op& op, int index, int first_head, int last_head) {
+  auto part = [&](int begin, int end, int32_t weight) {
+    begin = std::max(begin, first_head);
+    end = std::min(end, last_head);
+    if (begin < end)
+      kernels_.head_norm({row(op.x, index) + begin * op.head_dim,
+                          static_cast<const float*>(weights_[weight].data), end - begin,
+                          op.head_dim, op.eps});
+  };
+  part(0, op.heads, op.weight);
+  part(op.heads, op.heads + op.kv_heads, op.bias);
+}
+
+void Model::rope(const hearth_op& op, int index, int first_head, int last_head) {
+  const float* cosine = row(op.y, index);
+  int half = op.rotary_dim / 2;
+  const float* sine = cosine + half;
+  for (int h = first_head; h < std::min(last_head, op.heads); h++) {
+    float* x = row(op.x, index) + h * op.head_dim;
+    if (op.pairing == HEARTH_PAIR_INTERLEAVED)
+      for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cosine[i], sine[i]);
+    else
+      for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cosine[i], sine[i]);
+  }
+}
+
+}  // namespace hearth
