@@ -22,8 +22,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,7 @@ def executor_of(
     patterns: frozenset[Pattern],
     split: Split,
 ) -> CpuExecutor:
+    """An executor of the case's size."""
     loaded, weights = model
     blocks = case.sequences * -(-(case.context + case.rows) // BLOCK)
     limits = StepLimits(case.rows, case.sequences, case.sequences, 40_000)
@@ -153,13 +155,11 @@ def barriers(executor: CpuExecutor) -> int:
     return len(executor.program.ops) - inside
 
 
-def measure(
-    first: Callable[[], object], second: Callable[[], object], repeats: int
-) -> list[list[float]]:
+def measure(runs: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
     """Milliseconds of each, taking turns."""
-    times: list[list[float]] = [[], []]
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        for which, run in enumerate((first, second)):
+        for which, run in enumerate(runs):
             begin = time.perf_counter()
             run()
             times[which].append((time.perf_counter() - begin) * 1e3)
@@ -167,11 +167,12 @@ def measure(
 
 
 def show(case: Case, executors: list[CpuExecutor], repeats: int) -> None:
+    """Measures a row of the table and prints it."""
     plan = plan_of(case)
-    runs = [lambda e=e: e.execute(plan) for e in executors]  # type: ignore[misc]
+    runs = [partial(executor.execute, plan) for executor in executors]
     for run in runs:
         run()
-    times = measure(runs[0], runs[1], repeats)
+    times = measure(runs, repeats)
     medians = [statistics.median(t) for t in times]
     tenths = [sorted(t)[len(t) // 10] for t in times]
     print(
@@ -183,6 +184,7 @@ def show(case: Case, executors: list[CpuExecutor], repeats: int) -> None:
 
 
 def main() -> None:
+    """Measures and prints all rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=40)

@@ -1,8 +1,9 @@
 """The same context gives the same logits, bit for bit, however it came to be computed.
 
 One ledger per model and precision takes the hash of every row of every run: other company, other
-budgets, prefix hits, preemptions, resumed requests, another number of threads. Sampled with a
-temperature as well as greedily; an answer must equal the request's answer in every other run.
+budgets, prefix hits, preemptions, resumed requests, another number of threads, operations fused or
+not, keys split or not. Sampled with a temperature as well as greedily; an answer must equal the
+request's answer in every other run.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from tests.unit.kernels.programs import ISAS
 
 from hearth.core.request import Request, SamplingParams
 from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
+from hearth.kernels.cpu.executor import Split
+from hearth.kernels.fuse import Pattern
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import load_weights
 
 VOCABULARY = 199
 MAX_MODEL_LEN = 192
 NUM_RUNS = 20
+NONE = frozenset[Pattern]()
+SPLITS: tuple[Split, ...] = ("auto", "never", "always")
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -56,7 +61,7 @@ QWEN3: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "hidden_size": 80,
-    "intermediate_size": 70,
+    "intermediate_size": 192,
     "num_attention_heads": 5,
     "num_key_value_heads": 1,
     "head_dim": 20,
@@ -113,6 +118,8 @@ class Run:
     gaps: tuple[int, ...]  # steps made before each request is submitted
     cancelled: frozenset[int]
     num_resumed: tuple[int, ...]  # tokens that each brings along, as after a crash
+    patterns: frozenset[Pattern]  # operations that run in the same tiles
+    split: Split  # whether the keys of a sequence are shared out among threads
 
 
 def random_run(random: np.random.Generator, num_requests: int) -> Run:
@@ -130,7 +137,10 @@ def random_run(random: np.random.Generator, num_requests: int) -> Run:
     gaps = tuple(int(g) for g in random.choice([0, 0, 0, 1, 5], count))
     cancelled = frozenset(int(i) for i in order if random.integers(8) == 0)
     num_resumed = tuple(int(n) for n in random.choice([0, 0, 0, 1, 17], count))
-    return Run(sizes, int(random.integers(1, 3)), order, gaps, cancelled, num_resumed)
+    threads = int(random.integers(1, 3))
+    patterns = frozenset(p for p in Pattern if random.integers(4)) if random.integers(4) else NONE
+    split = SPLITS[random.integers(len(SPLITS))]
+    return Run(sizes, threads, order, gaps, cancelled, num_resumed, patterns, split)
 
 
 def requests_of(random: np.random.Generator) -> list[Request]:
@@ -224,7 +234,14 @@ class Audit:
             self._loaded.dtype,
         )
         inner: Executor = CpuExecutor(
-            self._loaded.program, self._weights, limits, kv, run.threads, self._isa
+            self._loaded.program,
+            self._weights,
+            limits,
+            kv,
+            run.threads,
+            self._isa,
+            patterns=run.patterns,
+            split=run.split,
         )
         if self._falsify:
             inner = BatchDependent(inner)

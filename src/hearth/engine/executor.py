@@ -6,6 +6,7 @@ takes a second and is an extra.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hearth.core.errors import KernelError
 from hearth.core.step import Executor
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
+from hearth.kernels.fuse import ALL_PATTERNS, Pattern
 from hearth.kernels.packing import WeightSink
 from hearth.models import automodel
 from hearth.models.automodel.spec import AutoModelSpec
@@ -23,6 +25,8 @@ from hearth.models.config_json import read_config
 from hearth.models.families import FAMILIES, named_architecture, unsupported
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import LoadReport, load_weights
+
+logger = logging.getLogger("hearth.engine")
 
 LoadProgress: TypeAlias = Callable[[int, int], None]
 Fill: TypeAlias = Callable[[WeightSink], LoadReport]
@@ -112,6 +116,11 @@ def _kernel_backend(device: DeviceConfig) -> BackendChoice:
     return BackendChoice("cpu", reason)
 
 
+def patterns_of(config: EngineConfig) -> frozenset[Pattern]:
+    """Which operations the CPU executor may run in the same tiles."""
+    return frozenset() if config.debug_unfused else ALL_PATTERNS
+
+
 def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
     """Reads the model directory, except for its weights. Raises ModelError, ConfigError."""
     model, scheduler = config.model, config.scheduler
@@ -173,7 +182,17 @@ def _create_cpu(
         load = pack_to_memory(loaded.program, fill, "--load-format is dummy", isa)
     else:
         load = load_cpu_weights(loaded, config.weight_cache, fill, on_progress, isa)
-    executor = CpuExecutor(loaded.program, load.weights, shape.limits, shape.kv, threads, isa)
+    executor = CpuExecutor(
+        loaded.program,
+        load.weights,
+        shape.limits,
+        shape.kv,
+        threads,
+        isa,
+        patterns=patterns_of(config),
+    )
+    for pattern, reason in dict.fromkeys((r.pattern, r.reason) for r in executor.fusion.refused):
+        logger.info("operations_not_fused pattern=%s reason=%s", pattern, reason)
     return CreatedExecutor(executor, (load.choice,), load.warnings)
 
 

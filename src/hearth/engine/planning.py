@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from hearth.core.config import DEFAULT_CODES, Choice, CodesConfig, EngineConfig
 from hearth.core.errors import CapacityError
 from hearth.core.units import format_bytes, format_count
-from hearth.engine.executor import BackendChoice, LoadedModel, load_spec
+from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
 from hearth.host.fit import Fit, FitRequest, fit, needed_bytes
 from hearth.host.memory import HostMemory, read_memory
+from hearth.kernels.fuse import fuse
 from hearth.kernels.packing import arena_bytes
 from hearth.models.automodel.spec import AutoModelSpec
 from hearth.models.loader import LoadedSpec
@@ -44,7 +45,7 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
         reason = f"--quantize auto: {backend.name} runs the model, codes need the C++ kernels"
         return replace(planned, choices=(Choice("quantize", "none", reason),))
     loaded = load_spec(backend, config)
-    fitted = fit(fit_request(config, loaded, num_threads), memory_of(loaded))
+    fitted = fit(fit_request(backend, config, loaded, num_threads), memory_of(loaded))
     scheme = config.model.quantize
     if scheme == "none" or not isinstance(loaded, LoadedSpec):
         return PlannedModel(loaded, fitted, ())
@@ -52,8 +53,11 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
     return PlannedModel(loaded, fitted, (choice, *_code_choices(config.model.codes)))
 
 
-def fit_request(config: EngineConfig, loaded: LoadedModel, num_threads: int) -> FitRequest:
+def fit_request(
+    backend: BackendChoice, config: EngineConfig, loaded: LoadedModel, num_threads: int
+) -> FitRequest:
     """What is to fit, as the settings have it."""
+    is_fused = backend.name == "cpu" and isinstance(loaded, LoadedSpec)
     return FitRequest(
         program=loaded.program,
         dtype=loaded.dtype,
@@ -65,6 +69,7 @@ def fit_request(config: EngineConfig, loaded: LoadedModel, num_threads: int) -> 
         kv_memory_bytes=config.cache.memory_bytes,
         num_threads=num_threads,
         fixed=loaded.fixed_memory if isinstance(loaded, AutoModelSpec) else None,
+        fusion=fuse(loaded.program, num_threads, patterns_of(config)) if is_fused else None,
     )
 
 
@@ -132,7 +137,7 @@ def _candidate(
 ) -> _Candidate:
     loaded = load_spec(backend, _with_scheme(config, scheme))
     assert isinstance(loaded, LoadedSpec)
-    request = fit_request(config, loaded, num_threads)
+    request = fit_request(backend, config, loaded, num_threads)
     longest = request.max_position_embeddings
     num_tokens = min(longest, request.max_model_len or AUTO_CONTEXT)
     return _Candidate(scheme, loaded, request, num_tokens)

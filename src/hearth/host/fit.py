@@ -20,6 +20,7 @@ from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
+from hearth.kernels.fuse import Fusion
 from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes, row_bytes
 
 # Resident memory of both processes before the first request, the model's own aside. (Measured on
@@ -30,6 +31,8 @@ LEAST_MODEL_LEN = 16
 # Logits rows of a step beside one a sequence: prompts are scored so many tokens a step, or fewer
 # (a prefill of 64 rows is bound by arithmetic, not by reading weights).
 SCORED_ROWS = 64
+# A thread's share of the results of attention that is split by keys (csrc/ops_attention.cpp).
+SPLIT_BYTES = 2 * MIB
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
 
@@ -37,7 +40,8 @@ SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabula
 class FitRequest:
     """What is to fit. `max_model_len` and `kv_memory_bytes` None: chosen here.
 
-    `fixed`: what is needed whatever the context; None: weights and buffers of the program.
+    `fixed`: what is needed whatever the context; None: weights and buffers of the program, but for
+    the buffers that `fusion` keeps within tiles (None: operations run one by one, unsplit).
     """
 
     program: StepProgram
@@ -50,6 +54,7 @@ class FitRequest:
     kv_memory_bytes: int | None = None
     num_threads: int = 1
     fixed: tuple[MemoryItem, ...] | None = None
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +118,20 @@ def _logit_rows(request: FitRequest) -> int:
     return max_logit_rows(request.max_num_seqs, request.max_num_batched_tokens)
 
 
-def scratch_bytes(program: StepProgram, max_tokens: int, max_logit_rows: int) -> int:
+def scratch_bytes(
+    program: StepProgram, max_tokens: int, max_logit_rows: int, fusion: Fusion | None = None
+) -> int:
     """Bytes of the program's buffers for one step: padded rows of tokens and of logits.
 
-    Beside them, the numbers of the pairs of token and expert.
+    Without those that stay within tiles; beside them, the numbers of the pairs of token and expert.
     """
+    without_memory = frozenset[int]() if fusion is None else fusion.tile_buffers
     top_k = max((op.router.top_k for op in program.ops if isinstance(op, Experts)), default=0)
     return 4 * max_tokens * top_k + sum(
         round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS)
         * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
-        for buffer in program.buffers
+        for number, buffer in enumerate(program.buffers)
+        if number not in without_memory
     )
 
 
@@ -135,7 +144,10 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     tokens = request.max_num_batched_tokens
     rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
-    scratch = scratch_bytes(program, tokens, rows) + sampler
+    split = SPLIT_BYTES * request.num_threads
+    if request.fusion is None or request.num_threads == 1:
+        split = 0
+    scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler + split
     return (
         MemoryItem("weights", weights, f"{format_count(num_parameters)} parameters as {stored}"),
         MemoryItem(

@@ -12,8 +12,17 @@ from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
-from hearth.host.fit import RUNTIME_BYTES, SAMPLER_BYTES, SCORED_ROWS, Fit, FitRequest, fit
+from hearth.host.fit import (
+    RUNTIME_BYTES,
+    SAMPLER_BYTES,
+    SCORED_ROWS,
+    SPLIT_BYTES,
+    Fit,
+    FitRequest,
+    fit,
+)
 from hearth.host.memory import HostMemory, MemoryFact
+from hearth.kernels.fuse import Fusion
 
 WEIGHTS_BYTES = 64 * 1024 * 1024 * 2  # one matrix of 64 Mi elements as bfloat16
 BLOCK_BYTES = 2 * 4 * 2 * 32 * 64 * 2  # layers · heads · (k, v) · block · head size · bytes
@@ -151,3 +160,16 @@ def test_the_kv_cache_never_exceeds_its_budget_and_holds_one_sequence(
             assert num_blocks * 32 >= fitted.limits.max_model_len
         else:
             assert num_blocks * 32 >= min(window, fitted.limits.max_model_len)
+
+
+def test_buffers_within_tiles_take_no_memory_and_what_split_attention_leaves_does() -> None:
+    buffers = (BufferSpec("hidden", 1024), BufferSpec("gate_up", 16384))
+    program = replace(PROGRAM, buffers=buffers)
+    plain = replace(REQUEST, program=program, num_threads=4)
+    fused = replace(plain, fusion=Fusion(tile_buffers=frozenset({1})))
+    before = bytes_of(fit(plain, memory_of(16 * GIB)))["scratch"]
+    after = bytes_of(fit(fused, memory_of(16 * GIB)))["scratch"]
+    assert before - after == 4 * 16384 * 512 - 4 * SPLIT_BYTES
+    alone = replace(fused, num_threads=1)  # one thread splits nothing
+    fourth = after - bytes_of(fit(alone, memory_of(16 * GIB)))["scratch"]
+    assert fourth == 4 * SPLIT_BYTES + 3 * SAMPLER_SCRATCH
