@@ -14,8 +14,21 @@
 namespace hearth {
 namespace {
 
+constexpr int64_t kPrefetchBytes = 4096;
+
 int panels(int64_t columns) {
   return static_cast<int>((columns + kPanel - 1) / kPanel);
+}
+
+int64_t panel_bytes(const hearth_layout& w) {
+  return w.bits ? quant_panel_bytes(w) : kPanel * w.cols * (w.dtype == HEARTH_BF16 ? 2 : 4);
+}
+
+// The begin of a panel that comes after one that is not its neighbour: the processor looks ahead
+// only as long as addresses go on. (Past the last panel it asks for nothing that matters.)
+void prefetch_panel(const hearth_weight& weight, int64_t panel) {
+  const auto* begin = static_cast<const char*>(weight.data) + panel * panel_bytes(weight.layout);
+  for (int64_t byte = 0; byte < kPrefetchBytes; byte += 64) __builtin_prefetch(begin + byte, 0, 2);
 }
 
 // Rotates elements a and b by one angle; products and sums are rounded one by one.
@@ -63,12 +76,10 @@ void Model::linear_panel(const hearth_op& op, int64_t panel, Rows rows, float* o
                          int thread) {
   const hearth_layout& w = weights_[op.weight].layout;
   if (w.bits) return quant_panel(op, panel, rows, out, ldo, thread);
-  int64_t element_bytes = w.dtype == HEARTH_BF16 ? 2 : 4;
   LinearArgs args;
   args.x = row(op.x, rows.first);
   args.ldx = buffers_[op.x].stride;
-  args.weight =
-      static_cast<const char*>(weights_[op.weight].data) + panel * kPanel * w.cols * element_bytes;
+  args.weight = static_cast<const char*>(weights_[op.weight].data) + panel * panel_bytes(w);
   args.bf16 = w.dtype == HEARTH_BF16;
   args.cols = w.cols;
   args.bias = panel_bias(op, panel);
@@ -89,7 +100,7 @@ void Model::quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* ou
   QuantLinearArgs args;
   args.x = reinterpret_cast<const char*>(row(op.x, rows.first));
   args.ldx = buffers_[op.x].stride * static_cast<int64_t>(sizeof(float));
-  args.panel = static_cast<const uint8_t*>(weights_[op.weight].data) + panel * quant_panel_bytes(w);
+  args.panel = static_cast<const uint8_t*>(weights_[op.weight].data) + panel * panel_bytes(w);
   args.cols = w.cols;
   args.bits = w.bits;
   args.group = w.group;
@@ -136,9 +147,11 @@ void Model::gated_tile(const Step& step, int64_t first_panel, Rows rows, int thr
   int64_t columns = std::min<int64_t>(columns_a_tile(step), gated.width - first);
   int64_t ups = gated.width / kPanel, stride = 2 * columns;
   float* both = tile_scratch(thread).values;
-  for (int64_t p = 0; p < panels(columns); p++) {
-    linear_panel(ops[0], first_panel + p, rows, both + p * kPanel, stride, thread);
-    linear_panel(ops[0], ups + first_panel + p, rows, both + columns + p * kPanel, stride, thread);
+  for (int64_t begin : {int64_t{0}, ups}) {
+    prefetch_panel(weights_[ops[0].weight], first_panel + (begin ? panels(columns) : ups));
+    float* out = both + (begin ? columns : 0);
+    for (int64_t p = 0; p < panels(columns); p++)
+      linear_panel(ops[0], begin + first_panel + p, rows, out + p * kPanel, stride, thread);
   }
   bool is_gelu = ops[1].activation == HEARTH_ACT_GELU_TANH;
   if (step.fused == 1) {
