@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from tests.contract.plan_builder import Chunk, PlanBuilder, Track
 from tests.unit.kernels.programs import ISAS
 
+from hearth.core.errors import KernelError
 from hearth.core.program import Add, Quantize
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.cpu.executor import CpuExecutor, Split
 from hearth.kernels.cpu.weights import CpuWeights
-from hearth.kernels.fuse import ALL_PATTERNS, Fusion, Pattern, fuse
+from hearth.kernels.fuse import ALL_PATTERNS, Fusion, Group, Pattern, fuse
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import load_weights
 
@@ -265,3 +266,41 @@ def test_a_buffer_that_is_read_again_is_written() -> None:
     fusion = fuse(replace(program, ops=(*program.ops[: at + 1], again, *program.ops[at + 1 :])), 2)
     assert [r.reason for r in fusion.refused] == ["Add reads branch later"]
     assert again.y not in fusion.tile_buffers
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "message"),
+    [
+        (3, 2, "other rows"),  # Quantize, Linear
+        (4, 2, "query, key and value"),  # Linear, Rope
+        (7, 3, "attention and its codes"),  # Attend, Quantize, Linear
+        (9, 3, "a linear layer and its sum"),  # Linear, Add, Norm
+        (13, 4, "an activation and its codes"),  # Linear, Gate, Quantize, Linear
+        (30, 99, "more operations are fused than there are"),
+    ],
+)
+def test_a_group_that_would_race_is_refused_by_the_library(
+    monkeypatch: pytest.MonkeyPatch, first: int, count: int, message: str
+) -> None:
+    wrong = Fusion((Group(first, count, Pattern.ROWS),))  # the library knows no names
+    monkeypatch.setattr("hearth.kernels.cpu.executor.fuse", lambda *_: wrong)
+    with pytest.raises(KernelError, match=message):
+        executor_of(WIDE)
+
+
+def test_a_buffer_without_memory_is_refused_where_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "hearth.kernels.cpu.executor.fuse", lambda *_: Fusion(tile_buffers=frozenset({0}))
+    )
+    with pytest.raises(KernelError, match="without memory"):
+        executor_of(WIDE)
+
+
+def test_executors_end_whatever_their_threads_are_doing() -> None:
+    for number in range(60):
+        executor = executor_of(WIDE, threads=2 + number % 3)
+        if number % 3:
+            run(executor, [[1]] * (number % 3))  # closes it
+        executor.close()
