@@ -122,7 +122,8 @@ def access_of(op: Op) -> Access:
         case Attend():
             return Access((op.qkv,), (op.out,))
         case Experts():
-            return Access((op.x, op.logits), (op.routes, op.gated, op.out))
+            codes = () if op.gated_codes is None else (op.gated_codes,)
+            return Access((op.x, op.logits), (op.routes, op.gated, *codes, op.out))
         case Add():
             return Access((op.x, op.y), ())
         case Sample():

@@ -33,7 +33,7 @@ def needed(monkeypatch: pytest.MonkeyPatch, scheme: str) -> int:
     """What a scheme needs, from the plan that takes it when there is plenty."""
     config = replace(AUTO, model=replace(AUTO.model, quantize=scheme))
     loaded = plan(monkeypatch, 1 << 40, config).loaded
-    request = planning.fit_request(config, loaded, 2)
+    request = planning.fit_request(CPU, config, loaded, 2)
     return needed_bytes(request, loaded.max_position_embeddings)
 
 

@@ -67,9 +67,9 @@ class CpuExecutor:
     ) -> None:
         """Creates scratch memory, KV pools and `threads` − 1 threads.
 
-        `isa`: see `resolve_isa`. `patterns`: which operations may be fused; `split`: whether the keys
-        of a sequence are shared out among threads. Neither changes a bit of any result. Raises
-        ConfigError, KernelError, CapacityError.
+        `isa`: see `resolve_isa`. `patterns`: which operations may be fused; `split`: whether the
+        keys of a sequence are shared out among threads. Neither changes a bit of any result.
+        Raises ConfigError, KernelError, CapacityError.
         """
         self._library = load_library()
         self._program = program
