@@ -1,0 +1,71 @@
+"""What no engine could beat with hearth's scheme, from bytes, operations and measured ceilings.
+
+Weights: linear layers in int4 in groups of 128 with bfloat16 scales, the head in int8, each read
+once a step. Arithmetic: linear layers at the int8 peak, attention in float32; memory and
+arithmetic overlap, int8 and float32 do not. KV in bfloat16, read once a step and written never:
+small beside the rest. Norms, rotations and sampling cost nothing here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.ceilings import Ceiling
+from benchmarks.peers.rows import RowSpec
+
+from hearth.core.program import Attend, Embed
+from hearth.core.spec import SlotKind
+from hearth.kernels.packing import packed_bytes
+from hearth.models.loader import load_model_spec
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a token costs."""
+
+    body_bytes: int  # linear layers without the head
+    head_bytes: int
+    body_params: int
+    head_params: int
+    kv_bytes: int  # of a token, all layers
+    attend_flops: int  # a query and one key, all layers
+
+    @property
+    def weight_bytes(self) -> int:
+        """Read for every step."""
+        return self.body_bytes + self.head_bytes
+
+
+def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
+    """From the program that hearth runs, not from the configuration."""
+    loaded = load_model_spec(model, quantize=quantize)
+    program = loaded.program
+    (table,) = [op.table for op in program.ops if isinstance(op, Embed)]
+    head = loaded.spec.head
+    linear = [s for s in program.slots if s.kind is SlotKind.LINEAR and s.name != table or s.name == head]
+    body = [slot for slot in linear if slot.name != head]
+    (last,) = [slot for slot in linear if slot.name == head]
+    attends = [op for op in program.ops if isinstance(op, Attend)]
+    return Scheme(
+        body_bytes=sum(packed_bytes(slot) for slot in body),
+        head_bytes=packed_bytes(last),
+        body_params=sum(slot.rows * slot.cols for slot in body),
+        head_params=last.rows * last.cols,
+        kv_bytes=sum(4 * op.num_kv_heads * op.head_dim for op in attends),
+        attend_flops=sum(4 * op.num_heads * op.head_dim for op in attends),
+    )
+
+
+def limit(spec: RowSpec, scheme: Scheme, ceiling: Ceiling) -> float:
+    """Tokens a second."""
+    if spec.is_prefill:
+        tokens = spec.num_streams * spec.prompt_tokens
+        keys = spec.num_streams * spec.prompt_tokens * (spec.prompt_tokens + 1) / 2
+        int8_ops = 2.0 * (scheme.body_params * tokens + scheme.head_params * spec.num_streams)
+        return tokens / ceiling.floor_s(scheme.weight_bytes, int8_ops, scheme.attend_flops * keys)
+    context = spec.num_streams * (spec.prompt_tokens + spec.new_tokens / 2)
+    num_bytes = scheme.weight_bytes + scheme.kv_bytes * context
+    int8_ops = 2.0 * (scheme.body_params + scheme.head_params) * spec.num_streams
+    step = ceiling.floor_s(num_bytes, int8_ops, scheme.attend_flops * context)
+    return spec.num_streams / step
