@@ -14,9 +14,9 @@ from pathlib import Path
 from benchmarks.ceilings import Ceiling
 from benchmarks.peers.rows import RowSpec
 
-from hearth.core.program import Attend, Embed
+from hearth.core.program import Attend
 from hearth.core.spec import SlotKind
-from hearth.kernels.packing import packed_bytes
+from hearth.kernels.packing import arena_bytes, packed_bytes
 from hearth.models.loader import load_model_spec
 
 
@@ -28,6 +28,7 @@ class Scheme:
     head_bytes: int
     body_params: int
     head_params: int
+    stored_bytes: int  # all packed weights, the embedding too
     kv_bytes: int  # of a token, all layers
     attend_flops: int  # a query and one key, all layers
 
@@ -41,9 +42,8 @@ def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
     """From the program that hearth runs, not from the configuration."""
     loaded = load_model_spec(model, quantize=quantize)
     program = loaded.program
-    (table,) = [op.table for op in program.ops if isinstance(op, Embed)]
     head = loaded.spec.head
-    linear = [s for s in program.slots if s.kind is SlotKind.LINEAR and s.name != table or s.name == head]
+    linear = [slot for slot in program.slots if slot.kind is SlotKind.LINEAR]
     body = [slot for slot in linear if slot.name != head]
     (last,) = [slot for slot in linear if slot.name == head]
     attends = [op for op in program.ops if isinstance(op, Attend)]
@@ -52,6 +52,7 @@ def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
         head_bytes=packed_bytes(last),
         body_params=sum(slot.rows * slot.cols for slot in body),
         head_params=last.rows * last.cols,
+        stored_bytes=arena_bytes(program.slots),
         kv_bytes=sum(4 * op.num_kv_heads * op.head_dim for op in attends),
         attend_flops=sum(4 * op.num_heads * op.head_dim for op in attends),
     )

@@ -22,11 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from benchmarks.serving import Seen, follow  # noqa: E402 (found by the line above)
-from protocol import serve  # noqa: E402
+from benchmarks.serving import Seen, follow
+from protocol import serve
 
-from hearth.client.streaming import StreamPool  # noqa: E402
-from hearth.client.wire import Target  # noqa: E402
+from hearth.client.streaming import StreamPool
+from hearth.client.wire import Target
 
 START_TIMEOUT_S = 300.0
 POLL_S = 0.002
