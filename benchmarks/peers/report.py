@@ -24,6 +24,18 @@ from benchmarks.peers.summary import OURS, RowSummary, kept, summaries
 from hearth import __version__
 
 _ROOT = Path(__file__).parents[2]
+_SETTING = (
+    "One model: random weights, Llama-shaped, 1.47 billion parameters. Greedy, prompts distinct "
+    "and of fixed length, prefix cache and speculation off. Engines take turns within a round and "
+    "are started anew in each; medians, in brackets the quartiles. Decoding counts the steps in "
+    "which all streams take part. hearth is measured over HTTP, the others in their own process."
+)
+_READING = (
+    "× best: hearth against the best other engine, by pairs of one round; above 1 hearth is "
+    "better. Limit: what hearth's scheme cannot exceed by the bytes it reads, its int8 and its "
+    "float32 operations, at the ceilings measured around each of its rounds; it is hearth's limit "
+    "alone, since the others read other numbers of bytes."
+)
 
 
 def record(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -98,22 +110,11 @@ def page(body: Mapping[str, Any], lines: Sequence[RowSummary], min_bandwidth: fl
             f"{body['date'][:10]}, {where['processor']}, {body['threads']} threads, "
             f"{', '.join(where['features'])}, {where['memory_gib']} GiB, Linux {where['kernel']}."
         ),
-        (
-            "One model: random weights, Llama-shaped, 1.47 billion parameters, bfloat16. Greedy, "
-            "prompts distinct and of fixed length, prefix cache and speculation off. Engines take "
-            "turns within a round and are started anew in each; medians, in brackets the quartiles. "
-            "Decoding counts the steps in which all streams take part. hearth is measured over HTTP, "
-            "the others in their own process."
-        ),
+        _SETTING,
         "",
         *_table(lines, list(body["engines"])),
         "",
-        (
-            "× best: hearth against the best other engine, by pairs of one round; above 1 hearth is "
-            "better. Limit: what hearth's scheme cannot exceed by the bytes it reads, its int8 and its "
-            "float32 operations, at the ceilings measured around each of its rounds; no engine's "
-            "limit but hearth's."
-        ),
+        _READING,
         "",
         *_bandwidth(samples, used, min_bandwidth),
         "",

@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from benchmarks.serving import Seen, follow
-from protocol import serve
+from protocol import serve  # type: ignore[import-not-found]  # it stands beside this script
 
 from hearth.client.streaming import StreamPool
 from hearth.client.wire import Target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,8 @@ class OnnxRuntime:
     def __init__(self, message: dict[str, Any]) -> None:
         self._path = Path(message["model"])
         config = genai.Config(str(self._path))
-        config.overlay(
-            '{"model": {"decoder": {"session_options": {"intra_op_num_threads": %d}}}}'
-            % message["threads"]
-        )
+        session = {"session_options": {"intra_op_num_threads": message["threads"]}}
+        config.overlay(json.dumps({"model": {"decoder": session}}))
         self._model = genai.Model(config)
 
     def facts(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
-from protocol import serve  # noqa: E402 (vLLM reads its variables when it is imported)
-from vllm import LLM, SamplingParams  # noqa: E402
+from protocol import serve
+from vllm import LLM, SamplingParams
 
 
 class Vllm:
