@@ -10,6 +10,7 @@ ceilings (`native/ceilings.cpp`) are measured before and after each group of fig
     floor, bytes   weights or KV once, at the read bandwidth (rows and results are not counted for
                    linear layers; for operations on rows they are all there is, and often in cache)
     floor, ops     2·M·N·K at the int8 peak, attention and exact layers at the fp32 peak
+    step           whole steps of the model, without scheduler and HTTP, at their limit's sum
     limit          the larger of the two; `%` is limit ÷ median time, `best %` limit ÷ fastest
 
 Operations with one tile follow each other without a barrier. Never asserts.
@@ -39,13 +40,14 @@ from benchmarks.kernel_cases import (
     plan_of,
     row_op_beds,
 )
+from benchmarks.kernel_steps import POINTS, StepRig, loaded
 
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 
-KINDS = ("linear", "row", "attend")
+KINDS = ("step", "linear", "row", "attend")
 LEAST_S = 0.3  # of measuring one point; more repeats where they fit
 MOST_REPEATS = 60
 WARM_CHUNK = 512
@@ -161,6 +163,29 @@ def row_of(
     )
 
 
+def measure_steps(ceilings: Ceilings, options: argparse.Namespace) -> Iterator[Row]:
+    """Whole steps, in each scheme that has a limit."""
+    points = tuple(p for p in POINTS if p.num_rows in options.rows and options.name in "step")
+    for scheme in (s for s in options.scheme if s in {"int4", "int8"} and points):
+        rig = StepRig(loaded(options.model, scheme), points, options.threads, options.isa)
+        for point in points:
+            before = ceilings.measure()
+            times = list(rig.times(point, options.repeats, LEAST_S))
+            ceiling = mean_of([before, ceilings.measure()])
+            yield Row(
+                kind="step",
+                name=f"step {scheme} {point.label}",
+                rows=point.num_rows,
+                median_ms=statistics.median(times) * 1e3,
+                best_ms=min(times) * 1e3,
+                bytes_floor_ms=ceiling.floor_s(rig.scheme.weight_bytes) * 1e3,
+                ops_floor_ms=point.floor_s(rig.scheme, ceiling) * 1e3,
+                read_gb_s=ceiling.read_gb_s,
+                repeats=len(times),
+            )
+        rig.executor.close()
+
+
 def beds_of(options: argparse.Namespace) -> Iterator[Bed]:
     """What was asked for."""
     shape = SHAPES[options.model]
@@ -171,6 +196,15 @@ def beds_of(options: argparse.Namespace) -> Iterator[Bed]:
         yield from row_op_beds(shape, options.rows)
     if "attend" in options.only:
         yield from attention_beds(shape, options.contexts, 512)
+
+
+def measured(ceilings: Ceilings, options: argparse.Namespace) -> Iterator[Row]:
+    """All rows that were asked for."""
+    if "step" in options.only:
+        yield from measure_steps(ceilings, options)
+    for bed in beds_of(options):
+        if options.name in bed.name:
+            yield from measure(bed, ceilings, options)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -206,12 +240,9 @@ def main() -> None:
         f"{'%':>6} {'best %':>6}"
     )
     with running_ceilings(options.threads, options.cache_dir) as ceilings:
-        for bed in beds_of(options):
-            if options.name not in bed.name:
-                continue
-            for row in measure(bed, ceilings, options):
-                rows.append(row)
-                print(row.line(), flush=True)
+        for row in measured(ceilings, options):
+            rows.append(row)
+            print(row.line(), flush=True)
         ceiling = mean_of(ceilings.taken) if ceilings.taken else None
         if ceiling is None:
             raise SystemExit("no operation has such a name")

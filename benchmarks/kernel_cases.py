@@ -275,8 +275,17 @@ def _table(width: int) -> Slot:
     return Slot("table", SlotKind.TABLE, TABLE_ROWS, width, (), QuantSpec(DType.FLOAT32))
 
 
-def plan_of(segments: Sequence[Segment], num_groups: int, first_block: int = 0) -> StepPlan:
-    """A step without sampling; each sequence owns the blocks behind those of the one before."""
+def plan_of(
+    segments: Sequence[Segment],
+    num_groups: int,
+    first_block: int = 0,
+    *,
+    with_logits: bool = False,
+) -> StepPlan:
+    """A step; each sequence owns the blocks behind those of the one before.
+
+    `with_logits`: one token is sampled, greedily, behind the last row of each sequence.
+    """
     positions: list[int] = []
     slots: list[int] = []
     blocks: list[int] = []
@@ -289,9 +298,7 @@ def plan_of(segments: Sequence[Segment], num_groups: int, first_block: int = 0) 
         blocks += range(base, base - (-here.stop // BLOCK_SIZE))
         row_start.append(len(positions))
         block_start.append(len(blocks))
-    empty = np.zeros(0, np.int32)
-    real = np.zeros(0, np.float32)
-    sampling = SamplingArrays(real, empty, real, real, np.zeros(0, np.uint64), empty, empty)
+    rows = np.array(row_start[1:] if with_logits else [], np.int32) - 1
     return StepPlan(
         tokens=np.arange(len(positions), dtype=np.int32) % TABLE_ROWS,
         positions=np.array([positions] * 3, np.int32),
@@ -303,8 +310,14 @@ def plan_of(segments: Sequence[Segment], num_groups: int, first_block: int = 0) 
             num_groups, len(block_start)
         ),
         first_block=np.zeros((num_groups, len(segments)), np.int32),
-        logit_rows=empty,
-        sampling=sampling,
+        logit_rows=rows,
+        sampling=_greedy(len(rows)),
         copies=np.zeros((0, 3), np.int32),
         encoder=np.zeros((0, 3), np.int32),
     )
+
+
+def _greedy(num_rows: int) -> SamplingArrays:
+    integers, real = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32)
+    ones, seeds = np.ones(num_rows, np.float32), np.zeros(num_rows, np.uint64)
+    return SamplingArrays(real, integers, ones, real, seeds, integers, integers)

@@ -17,7 +17,7 @@ from benchmarks.peers.rows import RowSpec
 from hearth.core.program import Attend
 from hearth.core.spec import SlotKind
 from hearth.kernels.packing import arena_bytes, packed_bytes
-from hearth.models.loader import load_model_spec
+from hearth.models.loader import LoadedSpec, load_model_spec
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ class Scheme:
 
 
 def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
+    """Of a model directory."""
+    return program_scheme(load_model_spec(model, quantize=quantize))
+
+
+def program_scheme(loaded: LoadedSpec) -> Scheme:
     """From the program that hearth runs, not from the configuration."""
-    loaded = load_model_spec(model, quantize=quantize)
-    program = loaded.program
-    head = loaded.spec.head
+    program, head = loaded.program, loaded.spec.head
     linear = [slot for slot in program.slots if slot.kind is SlotKind.LINEAR]
     body = [slot for slot in linear if slot.name != head]
     (last,) = [slot for slot in linear if slot.name == head]
@@ -58,15 +61,27 @@ def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
     )
 
 
+def step_floor_s(
+    scheme: Scheme, ceiling: Ceiling, num_rows: int, num_logits: int, keys: float
+) -> float:
+    """The least time of one step; `keys`: pairs of a query and a key that it may look at.
+
+    KV is read once a sequence in decode, where keys are its tokens; in prefill it is less than
+    `keys` say, and arithmetic decides.
+    """
+    num_bytes = scheme.weight_bytes
+    if num_rows == num_logits:
+        num_bytes += round(scheme.kv_bytes * keys)
+    int8_ops = 2.0 * (scheme.body_params * num_rows + scheme.head_params * num_logits)
+    return ceiling.floor_s(num_bytes, int8_ops, scheme.attend_flops * keys)
+
+
 def limit(spec: RowSpec, scheme: Scheme, ceiling: Ceiling) -> float:
     """Tokens a second."""
+    streams = spec.num_streams
     if spec.is_prefill:
-        tokens = spec.num_streams * spec.prompt_tokens
-        keys = spec.num_streams * spec.prompt_tokens * (spec.prompt_tokens + 1) / 2
-        int8_ops = 2.0 * (scheme.body_params * tokens + scheme.head_params * spec.num_streams)
-        return tokens / ceiling.floor_s(scheme.weight_bytes, int8_ops, scheme.attend_flops * keys)
-    context = spec.num_streams * (spec.prompt_tokens + spec.new_tokens / 2)
-    num_bytes = scheme.weight_bytes + scheme.kv_bytes * context
-    int8_ops = 2.0 * (scheme.body_params + scheme.head_params) * spec.num_streams
-    step = ceiling.floor_s(num_bytes, int8_ops, scheme.attend_flops * context)
-    return spec.num_streams / step
+        tokens = streams * spec.prompt_tokens
+        keys = tokens * (spec.prompt_tokens + 1) / 2
+        return tokens / step_floor_s(scheme, ceiling, tokens, streams, keys)
+    keys = streams * (spec.prompt_tokens + spec.new_tokens / 2)
+    return streams / step_floor_s(scheme, ceiling, streams, streams, keys)

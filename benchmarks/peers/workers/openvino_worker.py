@@ -1,6 +1,6 @@
 """OpenVINO GenAI's continuous batching, driven step by step through its own requests.
 
-Compiled models are cached in a directory beside the model, which is its way to a quick start.
+No CACHE_DIR: with one, loading takes longer here, and the first request as long as without.
 `options`: properties of the CPU plugin.
 """
 
@@ -30,11 +30,7 @@ class OpenVino:
         scheduler.enable_prefix_caching = False
         scheduler.dynamic_split_fuse = True
         model = Path(message["model"])
-        properties = {
-            "INFERENCE_NUM_THREADS": message["threads"],
-            "CACHE_DIR": str(model / "compiled"),
-            **message["options"],
-        }
+        properties = {"INFERENCE_NUM_THREADS": message["threads"], **message["options"]}
         self._model = model
         self._pipe = genai.ContinuousBatchingPipeline(str(model), scheduler, "CPU", properties, {})
         self._next = 0
