@@ -65,7 +65,7 @@ def prepare(options: argparse.Namespace, *, is_install: bool) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures, and writes after every sample what there is."""
+    """Measures; what there is after each sample stands in the cache directory."""
     chosen = options.rows.split(",") if options.rows else None
     rows = tuple(r for r in row_specs(options.stream_prompt) if chosen is None or r.name in chosen)
     if not rows:
@@ -81,9 +81,11 @@ def run(options: argparse.Namespace) -> None:
         hearth_flags=tuple(options.hearth_flags.split()),
     )
     samples: list[Sample] = []
+    partial = options.cache_dir / "peers-partial.json"
     with running_ceilings(options.threads, options.cache_dir) as ceilings:
         for sample in rounds(session, ceilings):
             samples.append(sample)
+            partial.write_text(json.dumps(record(session, samples)), encoding="utf-8")
             figures = "  ".join(f"{name} {value:.2f}" for name, value in sample.figures.items())
             print(
                 f"{sample.round} {sample.engine:14} {figures}  "

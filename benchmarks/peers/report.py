@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -34,7 +35,7 @@ _READING = (
     "× best: hearth against the best other engine, by pairs of one round; above 1 hearth is "
     "better. Limit: what hearth's scheme cannot exceed by the bytes it reads, its int8 and its "
     "float32 operations, at the ceilings measured around each of its rounds; it is hearth's limit "
-    "alone, since the others read other numbers of bytes."
+    "alone, since the others read other numbers of bytes. Of memory: packed weights and KV."
 )
 
 
@@ -61,6 +62,7 @@ def record(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _versions(environment: str, cache_dir: Path) -> dict[str, str]:
     if environment in ENVIRONMENTS:
         return versions(environment, cache_dir)

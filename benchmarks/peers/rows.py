@@ -46,6 +46,8 @@ def row_specs(stream_prompt: int) -> tuple[RowSpec, ...]:
 
 
 FIRST = RowSpec("start", "process start → first token, warm, s", 1, 128, 1)
+# Before anything but the start is measured: what engines make at their first longer prompt.
+WARM_UP = RowSpec("warm-up", "", 1, 512, 8)
 # Rows that no request of their own measures, and whether less is better.
 LESS_IS_BETTER = frozenset({"start", "memory"})
 

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.ceilings import Ceiling, Ceilings, mean_of
 from benchmarks.peers.limits import Scheme
 from benchmarks.peers.models import CONFIG, FIRST_PLAIN_TOKEN, path_of
-from benchmarks.peers.rows import FIRST, RowSpec, figure, prompts_of
+from benchmarks.peers.rows import FIRST, WARM_UP, RowSpec, figure, prompts_of
 from benchmarks.peers.worker import EngineSpec, Worker, WorkerError
 
 KV_BLOCK_TOKENS = 32
@@ -36,14 +36,15 @@ class Session:
     @property
     def max_len(self) -> int:
         """The longest sequence, a whole number of blocks."""
-        longest = max(row.length for row in (*self.rows, FIRST))
+        longest = max(row.length for row in (*self.rows, FIRST, WARM_UP))
         return -(-longest // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
 
     @property
     def kv_tokens(self) -> int:
         """What the KV cache must hold at once."""
-        blocks = (r.num_streams * -(-r.length // KV_BLOCK_TOKENS) for r in (*self.rows, FIRST))
-        return (max(blocks) + 1) * KV_BLOCK_TOKENS
+        rows = (*self.rows, FIRST, WARM_UP)
+        blocks = max(r.num_streams * -(-r.length // KV_BLOCK_TOKENS) for r in rows)
+        return (blocks + 1) * KV_BLOCK_TOKENS
 
     def load_message(self, spec: EngineSpec) -> dict[str, Any]:
         """The message "load" of an engine."""
@@ -115,6 +116,7 @@ def measure(session: Session, spec: EngineSpec, sample: Sample) -> None:
         sample.facts = worker.ask(session.load_message(spec))["facts"]
         answer = worker.run(_prompts(FIRST, sample.round), FIRST.new_tokens)
         sample.figures[FIRST.name] = answer["arrivals"][0][0] - worker.spawned_at
+        worker.run(_prompts(WARM_UP, sample.round), WARM_UP.new_tokens)
         for row in session.rows:
             answer = worker.run(_prompts(row, sample.round), row.new_tokens)
             begin, arrivals = answer["begin"], answer["arrivals"]
