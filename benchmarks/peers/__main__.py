@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers install [ENGINE …]   each engine into an environment of its own
     python -m benchmarks.peers run [ENGINE …] [--repeats 5] [--out docs/benchmarks]
-    python -m benchmarks.peers report FILE [--min-bandwidth 31] [--out DIR]
+    python -m benchmarks.peers report FILE [--min-bandwidth 31] [--max-others 0.1]
 
 `run` makes the forms of the model that are missing. What is downloaded, built or converted lies in
 --cache-dir, outside the repository. See benchmarks/README.md. Never asserts a figure.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from benchmarks.peers.limits import scheme_of
 from benchmarks.peers.report import record, write
 from benchmarks.peers.rows import row_specs
 from benchmarks.peers.session import Sample, Session, rounds
+from benchmarks.peers.summary import Quiet
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     report.add_argument("file", type=Path)
     for one in (command, report):
         one.add_argument("--min-bandwidth", type=float, default=0.0, help="GB/s around a sample")
+        one.add_argument("--max-others", type=float, default=math.inf, help="cores, in a sample")
         one.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
     unknown = set(getattr(options, "engines", ())) - set(ENGINES)
@@ -89,11 +92,16 @@ def run(options: argparse.Namespace) -> None:
             figures = "  ".join(f"{name} {value:.2f}" for name, value in sample.figures.items())
             print(
                 f"{sample.round} {sample.engine:14} {figures}  "
-                f"({sample.ceiling.read_gb_s_median:.1f} GB/s)",
+                f"({sample.ceiling.read_gb_s_median:.1f} GB/s, others {sample.others_cores:.2f})",
                 file=sys.stderr,
                 flush=True,
             )
-    print(write(record(session, samples), options.out, options.min_bandwidth))
+    print(write(record(session, samples), options.out, quiet_of(options)))
+
+
+def quiet_of(options: argparse.Namespace) -> Quiet:
+    """Which samples count."""
+    return Quiet(options.min_bandwidth, options.max_others)
 
 
 def main() -> None:
@@ -101,7 +109,7 @@ def main() -> None:
     options = parse_arguments()
     if options.command == "report":
         body = json.loads(options.file.read_text(encoding="utf-8"))
-        print(write(body, options.out, options.min_bandwidth))
+        print(write(body, options.out, quiet_of(options)))
         return
     prepare(options, is_install=options.command == "install")
     if options.command == "run":

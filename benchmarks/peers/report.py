@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from benchmarks.peers.limits import Scheme
 from benchmarks.peers.plot import chart
 from benchmarks.peers.rows import RowSpec
 from benchmarks.peers.session import Sample, Session, commands
-from benchmarks.peers.summary import OURS, RowSummary, kept, summaries
+from benchmarks.peers.summary import OURS, Quiet, RowSummary, kept, summaries
 
 from hearth import __version__
 
@@ -100,10 +101,10 @@ def read_rows(body: Mapping[str, Any]) -> list[RowSpec]:
     return [RowSpec(**row) for row in body["rows"]]
 
 
-def page(body: Mapping[str, Any], lines: Sequence[RowSummary], min_bandwidth: float) -> str:
+def page(body: Mapping[str, Any], lines: Sequence[RowSummary], quiet: Quiet) -> str:
     """Markdown."""
     samples = read_samples(body)
-    used = kept(samples, min_bandwidth)
+    used = kept(samples, quiet)
     where = body["machine"]
     parts = [
         "# hearth and its peers on one CPU",
@@ -118,7 +119,7 @@ def page(body: Mapping[str, Any], lines: Sequence[RowSummary], min_bandwidth: fl
         "",
         _READING,
         "",
-        *_bandwidth(samples, used, min_bandwidth),
+        *_disturbances(samples, used, quiet),
         "",
         "![Share of the limit](peers.svg)",
         "",
@@ -159,20 +160,22 @@ def _table(lines: Sequence[RowSummary], engines: Sequence[str]) -> list[str]:
     return table
 
 
-def _bandwidth(samples: Sequence[Sample], used: Sequence[Sample], least: float) -> list[str]:
+def _disturbances(samples: Sequence[Sample], used: Sequence[Sample], quiet: Quiet) -> list[str]:
     if not used:
         return ["No sample is left."]
     reads = sorted(s.ceiling.read_gb_s_median for s in used)
+    others = sorted(s.others_cores for s in used)
     last = used[-1].ceiling
-    rounds = len({s.round for s in used})
     text = (
-        f"{rounds} rounds. Memory read at {reads[0]:.1f} to {reads[-1]:.1f} GB/s around the "
-        f"samples (median pass; the best {max(s.ceiling.read_gb_s for s in used):.1f}); int8 "
-        f"{last.int8_gop_s:.0f} GOP/s, float32 {last.fp32_gflop_s:.0f} GFLOP/s."
+        f"{len({s.round for s in used})} rounds. Memory read at {reads[0]:.1f} to {reads[-1]:.1f} "
+        f"GB/s around the samples (median pass; the best {max(s.ceiling.read_gb_s for s in used):.1f}"
+        f"); int8 {last.int8_gop_s:.0f} GOP/s, float32 {last.fp32_gflop_s:.0f} GFLOP/s. Other "
+        f"processes kept {statistics.median(others):.2f} cores busy (median; the most "
+        f"{others[-1]:.2f})."
     )
     dropped = len(samples) - len(used)
     if dropped:
-        text += f" Left out: {dropped} of {len(samples)} samples (failed, or below {least:g} GB/s)."
+        text += f" Left out: {dropped} of {len(samples)} samples (failed, or {quiet})."
     return [text]
 
 
@@ -186,16 +189,16 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def write(body: Mapping[str, Any], out: Path, min_bandwidth: float) -> str:
+def write(body: Mapping[str, Any], out: Path, quiet: Quiet) -> str:
     """peers.json, peers.md and peers.svg in a directory; returns the page."""
     lines = summaries(
-        kept(read_samples(body), min_bandwidth),
+        kept(read_samples(body), quiet),
         read_rows(body),
         Scheme(**body["scheme"]),
         body["kv_tokens"],
     )
-    full = {**body, "min_bandwidth": min_bandwidth, "summary": [asdict(line) for line in lines]}
-    text = page(body, lines, min_bandwidth)
+    full = {**body, "summary": [asdict(line) for line in lines]}
+    text = page(body, lines, quiet)
     out.mkdir(parents=True, exist_ok=True)
     (out / "peers.json").write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
     (out / "peers.md").write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.ceilings import Ceiling, Ceilings, mean_of
 from benchmarks.peers.limits import Scheme
 from benchmarks.peers.models import CONFIG, FIRST_PLAIN_TOKEN, path_of
+from benchmarks.peers.neighbours import moment
 from benchmarks.peers.rows import FIRST, WARM_UP, RowSpec, figure, prompts_of
 from benchmarks.peers.worker import EngineSpec, Worker, WorkerError
 
@@ -74,6 +75,7 @@ class Sample:
     figures: dict[str, float] = field(default_factory=dict)  # by the name of the row
     totals_s: dict[str, float] = field(default_factory=dict)  # of the whole request
     facts: dict[str, Any] = field(default_factory=dict)
+    others_cores: float = 0.0  # that other processes kept busy meanwhile
     error: str = ""
 
     @property
@@ -112,6 +114,7 @@ def warm_up(session: Session, spec: EngineSpec) -> None:
 def measure(session: Session, spec: EngineSpec, sample: Sample) -> None:
     """Fills a sample; an engine's failure ends its round and stands in the sample."""
     worker = _started(session, spec)
+    before = moment()
     try:
         sample.facts = worker.ask(session.load_message(spec))["facts"]
         answer = worker.run(_prompts(FIRST, sample.round), FIRST.new_tokens)
@@ -122,6 +125,7 @@ def measure(session: Session, spec: EngineSpec, sample: Sample) -> None:
             begin, arrivals = answer["begin"], answer["arrivals"]
             sample.figures[row.name] = figure(row, begin, arrivals)
             sample.totals_s[row.name] = max(times[-1] for times in arrivals) - begin
+        sample.others_cores = moment().others_since(before)
         sample.figures["memory"] = worker.ask({"op": "quit"})["peak_rss_bytes"] / 2**30
     except (WorkerError, ValueError) as error:
         sample.error = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,26 @@ class RowSummary:
         return self.ratios[self.best_peer] if self.best_peer else None
 
 
-def kept(samples: Sequence[Sample], min_bandwidth: float) -> list[Sample]:
-    """Those that are whole, and around which memory was read at least so fast (GB/s, median)."""
-    return [s for s in samples if not s.error and s.ceiling.read_gb_s_median >= min_bandwidth]
+@dataclass(frozen=True)
+class Quiet:
+    """What a sample must have had to count."""
+
+    min_bandwidth: float = 0.0  # GB/s around it, median pass
+    max_others: float = math.inf  # cores that other processes kept busy
+
+    def __str__(self) -> str:
+        return f"below {self.min_bandwidth:g} GB/s, or beside {self.max_others:g} busy cores"
+
+
+def kept(samples: Sequence[Sample], quiet: Quiet) -> list[Sample]:
+    """Those that are whole and were not disturbed."""
+    return [
+        s
+        for s in samples
+        if not s.error
+        and s.ceiling.read_gb_s_median >= quiet.min_bandwidth
+        and s.others_cores <= quiet.max_others
+    ]
 
 
 def summaries(

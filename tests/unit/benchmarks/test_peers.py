@@ -11,11 +11,12 @@ import pytest
 from benchmarks.ceilings import Ceiling
 from benchmarks.peers.limits import Scheme, limit
 from benchmarks.peers.models import CONFIG, tokenizer
+from benchmarks.peers.neighbours import Moment, moment
 from benchmarks.peers.plot import chart
 from benchmarks.peers.report import read_rows, read_samples
 from benchmarks.peers.rows import RowSpec, figure, prompts_of, row_specs
 from benchmarks.peers.session import Sample
-from benchmarks.peers.summary import kept, summaries
+from benchmarks.peers.summary import Quiet, kept, summaries
 from tokenizers import Tokenizer
 
 CEILING = Ceiling(33.0, 32.0, 1250.0, 310.0)
@@ -82,9 +83,10 @@ def test_ratios_are_those_of_a_rounds_pair_and_disturbed_samples_can_be_left_out
         *(sample("quick", i, speed) for i, speed in enumerate((20.0, 10.0, 15.0))),
         *(sample("slow", i, 5.0) for i in range(3)),
         sample("quick", 3, 1.0, read=20.0),
+        replace(sample("quick", 4, 1.0), others_cores=0.5),
         Sample("slow", 3, [CEILING] * 2, error="it fell"),
     ]
-    used = kept(samples, 31.0)
+    used = kept(samples, Quiet(31.0, 0.1))
     assert len(used) == 9
     decode, start, memory = summaries(used, row_specs(64)[:1], SCHEME, 3000)
     assert decode.best_peer == start.best_peer == "quick"
@@ -95,6 +97,16 @@ def test_ratios_are_those_of_a_rounds_pair_and_disturbed_samples_can_be_left_out
     assert decode.limit == pytest.approx(limit(row_specs(64)[0], SCHEME, CEILING))
     assert start.limit is None
     assert memory.limit == pytest.approx(0.9, rel=0.01)
+
+
+def test_what_other_processes_take_is_told_from_what_the_engine_takes() -> None:
+    before = Moment(0.0, 100.0, 10.0)
+    assert Moment(10.0, 118.0, 26.0).others_since(before) == pytest.approx(0.2)
+    now = moment()
+    sum(range(10_000_000))
+    later = moment()
+    assert later.own_s > now.own_s
+    assert later.busy_s >= now.busy_s + 0.5 * (later.own_s - now.own_s)
 
 
 def test_a_record_can_be_read_again_and_drawn() -> None:
