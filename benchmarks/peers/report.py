@@ -166,12 +166,12 @@ def _disturbances(samples: Sequence[Sample], used: Sequence[Sample], quiet: Quie
     reads = sorted(s.ceiling.read_gb_s_median for s in used)
     others = sorted(s.others_cores for s in used)
     last = used[-1].ceiling
+    best = max(s.ceiling.read_gb_s for s in used)
     text = (
         f"{len({s.round for s in used})} rounds. Memory read at {reads[0]:.1f} to {reads[-1]:.1f} "
-        f"GB/s around the samples (median pass; the best {max(s.ceiling.read_gb_s for s in used):.1f}"
-        f"); int8 {last.int8_gop_s:.0f} GOP/s, float32 {last.fp32_gflop_s:.0f} GFLOP/s. Other "
-        f"processes kept {statistics.median(others):.2f} cores busy (median; the most "
-        f"{others[-1]:.2f})."
+        f"GB/s around the samples (median pass; the best {best:.1f}); int8 {last.int8_gop_s:.0f} "
+        f"GOP/s, float32 {last.fp32_gflop_s:.0f} GFLOP/s. Other processes kept "
+        f"{statistics.median(others):.2f} cores busy (median; the most {others[-1]:.2f})."
     )
     dropped = len(samples) - len(used)
     if dropped:
