@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -41,9 +40,11 @@ from benchmarks.kernel_cases import (
     row_op_beds,
 )
 from benchmarks.kernel_steps import POINTS, StepRig, loaded
+from benchmarks.machine import machine
 
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
+from hearth.core.units import round_up
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 
@@ -96,8 +97,10 @@ class Rig:
         for seed, slot in enumerate(program.slots):
             weights.fill_random(slot, seed)
         most_rows = max([WARM_CHUNK, *(p.rows for p in bed.points)])
-        num_blocks = -(-max(bed.warm_kv_tokens, most_rows) // BLOCK_SIZE) + 1
-        kv = KvConfig(BLOCK_SIZE, (num_blocks,) * len(program.kv_groups), DType.BFLOAT16)
+        kv_tokens = round_up(max(bed.warm_kv_tokens, most_rows), WARM_CHUNK)
+        kv = KvConfig(
+            BLOCK_SIZE, (kv_tokens // BLOCK_SIZE,) * len(program.kv_groups), DType.BFLOAT16
+        )
         limits = StepLimits(most_rows, 64, 1, 1 << 20)
         return CpuExecutor(program, weights, limits, kv, threads, isa)
 
@@ -109,7 +112,9 @@ class Rig:
             for executor in self._executors:
                 executor.execute(plan)
 
-    def times(self, point: Point, repeats: int) -> tuple[list[float], list[float]]:
+    def times(
+        self, point: Point, repeats: int, least_s: float = LEAST_S
+    ) -> tuple[list[float], list[float]]:
         """Seconds of the steps without and with the operation, alternating."""
         plan = plan_of(point.segments, len(self._bed.kv_groups))
         found: tuple[list[float], list[float]] = ([], [])
@@ -121,7 +126,7 @@ class Rig:
                 if number >= 0:  # the first touches what has not been touched
                     times.append(time.perf_counter() - before)
             spent = time.perf_counter() - begin
-            if number + 1 >= repeats and spent > LEAST_S:
+            if number + 1 >= repeats and spent >= least_s:
                 break
         return found
 
@@ -228,7 +233,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache-dir", type=Path, default=DEFAULT_CACHE_DIR)
-    return parser.parse_args()
+    options = parser.parse_args()
+    for wrong in {*options.scheme} - {*QUANTS} | {*options.only} - {*KINDS}:
+        parser.error(f"{wrong!r} is none of {', '.join([*QUANTS, *KINDS])}")
+    return options
 
 
 def main() -> None:
@@ -252,9 +260,9 @@ def main() -> None:
         f"{options.threads} threads"
     )
     if options.json:
-        head = {"machine": platform.processor() or platform.machine(), "threads": options.threads}
         body = {
-            **head,
+            "machine": machine(),
+            "threads": options.threads,
             "model": options.model,
             "ceilings": [asdict(c) for c in ceilings.taken],
             "operations": [{**asdict(row), "limit_ms": row.limit_ms} for row in rows],

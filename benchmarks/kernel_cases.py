@@ -32,6 +32,7 @@ from hearth.core.program import (
 from hearth.core.spec import Activation, DType, QuantSpec, RopePairing, RopeSpec, SlotKind
 from hearth.core.spec import WeightSlot as Slot
 from hearth.core.step import SamplingArrays, StepPlan
+from hearth.core.units import round_up
 from hearth.kernels.packing import packed_bytes
 
 TABLE_ROWS = 64  # distinct rows that tokens choose from
@@ -134,12 +135,14 @@ QUANTS = {
 }
 
 
-def linear_beds(shape: Shape, scheme: str, rows: Sequence[int]) -> Iterator[Bed]:
+def linear_beds(
+    shape: Shape, scheme: str, rows: Sequence[int], rotated_bytes: int = ROTATED_BYTES
+) -> Iterator[Bed]:
     """Every matrix of the model in one scheme; the head of int4 is int8, as in serving."""
     for name, (cols, outputs) in shape.linears().items():
         quant = QUANTS["int8" if scheme == "int4" and name == "head" else scheme]
         one = Slot("w0", SlotKind.LINEAR, outputs, cols, (), quant)
-        num_copies = max(2, -(-ROTATED_BYTES // packed_bytes(one)))
+        num_copies = max(2, -(-rotated_bytes // packed_bytes(one)))
         slots = [_table(cols)]
         slots += [
             Slot(f"w{i}", SlotKind.LINEAR, outputs, cols, (), quant) for i in range(num_copies)
@@ -214,19 +217,21 @@ def _row_bed(
     return Bed("row", name, buffers, slots, (Embed("table", 0), *prologue), copies, points)
 
 
-def attention_beds(shape: Shape, contexts: Sequence[int], chunk: int) -> Iterator[Bed]:
+def attention_beds(
+    shape: Shape, contexts: Sequence[int], chunk: int, rotated_bytes: int = ROTATED_BYTES
+) -> Iterator[Bed]:
     """KV writes, decode of one and eight sequences, and a chunk of prefill at its end."""
     for context in contexts:
         bytes_a_token = 4 * shape.kv_heads * shape.head_dim
-        layers = max(2, -(-ROTATED_BYTES // (context * bytes_a_token)))
+        layers = max(2, -(-rotated_bytes // (context * bytes_a_token)))
         decode = (_attend_point(shape, (Segment(context - 1, 1),), f"decode @{context}"),)
-        yield _attention_bed(shape, layers, decode, context)
+        yield _attention_bed(shape, layers, decode)
         eight = (_attend_point(shape, (Segment(context - 1, 1),) * 8, f"8 × decode @{context}"),)
-        yield _attention_bed(shape, max(2, layers // 8), eight, 8 * context)
+        yield _attention_bed(shape, max(2, layers // 8), eight)
         whole = (
             _attend_point(shape, (Segment(context - chunk, chunk),), f"chunk {chunk} @{context}"),
         )
-        yield _attention_bed(shape, 2, whole, context)
+        yield _attention_bed(shape, 2, whole)
     heads = (shape.heads, shape.kv_heads, shape.head_dim)
     writes = tuple(KvWrite(0, 0, i, *heads) for i in range(COPIES_OF_ROW_OPS))
     group = KvGroupSpec(COPIES_OF_ROW_OPS, shape.kv_heads, shape.head_dim)
@@ -255,7 +260,7 @@ def _attend_point(shape: Shape, segments: tuple[Segment, ...], label: str) -> Po
     return Point(sum(s.rows for s in segments), segments, read, fp32_ops=flops, label=label)
 
 
-def _attention_bed(shape: Shape, layers: int, points: tuple[Point, ...], kv_tokens: int) -> Bed:
+def _attention_bed(shape: Shape, layers: int, points: tuple[Point, ...]) -> Bed:
     heads = (shape.heads, shape.kv_heads, shape.head_dim)
     scale = shape.head_dim**-0.5
     return Bed(
@@ -267,7 +272,7 @@ def _attention_bed(shape: Shape, layers: int, points: tuple[Point, ...], kv_toke
         tuple(Attend(0, 1, 0, i, *heads, scale=scale) for i in range(layers)),
         points,
         (KvGroupSpec(layers, shape.kv_heads, shape.head_dim),),
-        kv_tokens,
+        sum(round_up(s.context + s.rows, BLOCK_SIZE) for s in points[0].segments),
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import platform
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ceilings import Ceiling
+from benchmarks.machine import machine
 from benchmarks.peers.engines import ENGINES
 from benchmarks.peers.environments import ENVIRONMENTS, versions
 from benchmarks.peers.limits import Scheme
@@ -70,22 +69,6 @@ def _versions(environment: str, cache_dir: Path) -> dict[str, str]:
     git = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]
     done = subprocess.run(git, capture_output=True, text=True, check=False)
     return {"hearth": __version__, "commit": done.stdout.strip()}
-
-
-def machine() -> dict[str, Any]:
-    """Processor, memory, kernel."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-    return {
-        "processor": fields.get("model name", platform.machine()),
-        "cores": len(os.sched_getaffinity(0)),
-        "features": [flag for flag in wanted if flag in fields.get("flags", "").split()],
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": platform.release(),
-    }
 
 
 def read_samples(body: Mapping[str, Any]) -> list[Sample]:
