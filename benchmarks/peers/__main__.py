@@ -21,7 +21,8 @@ from benchmarks.peers import models
 from benchmarks.peers.engines import DEFAULT_ENGINES, ENGINES
 from benchmarks.peers.environments import ENVIRONMENTS, install
 from benchmarks.peers.limits import scheme_of
-from benchmarks.peers.report import record, write
+from benchmarks.peers.record import record
+from benchmarks.peers.report import write
 from benchmarks.peers.rows import row_specs
 from benchmarks.peers.session import Sample, Session, rounds
 from benchmarks.peers.summary import Quiet

@@ -14,6 +14,7 @@ ENGINES = {
             "hearth",
             "hf",
             "int4 symmetric, groups of 128, int8 rows; head and embedding int8; KV bfloat16",
+            1.0,
             {"flags": ["--quantize", "int4"]},
         ),
         EngineSpec(
@@ -23,6 +24,7 @@ ENGINES = {
             "llama.cpp",
             "gguf-q4_0",
             "Q4_0: int4 symmetric, groups of 32, int8 rows; head Q6_K; KV f16",
+            18 / 32,
         ),
         EngineSpec(
             "openvino-int4",
@@ -31,6 +33,7 @@ ENGINES = {
             "openvino",
             "openvino-int4",
             "int4 asymmetric, groups of 128, ratio 1.0; head and embedding int8; KV u8",
+            1.0,
         ),
         EngineSpec(
             "openvino-int8",
@@ -39,6 +42,7 @@ ENGINES = {
             "openvino",
             "openvino-int8",
             "int8 asymmetric, a scale a row; KV u8",
+            1.0,
         ),
         EngineSpec(
             "onnxruntime",
@@ -47,6 +51,7 @@ ENGINES = {
             "onnxruntime",
             "onnx-int4",
             "int4, groups of 32, int8 rows (accuracy level 4); KV float32",
+            4.0,
         ),
         EngineSpec(
             "transformers",
@@ -55,9 +60,16 @@ ENGINES = {
             "transformers",
             "hf",
             "bfloat16, eager",
+            2.0,
         ),
         EngineSpec(
-            "vllm", "vLLM CPU bf16", "vllm_worker", "vllm", "hf", "bfloat16, eager; KV bfloat16"
+            "vllm",
+            "vLLM CPU bf16",
+            "vllm_worker",
+            "vllm",
+            "hf",
+            "bfloat16, eager; KV bfloat16",
+            2.0,
         ),
     )
 }

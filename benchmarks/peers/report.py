@@ -1,30 +1,22 @@
-"""The record of a comparison in JSON, and the page that people read."""
+"""The page that people read, beside the record that it is drawn from."""
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ceilings import Ceiling
-from benchmarks.machine import machine
 from benchmarks.peers.engines import ENGINES
-from benchmarks.peers.environments import ENVIRONMENTS, versions
 from benchmarks.peers.limits import Scheme
 from benchmarks.peers.plot import chart
-from benchmarks.peers.rows import RowSpec
-from benchmarks.peers.session import Sample, Session, commands
-from benchmarks.peers.summary import OURS, Quiet, RowSummary, kept, summaries
+from benchmarks.peers.record import read_rows, read_samples
+from benchmarks.peers.rows import DECODE
+from benchmarks.peers.session import Sample
+from benchmarks.peers.summary import Quiet, RowSummary, kept, summaries
 
-from hearth import __version__
-
-_ROOT = Path(__file__).parents[2]
 _SETTING = (
     "One model: random weights, Llama-shaped, 1.47 billion parameters. Greedy, prompts distinct "
     "and of fixed length, prefix cache and speculation off. Engines take turns within a round and "
@@ -37,51 +29,6 @@ _READING = (
     "float32 operations, at the ceilings measured around each of its rounds; it is hearth's limit "
     "alone, since the others read other numbers of bytes. Of memory: packed weights and KV."
 )
-
-
-def record(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Everything that a reader needs to judge the figures or to make others of them."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "threads": session.threads,
-        "rows": [asdict(row) for row in session.rows],
-        "scheme": asdict(session.scheme),
-        "kv_tokens": session.kv_tokens,
-        "engines": {
-            spec.name: {
-                "title": spec.title,
-                "scheme": spec.scheme,
-                "versions": _versions(spec.environment, session.cache_dir),
-                "command": commands(session)[spec.name],
-                "facts": next((s.facts for s in samples if s.engine == spec.name and s.facts), {}),
-            }
-            for spec in session.engines
-        },
-        "samples": [asdict(sample) for sample in samples],
-    }
-
-
-@functools.cache
-def _versions(environment: str, cache_dir: Path) -> dict[str, str]:
-    if environment in ENVIRONMENTS:
-        return versions(environment, cache_dir)
-    git = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {"hearth": __version__, "commit": done.stdout.strip()}
-
-
-def read_samples(body: Mapping[str, Any]) -> list[Sample]:
-    """The samples of a record."""
-    return [
-        Sample(**{**sample, "ceilings": [Ceiling(**c) for c in sample["ceilings"]]})
-        for sample in body["samples"]
-    ]
-
-
-def read_rows(body: Mapping[str, Any]) -> list[RowSpec]:
-    """The rows of a record."""
-    return [RowSpec(**row) for row in body["rows"]]
 
 
 def page(body: Mapping[str, Any], lines: Sequence[RowSummary], quiet: Quiet) -> str:
@@ -108,24 +55,26 @@ def page(body: Mapping[str, Any], lines: Sequence[RowSummary], quiet: Quiet) -> 
         "",
         "## What each engine ran",
         "",
-        "| engine | versions | weights read a step | scheme |",
-        "|---|---|---|---|",
-    ]
-    for name, engine in body["engines"].items():
-        found = ", ".join(f"{k} {v}" for k, v in engine["versions"].items())
-        size = engine["facts"].get("weight_bytes")
-        if name == OURS:
-            size = body["scheme"]["body_bytes"] + body["scheme"]["head_bytes"]
-        shown = f"{size / 1e9:.2f} GB" if size else "–"
-        parts.append(f"| {engine['title']} | {found} | {shown} | {engine['scheme']} |")
-    parts += [
+        *_engines(body["engines"], lines),
         "",
-        "Of the peers it is the size of the file, an embedding that is not read included.",
+        "A step reads all weights but the embedding; reads: that, by the rate of one stream.",
         "Commands, versions, ceilings and every single figure: [peers.json](peers.json).",
         "How to run it: `benchmarks/README.md`.",
         "",
     ]
     return "\n".join(parts)
+
+
+def _engines(engines: Mapping[str, Any], lines: Sequence[RowSummary]) -> list[str]:
+    table = ["| engine | versions | weights a step | reads | scheme |", "|---|---|---|---|---|"]
+    decode = next((line.engines for line in lines if line.name == DECODE), {})
+    for name, engine in engines.items():
+        found = ", ".join(f"{k} {v}" for k, v in engine["versions"].items())
+        size = engine["bytes_a_step"] / 1e9
+        rate = f"{size * decode[name]['median']:.1f} GB/s" if name in decode else "–"
+        cells = [engine["title"], found, f"{size:.2f} GB", rate, engine["scheme"]]
+        table.append(f"| {' | '.join(cells)} |")
+    return table
 
 
 def _table(lines: Sequence[RowSummary], engines: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 Arrivals = Sequence[Sequence[float]]  # of each stream the moment of each token
+DECODE = "decode-1"
 LEAST_STEPS = 4  # that all streams must decode together
 
 
@@ -37,7 +38,7 @@ class RowSpec:
 def row_specs(stream_prompt: int) -> tuple[RowSpec, ...]:
     """Throughput rows; all lengths are fixed."""
     return (
-        RowSpec("decode-1", "decode, 1 stream, tokens/s", 1, 128, 64),
+        RowSpec(DECODE, "decode, 1 stream, tokens/s", 1, 128, 64),
         RowSpec("prefill-512", "prefill 512, tokens/s", 1, 512, 1),
         RowSpec("prefill-2048", "prefill 2048, tokens/s", 1, 2048, 1),
         RowSpec("streams-8", "8 streams, tokens/s", 8, stream_prompt, 32),

@@ -31,6 +31,7 @@ class EngineSpec:
     environment: str
     variant: str
     scheme: str
+    embedding_bytes: float  # an element, of the table that a step does not read
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

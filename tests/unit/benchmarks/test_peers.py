@@ -13,7 +13,7 @@ from benchmarks.peers.limits import Scheme, limit
 from benchmarks.peers.models import CONFIG, tokenizer
 from benchmarks.peers.neighbours import Moment, moment
 from benchmarks.peers.plot import chart
-from benchmarks.peers.report import read_rows, read_samples
+from benchmarks.peers.record import read_rows, read_samples
 from benchmarks.peers.rows import RowSpec, figure, prompts_of, row_specs
 from benchmarks.peers.session import Sample
 from benchmarks.peers.summary import Quiet, kept, summaries
