@@ -11,6 +11,7 @@ others are spread over all of them, and the number of tokens is the server's own
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -48,7 +49,8 @@ class Hearth:
             *("--weight-cache-dir", options["cache_dir"], "--no-enable-prefix-caching"),
             *options["flags"],
         ]
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (as long as self)
+        self._log = tempfile.NamedTemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (kept)
+        self._spawned = time.time()
         self._command = command
         self._cache = Path(options["cache_dir"])
         self.spawned_at = time.monotonic()
@@ -65,8 +67,8 @@ class Hearth:
             deadline = time.monotonic() + START_TIMEOUT_S
             while not self._is_listening():
                 if self._popen.poll() is not None or time.monotonic() > deadline:
-                    self._log.seek(0)
-                    raise OSError(f"hearth did not start:\n{self._log.read()}")
+                    log = Path(self._log.name).read_text(encoding="utf-8")
+                    raise OSError(f"hearth did not start:\n{log}")
                 time.sleep(POLL_S)
             self._pool = StreamPool(Target(f"http://127.0.0.1:{self._port}"))
         return self._pool
@@ -88,12 +90,22 @@ class Hearth:
         return list(await asyncio.gather(*asked))
 
     def settle(self) -> None:
-        """Waits for the packed weights, which are written behind the first answers."""
+        """Waits for the packed weights, which are written behind the first answers.
+
+        Those of another version may lie there already: the banner says whether they were mapped.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not any(self._cache.glob("**/*.packed")):
+        while not self._is_settled():
             if time.monotonic() > deadline:
                 raise OSError(f"hearth keeps no packed weights in {self._cache}")
             time.sleep(0.1)
+
+    def _is_settled(self) -> bool:
+        banner = re.search(r"weight cache: (\w+)", Path(self._log.name).read_text(encoding="utf-8"))
+        if banner is None or banner[1] == "mapped":
+            return banner is not None
+        files = self._cache.glob("**/*.packed")
+        return any(file.stat().st_mtime >= self._spawned for file in files)
 
     def close(self) -> None:
         if self._pool is not None:
