@@ -206,6 +206,15 @@ EnablePrefixCaching = Annotated[
         rich_help_panel="Engine",
     ),
 ]
+Speculative = Annotated[
+    Literal["auto", "ngram", "off"],
+    option(
+        "--speculative",
+        "Draft tokens that followed the same text before, and verify them: answers stay the same, "
+        "those that repeat something come faster. auto: where the kernels are bit-identical.",
+        rich_help_panel="Engine",
+    ),
+]
 KvCacheMemoryBytes = Annotated[
     int | None,
     option(

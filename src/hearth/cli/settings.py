@@ -12,6 +12,7 @@ from hearth.core.config import (
     EngineConfig,
     ModelConfig,
     SchedulerConfig,
+    SpeculationConfig,
     WeightCacheConfig,
 )
 from hearth.core.errors import ConfigError, ModelNotFoundError
@@ -53,6 +54,7 @@ class EngineFlags:
     max_queued_requests: int
     block_size: int
     enable_prefix_caching: bool
+    speculative: str
     kv_cache_memory_bytes: int | None
     executor: str
     threads: int | None
@@ -137,6 +139,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             max_num_batched_tokens=flags.max_num_batched_tokens,
             max_queued_requests=flags.max_queued_requests,
         ),
+        speculation=SpeculationConfig(flags.speculative),
         device=DeviceConfig(flags.threads, flags.executor, flags.isa),
         weight_cache=flags.weight_cache,
     )

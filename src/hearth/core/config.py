@@ -63,6 +63,13 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationConfig:
+    """Drafts of the next tokens, verified by the model."""
+
+    method: str = "auto"  # auto, ngram, off
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """Where the engine runs. `threads` None: one a physical core that may be used.
 
@@ -95,6 +102,7 @@ class EngineConfig:
     model: ModelConfig
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    speculation: SpeculationConfig = SpeculationConfig()
     device: DeviceConfig = DeviceConfig()
     weight_cache: WeightCacheConfig = WeightCacheConfig()
     debug_hashes: bool = False  # every token event carries the hash of its logits

@@ -27,10 +27,17 @@ class EngineObserver(Protocol):
         """A running sequence lost its blocks and waits again; so many tokens are computed anew."""
         ...
 
+    def on_draft(self, request_id: str, num_drafted: int, num_accepted: int) -> None:
+        """So many drafted tokens of a sequence were verified in a step, and so many accepted."""
+        ...
+
     def on_step(
-        self, num_sequences: int, num_tokens: int, num_sampled: int, execute_s: float
+        self, num_sequences: int, num_tokens: int, num_generated: int, execute_s: float
     ) -> None:
-        """A step was committed; `execute_s` is the time spent in the executor."""
+        """A step was committed; `execute_s` is the time spent in the executor.
+
+        It computed `num_tokens` tokens; answers became longer by `num_generated`.
+        """
         ...
 
     def on_finish(self, request_id: str, reason: FinishReason, num_generated: int) -> None:
@@ -56,5 +63,8 @@ class EngineStats:
     num_prefix_hit_tokens: int = 0
     num_submitted: int = 0
     num_finished: int = 0
+    num_drafts: int = 0  # speculation: of a sequence in a step
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0  # of the drafted ones
     num_stalls: int = 0  # pauses because the front end did not take its events
     execute_s: float = 0.0

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import math
 
-from hearth.core.errors import ContextOverflowError, RequestError
+from hearth.core.config import SchedulerConfig
+from hearth.core.errors import ContextOverflowError, OverloadedError, RequestError
 from hearth.core.request import Request
 from hearth.core.units import format_count
 
 # Most best tokens a place: OpenAI's bound on top_logprobs.
 MAX_LOGPROBS = 20
+
+
+def check_queue(num_requests: int, config: SchedulerConfig) -> None:
+    """Raises OverloadedError where as many requests run or wait as may."""
+    bound = config.max_num_seqs + config.max_queued_requests
+    if num_requests >= bound:
+        message = f"{bound} requests are running or queued, the limit"
+        raise OverloadedError(message, hint="retry later")
 
 
 def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -> None:

@@ -25,6 +25,16 @@ from operator import attrgetter
 from hearth.engine.sequence import Sequence
 
 
+def split_by_missing(running: Rows[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
+    """Decoding sequences (they lack one token), and those with longer chunks; order kept."""
+    decoding: list[Sequence] = []
+    prefills: list[Sequence] = []
+    for sequence in running:
+        missing = sequence.num_known - sequence.num_computed
+        (decoding if missing == 1 else prefills).append(sequence)
+    return decoding, prefills
+
+
 def share_prefills(missing: Rows[int], budget: int) -> list[int]:
     """Tokens for each of the prefills of one priority, in rank order; at most what it lacks."""
     shares = [0] * len(missing)

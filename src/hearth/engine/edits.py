@@ -57,34 +57,52 @@ class TokenCounts:
         """Times each was generated."""
         return self._counts[: len(self._index)]
 
+    def with_drafted(self, drafted: Rows[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Tokens and counts as they will be once these have been generated too."""
+        if not drafted:
+            return self.tokens, self.counts
+        counts = self.counts.copy()
+        new: dict[int, int] = {}
+        for token in drafted:
+            place = self._index.get(token)
+            if place is None:
+                new[token] = new.get(token, 0) + 1
+            else:
+                counts[place] += 1
+        added = (np.array(list(numbers), np.int32) for numbers in (new, new.values()))
+        return np.concatenate((self.tokens, next(added))), np.concatenate((counts, next(added)))
+
 
 class SequenceEdits:
-    """Edits of one sequence's next token."""
+    """Edits of one sequence's next token, and of those after drafted ones."""
 
-    __slots__ = ("_always", "_bad_phrases", "_request", "_stops_until", "counts")
+    __slots__ = ("_always", "_bad_phrases", "_longest", "_request", "_stops_until", "counts")
 
     def __init__(self, request: Request) -> None:
         params = request.sampling
         self._request = request
         self._always: dict[int, float] = dict(params.logit_bias)
         self._always.update({word[0]: _FORBIDDEN for word in params.bad_words if len(word) == 1})
-        self._bad_phrases = [word for word in params.bad_words if len(word) > 1]
+        self._bad_phrases = [list(word) for word in params.bad_words if len(word) > 1]
+        self._longest = max((len(word) - 1 for word in self._bad_phrases), default=0)
         self._stops_until = len(request.prompt) + params.min_tokens
         self.counts: TokenCounts | None = None
         repeats = params.repetition_penalty != 1.0
         if repeats or params.frequency_penalty or params.presence_penalty:
             self.counts = TokenCounts(request.prompt, counts_prompt=repeats)
 
-    def biases(self, tokens: array[int]) -> dict[int, float]:
-        """Token → bias for the token after `tokens`, the whole sequence; not to be changed."""
+    def biases(self, tokens: array[int], drafted: Rows[int] = ()) -> dict[int, float]:
+        """Token → bias for the token after `tokens`, the whole sequence, and the drafted ones.
+
+        Not to be changed.
+        """
         forbidden: set[int] = set()
-        if len(tokens) < self._stops_until:
+        if len(tokens) + len(drafted) < self._stops_until:
             forbidden |= self._request.stop_token_ids
-        num_prompt = len(self._request.prompt)
-        for *begin, last in self._bad_phrases:
-            start = len(tokens) - len(begin)
-            if start >= num_prompt and tokens[start:].tolist() == begin:
-                forbidden.add(last)
+        if self._bad_phrases:
+            start = max(len(self._request.prompt), len(tokens) - self._longest)
+            end = [*tokens[start:], *drafted]  # of what was generated
+            forbidden |= {last for *begin, last in self._bad_phrases if end[-len(begin) :] == begin}
         if not forbidden:
             return self._always
         return {**self._always, **dict.fromkeys(forbidden, _FORBIDDEN)}
@@ -113,22 +131,23 @@ class EditArrays:
         self._presence = np.array([p.presence_penalty for p in params], np.float32)
         self._empty = np.zeros(0, np.int32)
 
-    def build(self, tokens: Rows[array[int]]) -> LogitEdits:
-        """The edits for the token after `tokens[r]`, the whole sequence of row r."""
+    def build(self, tokens: Rows[array[int]], drafted: Rows[Rows[int]]) -> LogitEdits:
+        """The edits for the token after `tokens[r]`, row r's whole sequence, and `drafted[r]`."""
         counted: list[NDArray[np.int32]] = [self._empty]
         counts: list[NDArray[np.int32]] = [self._empty]
         count_start, bias_start = [0], [0]
         bias_tokens: list[int] = []
         biases: list[float] = []
-        for edits, known in zip(self._edits, tokens, strict=True):
+        for edits, known, ahead in zip(self._edits, tokens, drafted, strict=True):
             num_counted = 0
             if edits is not None:
                 if edits.counts is not None:
                     edits.counts.advance(known)
-                    counted.append(edits.counts.tokens)
-                    counts.append(edits.counts.counts)
-                    num_counted = len(counted[-1])
-                changes = edits.biases(known)
+                    row_tokens, row_counts = edits.counts.with_drafted(ahead)
+                    counted.append(row_tokens)
+                    counts.append(row_counts)
+                    num_counted = len(row_tokens)
+                changes = edits.biases(known, ahead)
                 bias_tokens += changes
                 biases += changes.values()
             count_start.append(count_start[-1] + num_counted)

@@ -23,6 +23,7 @@ from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.logprobs import prompt_logprobs, row_logprobs
 from hearth.engine.messages import WireEvent
 from hearth.engine.scheduler import Scheduler
+from hearth.engine.speculation.drafter import Drafter
 from hearth.engine.stats import Counters
 from hearth.engine.step import StepBuilder
 
@@ -49,11 +50,13 @@ class Engine:
         executor: Executor,
         shape: EngineShape,
         *,
+        drafter: Drafter | None = None,
         observers: Iterable[EngineObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
         self._clock = clock
+        self._drafter = drafter
         self._checks = config.debug_checks
         self._num_failed_steps = 0
         self._num_stalls = 0
@@ -72,6 +75,7 @@ class Engine:
             max_model_len=shape.limits.max_model_len,
             vocab_size=program.vocab_size,
             max_logit_rows=shape.limits.max_logit_rows,
+            drafter=drafter,
             observers=self._observers,
             clock=clock,
         )
@@ -104,10 +108,15 @@ class Engine:
         A step that the executor refuses (HearthError) ends its requests; MAX_FAILED_STEPS such
         steps in a row, and any other error, are raised: then the engine's state is in doubt.
         """
+        started = self._clock()
         decision = self.scheduler.plan()
         if decision is not None:
             try:
                 self._run(decision)
+                if self._drafter is not None and decision.is_decoding:
+                    num_drafted = sum(map(len, decision.drafts))
+                    step_s = self._clock() - started
+                    self._drafter.note_step(decision.sequences, num_drafted, step_s)
             except HearthError as error:
                 logger.exception("engine_step_refused")
                 self._num_failed_steps += 1
@@ -145,6 +154,9 @@ class Engine:
             num_submitted=counters.num_submitted,
             num_finished=counters.num_finished,
             num_stalls=self._num_stalls,
+            num_drafts=counters.num_drafts,
+            num_draft_tokens=counters.num_draft_tokens,
+            num_accepted_tokens=counters.num_accepted_tokens,
             execute_s=counters.execute_s,
         )
 
@@ -172,7 +184,7 @@ class Engine:
         execute_s = self._clock() - started
         self._num_failed_steps = 0
         sampled = self._builder.distribute(decision, result.tokens.tolist())
-        self.scheduler.commit(
+        num_generated = self.scheduler.commit(
             decision,
             sampled,
             self._hashes(decision, result),
@@ -181,7 +193,7 @@ class Engine:
         )
         num_tokens, num_sequences = len(plan.tokens), len(decision.sequences)
         for observer in self._observers:
-            observer.on_step(num_sequences, num_tokens, len(plan.logit_rows), execute_s)
+            observer.on_step(num_sequences, num_tokens, num_generated, execute_s)
 
     def _logprobs(
         self, decision: StepDecision, plan: StepPlan, result: StepResult

@@ -11,8 +11,8 @@ next step is planned.
 
 `plan` and `commit` come in pairs, tied by the `StepDecision`. A sequence of an uncommitted decision
 is not planned again, and keeps its blocks even when it is cancelled: the step still writes to them.
-The seams for later: `commit` takes any number of tokens a sequence (speculation), a decision names
-the number of logits rows a sequence, several decisions may be in flight (overlap).
+What steps of decoding leave may be used for drafts (`speculation`), which `commit` verifies. The
+seam for later: several decisions may be in flight (overlap).
 """
 
 from __future__ import annotations
@@ -25,17 +25,11 @@ from collections.abc import Sequence as Rows
 from operator import attrgetter
 
 from hearth.core.config import SchedulerConfig
-from hearth.core.errors import (
-    CapacityError,
-    DeadlineExceededError,
-    HearthError,
-    OverloadedError,
-    RequestError,
-)
+from hearth.core.errors import CapacityError, DeadlineExceededError, HearthError, RequestError
 from hearth.core.events import EngineObserver
 from hearth.core.request import FinishReason, PromptLogprobs, Request, TokenLogprobs
-from hearth.engine.admission import validate_request
-from hearth.engine.budget import share_by_priority
+from hearth.engine.admission import check_queue, validate_request
+from hearth.engine.budget import share_by_priority, split_by_missing
 from hearth.engine.candidates import find_candidates
 from hearth.engine.deadlines import Deadlines
 from hearth.engine.decision import StepDecision
@@ -44,6 +38,8 @@ from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.messages import WireEvent
 from hearth.engine.reuse import matched_hashes, settle_blocks
 from hearth.engine.sequence import Sequence, SequenceState
+from hearth.engine.speculation.drafter import Drafter
+from hearth.engine.speculation.drafts import add_drafts, num_accepted
 
 _rank = attrgetter("rank")
 
@@ -59,6 +55,7 @@ class Scheduler:
         max_model_len: int,
         vocab_size: int,
         max_logit_rows: int = sys.maxsize,
+        drafter: Drafter | None = None,
         observers: Iterable[EngineObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +64,7 @@ class Scheduler:
         self.blocks = blocks
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
+        self._drafter = drafter
         self._observers = tuple(observers)
         self._sequences: dict[str, Sequence] = {}  # all that are not finished
         self._running: list[Sequence] = []  # by rank
@@ -100,11 +98,7 @@ class Scheduler:
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
         validate_request(request, max_model_len=self.max_model_len, vocab_size=self.vocab_size)
-        bound = self.config.max_num_seqs + self.config.max_queued_requests
-        if len(self._sequences) >= bound:
-            raise OverloadedError(
-                f"{bound} requests are running or queued, the limit", hint="retry later"
-            )
+        check_queue(len(self._sequences), self.config)
         self._num_arrivals += 1
         table = self.blocks.new_table()
         sequence = Sequence(request, self._num_arrivals, table, self.max_model_len)
@@ -127,7 +121,7 @@ class Scheduler:
             message = "the request's time was over before it was complete"
             self._finish(sequence, FinishReason.ERROR, message, DeadlineExceededError.code)
         decision = StepDecision(self.max_logit_rows)
-        decoding, prefills = self._split_running()
+        decoding, prefills = split_by_missing(self._running)
         has_room = True
         for sequence in decoding:
             has_room &= self._plan_running(decision, sequence, 1)
@@ -135,6 +129,10 @@ class Scheduler:
             self._plan_prefills(decision, prefills, has_room=has_room)
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
+        if self._drafter is not None:
+            budget = self.config.max_num_batched_tokens
+            may_grow = has_room and not self._waiting
+            add_drafts(decision, self._drafter, self.blocks, budget, may_grow=may_grow)
         if decision.sequences:
             return decision
         self._break_stall()
@@ -147,17 +145,18 @@ class Scheduler:
         hashes: Rows[Rows[int]] | None = None,
         logprobs: Rows[Rows[TokenLogprobs | None]] | None = None,
         scores: Rows[PromptLogprobs | None] | None = None,
-    ) -> None:
-        """Takes a step's results in: `sampled[i]` are the new tokens of `decision.sequences[i]`.
+    ) -> int:
+        """Takes a step's results in: `sampled[i]` are the tokens of the rows of `sequences[i]`.
 
-        Empty for a chunk that does not reach the last known token; more than one when drafted
-        tokens were accepted. `hashes[i]`: the hashes of their logits, for debugging; `logprobs[i]`:
-        their log-probabilities, None where the request does not ask; `scores[i]`: those of the
-        prompt's tokens that `num_given[i]` of its rows stood for.
+        None for a chunk that does not reach the last known token; one more than were drafted.
+        `hashes[i]`: the hashes of their logits, for debugging; `logprobs[i]`: log-probabilities,
+        None where the request does not ask; `scores[i]`: those of the prompt's tokens that
+        `num_given[i]` of its rows stood for. Returns by how many tokens answers became longer.
         """
+        num_generated = 0
         for index, sequence in enumerate(decision.sequences):
-            num_tokens = decision.num_tokens[index]
-            sequence.num_in_flight -= num_tokens
+            num_tokens, draft = decision.num_tokens[index], decision.drafts[index]
+            sequence.num_in_flight -= num_tokens - len(draft)
             if sequence.state is SequenceState.FINISHED:
                 self._let_go(sequence)
                 continue
@@ -165,20 +164,23 @@ class Scheduler:
             if scores and decision.num_given[index]:
                 self._tell_scores(sequence, decision.num_given[index], scores[index])
             tokens = sampled[index]
+            if draft:
+                tokens = self._verified(sequence, draft, tokens)
             if tokens:
-                digests = tuple(hashes[index]) if hashes else ()
+                digests = tuple(hashes[index][: len(tokens)]) if hashes else ()
                 known = [p for p in logprobs[index] if p is not None] if logprobs else ()
-                self._accept(sequence, tokens, digests, known)
+                num_generated += self._accept(sequence, tokens, digests, known)
                 continue
             if sequence.num_computed >= sequence.settle_at:
                 settle_blocks(sequence, self.blocks)
             if sequence.is_scored and sequence.num_known >= sequence.max_known:
                 self._finish(sequence, FinishReason.LENGTH)  # nothing is to be generated
+        return num_generated
 
     def fail(self, decision: StepDecision, error: HearthError) -> None:
         """The step of `decision` failed: its sequences end with an ERROR event."""
-        for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
-            sequence.num_in_flight -= num_tokens
+        for index, sequence in enumerate(decision.sequences):
+            sequence.num_in_flight -= decision.num_tokens[index] - len(decision.drafts[index])
             if sequence.state is SequenceState.FINISHED:
                 self._let_go(sequence)
             else:
@@ -191,11 +193,9 @@ class Scheduler:
 
     def reject(self, request: Request, error: HearthError) -> None:
         """The terminal event of a request that `submit` refused."""
-        self._events.append(
-            WireEvent(
-                request.request_id, (), FinishReason.ERROR, None, 0, error.message, error.code
-            )
-        )
+        ended, message = FinishReason.ERROR, error.message
+        event = WireEvent(request.request_id, (), ended, None, 0, message, error.code)
+        self._events.append(event)
 
     def take_events(self) -> list[WireEvent]:
         """Events since the last call, in order."""
@@ -214,15 +214,6 @@ class Scheduler:
             self._finish(sequence, FinishReason.STOP, stop_token=generated[-1])
         elif sequence.is_scored and sequence.num_known >= sequence.max_known:
             self._finish(sequence, FinishReason.LENGTH)
-
-    def _split_running(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Decoding sequences (they lack one token), and those with longer chunks; by rank."""
-        decoding: list[Sequence] = []
-        prefills: list[Sequence] = []
-        for sequence in self._running:
-            missing = sequence.num_known - sequence.num_computed
-            (decoding if missing == 1 else prefills).append(sequence)
-        return decoding, prefills
 
     def _plan_running(self, decision: StepDecision, sequence: Sequence, num_tokens: int) -> bool:
         """Plans tokens of a running sequence; False when blocks ran short."""
@@ -330,14 +321,26 @@ class Scheduler:
         sequence.note_scores(num_given)
         self._events.append(WireEvent(sequence.request_id, prompt_logprobs=scores))
 
+    def _verified(self, sequence: Sequence, draft: Rows[int], sampled: Rows[int]) -> Rows[int]:
+        """The tokens that count: the accepted ones, and the one sampled after them."""
+        assert self._drafter is not None, "a draft from nobody"
+        accepted = num_accepted(draft, sampled)
+        self._drafter.note_verified(len(draft), accepted)
+        for observer in self._observers:
+            observer.on_draft(sequence.request_id, len(draft), accepted)
+        return sampled[: accepted + 1]
+
     def _accept(
         self,
         sequence: Sequence,
         sampled: Rows[int],
         hashes: tuple[int, ...],
         logprobs: Rows[TokenLogprobs],
-    ) -> None:
-        """Appends sampled tokens, up to the one that ends the request, and tells of them."""
+    ) -> int:
+        """Appends sampled tokens, up to the one that ends the request, and tells of them.
+
+        Returns how many were kept.
+        """
         num_before = sequence.num_known
         reason, stop_token = sequence.append(sampled)
         tokens = tuple(sampled[: sequence.num_known - num_before])
@@ -358,6 +361,7 @@ class Scheduler:
             self._end(sequence, event)
         else:
             self._events.append(event)
+        return len(tokens)
 
     def _finish(
         self,
@@ -369,11 +373,9 @@ class Scheduler:
         stop_token: int | None = None,
     ) -> None:
         """Ends a sequence between two steps, without new tokens."""
-        num_cached, request_id = max(0, sequence.num_cached), sequence.request_id
-        self._end(
-            sequence,
-            WireEvent(request_id, (), reason, stop_token, num_cached, message, error_code),
-        )
+        num_cached, name = max(0, sequence.num_cached), sequence.request_id
+        event = WireEvent(name, (), reason, stop_token, num_cached, message, error_code)
+        self._end(sequence, event)
 
     def _end(self, sequence: Sequence, event: WireEvent) -> None:
         """The one terminal event; blocks are freed as soon as no step uses them."""

@@ -15,12 +15,14 @@ from typing import TypeAlias
 
 from hearth.core.config import Choice, EngineConfig, Resolved
 from hearth.core.errors import ConfigError
+from hearth.core.step import ExecutorInfo
 from hearth.core.units import format_count
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.executor import BackendChoice, LoadedModel, choose_backend, create_executor
 from hearth.engine.messages import Ready
 from hearth.engine.planning import plan_model
 from hearth.engine.settings import check_settings
+from hearth.engine.speculation.drafter import NgramDrafter
 from hearth.host.cpu import UsableCores, read_usable_cores
 from hearth.host.fit import Fit
 
@@ -74,12 +76,15 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         lambda done, total: report("weights", done, total),
     )
     timer.end("weights")
-    engine = Engine(config, created.executor, shape)
+    speculation = _choose_speculation(config, created.executor.info)
+    drafter = NgramDrafter() if speculation.value == "ngram" else None
+    engine = Engine(config, created.executor, shape, drafter=drafter)
     window = _window_note(config, fitted.limits.max_model_len)
     notes = (backend.warning, window.warning if window else "")
     warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
-    choices = (*_choices(loaded, backend, threads), *windows, *planned.choices, *created.choices)
+    own = _choices(loaded, backend, threads)
+    choices = (*own, *windows, *planned.choices, *created.choices, speculation)
     resolved = _resolve(config, loaded, fitted, choices, warnings)
     _log_degraded(backend)
     timer.end("engine")
@@ -110,6 +115,21 @@ def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
             param="quantize",
             hint="leave --quantize out",
         )
+
+
+def _choose_speculation(config: EngineConfig, executor: ExecutorInfo) -> Choice:
+    """Drafts where an answer cannot depend on them: with rows that do not feel their company."""
+    asked = config.speculation.method
+    if asked == "off":
+        return Choice("speculation", "off", "--speculative")
+    if asked == "ngram":
+        differs = "" if executor.bit_identical else f"; {executor.name} rounds batches otherwise"
+        return Choice("speculation", "ngram", f"--speculative{differs}")
+    if not executor.bit_identical:
+        reason = f"with {executor.name} a token's logits depend a little on how many are computed"
+        return Choice("speculation", "off", reason)
+    reason = "what a text repeats is drafted where that pays, and verified: answers stay the same"
+    return Choice("speculation", "ngram", reason)
 
 
 @dataclass(frozen=True, slots=True)

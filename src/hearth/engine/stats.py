@@ -19,6 +19,9 @@ class Counters:
     num_prefix_hit_tokens: int = 0
     num_submitted: int = 0
     num_finished: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     execute_s: float = 0.0
 
     def on_submit(self, request_id: str, num_prompt_tokens: int) -> None:
@@ -34,13 +37,19 @@ class Counters:
         """See EngineObserver."""
         self.num_preemptions += 1
 
+    def on_draft(self, request_id: str, num_drafted: int, num_accepted: int) -> None:
+        """See EngineObserver."""
+        self.num_drafts += 1
+        self.num_draft_tokens += num_drafted
+        self.num_accepted_tokens += num_accepted
+
     def on_step(
-        self, num_sequences: int, num_tokens: int, num_sampled: int, execute_s: float
+        self, num_sequences: int, num_tokens: int, num_generated: int, execute_s: float
     ) -> None:
         """See EngineObserver."""
         self.num_steps += 1
         self.num_computed_tokens += num_tokens
-        self.num_generated_tokens += num_sampled
+        self.num_generated_tokens += num_generated
         self.execute_s += execute_s
 
     def on_finish(self, request_id: str, reason: FinishReason, num_generated: int) -> None:

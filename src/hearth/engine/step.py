@@ -10,6 +10,7 @@ Row layout: sequence after sequence in the decision's order; the rows of one con
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence as Rows
 from dataclasses import replace
 from typing import TypeVar
 
@@ -77,16 +78,22 @@ class _Sampling:
             requests = [owner.request for owner in owners]
             self._edits = EditArrays(list(zip(requests, self._row_edits, strict=True)))
 
-    def edits(self) -> LogitEdits | None:
-        """What changes the logits of the rows of the last `fill`, for this step."""
+    def edits(self, decision: StepDecision) -> LogitEdits | None:
+        """What changes the logits of the rows of the last `fill`, for this step.
+
+        A row after drafted tokens counts them as well: it is only used if they were right.
+        """
         if self._edits is None:
             return None
+        drafts = dict(zip(decision.sequences, decision.drafts, strict=True))
+        ahead: list[Rows[int]] = []
         for row, owner in enumerate(self._owners):
-            # Rows after a draft will need counts of their own.
-            assert self._row_edits[row] is None or self.position[row] == owner.num_known, (
-                "edits count known tokens"
+            num_ahead = int(self.position[row]) - owner.num_known
+            assert self._row_edits[row] is None or 0 <= num_ahead <= len(drafts[owner]), (
+                "edits count known and drafted tokens"
             )
-        return self._edits.build([owner.tokens for owner in self._owners])
+            ahead.append(drafts[owner][: max(0, num_ahead)])
+        return self._edits.build([owner.tokens for owner in self._owners], ahead)
 
     def view(self, num_rows: int) -> SamplingArrays:
         """The first `num_rows` entries of each."""
@@ -144,7 +151,7 @@ class StepBuilder:
         copies = np.array(decision.copies, np.int32).reshape(-1, 3) if decision.copies else None
         num_top, has_given = self._sampling.num_top, self._sampling.has_given
         shape = (num_tokens, num_sequences, num_blocks, num_logits, num_top, has_given)
-        edits = self._sampling.edits()
+        edits = self._sampling.edits(decision)
         if edits is not None:
             return self._with_edits(shape, self._empty if copies is None else copies, edits)
         if copies is None and shape == self._shape and self._plan is not None:
@@ -208,10 +215,11 @@ class StepBuilder:
         """Chunks of any length: tokens by memory copy, positions and slots by whole arrays."""
         num_sequences = len(decision.sequences)
         flat = array("i")
-        for sequence, start, count in zip(
-            decision.sequences, decision.starts, decision.num_tokens, strict=True
+        for sequence, start, count, draft in zip(
+            decision.sequences, decision.starts, decision.num_tokens, decision.drafts, strict=True
         ):
-            flat.extend(sequence.tokens[start : start + count])
+            flat.extend(sequence.tokens[start : start + count - len(draft)])
+            flat.extend(draft)
         self._tokens[:num_tokens] = flat
         counts = np.array(decision.num_tokens, np.int32)
         row_start = self._row_start[: num_sequences + 1]

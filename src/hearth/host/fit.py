@@ -29,8 +29,8 @@ RUNTIME_BYTES = 100 * MIB
 KV_SHARE = 2  # the KV cache may take one part in so many of what is free
 LEAST_MODEL_LEN = 16
 # Logits rows of a step beside one a sequence: prompts are scored so many tokens a step, or fewer
-# (a prefill of 64 rows is bound by arithmetic, not by reading weights).
-SCORED_ROWS = 64
+# (a prefill of 64 rows is bound by arithmetic, not by reading weights), and so many drafted.
+EXTRA_ROWS = 64
 # A thread's share of the results of attention that is split by keys (csrc/ops_attention.cpp).
 SPLIT_BYTES = 2 * MIB
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
@@ -110,8 +110,8 @@ def needed_bytes(request: FitRequest, num_tokens: int) -> int:
 
 
 def max_logit_rows(max_num_seqs: int, max_num_batched_tokens: int) -> int:
-    """Logits rows of a step: one a sequence that samples, and those of prompts to be scored."""
-    return min(max_num_seqs + SCORED_ROWS, max_num_batched_tokens)
+    """Logits rows of a step: one a sequence, and those of drafts and of prompts to be scored."""
+    return min(max_num_seqs + EXTRA_ROWS, max_num_batched_tokens)
 
 
 def _logit_rows(request: FitRequest) -> int:
@@ -153,8 +153,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
         MemoryItem(
             "scratch",
             scratch,
-            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows ({SCORED_ROWS} of "
-            f"them for prompts to be scored), sampling in {request.num_threads} threads",
+            f"buffers of {format_count(tokens)} tokens, logits of {rows} rows ({EXTRA_ROWS} of "
+            f"them for drafts and scored prompts), sampling in {request.num_threads} threads",
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
     )

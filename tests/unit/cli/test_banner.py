@@ -30,6 +30,7 @@ FLAGS = EngineFlags(
     max_queued_requests=16,
     block_size=32,
     enable_prefix_caching=True,
+    speculative="auto",
     kv_cache_memory_bytes=None,
     executor="auto",
     threads=None,

@@ -77,7 +77,8 @@ def test_rows_without_edits_are_empty_among_others() -> None:
     biased = Request("b", (1,), 9, SamplingParams(logit_bias=((3, 1.5),)))
     plain = Request("c", (1,), 9)
     owners = [(request, edits_of(request)) for request in (plain, penalized, biased)]
-    edits = EditArrays(owners).build([array("i", [1]), array("i", [1, 1, 2, 2]), array("i", [1])])
+    tokens = [array("i", [1]), array("i", [1, 1, 2, 2]), array("i", [1])]
+    edits = EditArrays(owners).build(tokens, [(), (), ()])
     assert edits.count_start.tolist() == [0, 0, 2, 2]
     assert edits.count_tokens.tolist() == [1, 2]
     assert edits.counts.tolist() == [0, 1]

@@ -13,9 +13,9 @@ from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
 from hearth.host.fit import (
+    EXTRA_ROWS,
     RUNTIME_BYTES,
     SAMPLER_BYTES,
-    SCORED_ROWS,
     SPLIT_BYTES,
     Fit,
     FitRequest,
@@ -37,7 +37,7 @@ PROGRAM = StepProgram(
     vocab_size=32768,
 )
 SAMPLER_SCRATCH = 32768 * SAMPLER_BYTES  # of one thread
-SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * (8 + SCORED_ROWS)) + SAMPLER_SCRATCH
+SCRATCH_BYTES = 4 * (1024 * 512 + 32768 * (8 + EXTRA_ROWS)) + SAMPLER_SCRATCH
 REQUEST = FitRequest(PROGRAM, DType.BFLOAT16, 8192, 32, 8, 512)
 
 
@@ -65,7 +65,7 @@ def test_with_plenty_every_sequence_gets_its_whole_context() -> None:
         "KV cache": 2048 * BLOCK_BYTES,
     }
     assert fitted.limits.max_sequences == 8
-    assert fitted.limits.max_logit_rows == 8 + SCORED_ROWS
+    assert fitted.limits.max_logit_rows == 8 + EXTRA_ROWS
 
 
 def test_with_less_the_kv_cache_takes_half_of_what_is_free_after_weights_and_scratch() -> None:
@@ -146,7 +146,7 @@ def test_the_kv_cache_never_exceeds_its_budget_and_holds_one_sequence(
     request = FitRequest(
         replace(PROGRAM, kv_groups=groups), DType.BFLOAT16, 8192, 32, max_num_seqs, budget
     )
-    rows = min(max_num_seqs + SCORED_ROWS, budget)
+    rows = min(max_num_seqs + EXTRA_ROWS, budget)
     scratch = 4 * (1024 * budget + 32768 * rows) + SAMPLER_SCRATCH
     fixed = WEIGHTS_BYTES + scratch + RUNTIME_BYTES
     try:

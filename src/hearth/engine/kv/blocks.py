@@ -232,17 +232,18 @@ class BlockManager:
         table.end_block = table.num_published = num_matched
         return self.allocate(table, num_tokens)
 
-    def allocate(self, table: BlockTable, num_tokens: int) -> bool:
+    def allocate(self, table: BlockTable, num_tokens: int, *, spare: int = 0) -> bool:
         """Extends a table to hold `num_tokens` tokens from the sequence's start.
 
-        False, and nothing changed, when some group runs short.
+        False, and nothing changed, when some group runs short, or would have less than `spare`
+        blocks left.
         """
         end_block = ceil_div(num_tokens, self.block_size)
         num_new = end_block - table.end_block
         if num_new <= 0:
             return True
         for group in self._groups:
-            if len(group.free) + len(group.cached) < num_new:
+            if len(group.free) + len(group.cached) < num_new + spare:
                 return False
         for blocks, group in zip(table.blocks, self._groups, strict=True):
             for _ in range(num_new):

@@ -70,4 +70,7 @@ def _counts(stats: EngineStats) -> EngineCounts:
         generated_tokens=stats.num_generated_tokens,
         execute_seconds=stats.execute_s,
         prefix_hit_tokens=stats.num_prefix_hit_tokens,
+        drafts=stats.num_drafts,
+        draft_tokens=stats.num_draft_tokens,
+        accepted_tokens=stats.num_accepted_tokens,
     )

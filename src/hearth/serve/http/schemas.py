@@ -262,6 +262,9 @@ class EngineCounts(BaseModel):
     generated_tokens: int
     execute_seconds: float = Field(description="Time inside the kernels.")
     prefix_hit_tokens: int
+    drafts: int = Field(description="Of a sequence in a step, by speculation.")
+    draft_tokens: int = Field(description="All that were proposed, and verified.")
+    accepted_tokens: int = Field(description="Of the drafted ones.")
 
 
 class Health(BaseModel):
