@@ -1,9 +1,9 @@
 """The same context gives the same logits, bit for bit, however it came to be computed.
 
 One ledger per model and precision takes the hash of every row of every run: other company, other
-budgets, prefix hits, preemptions, resumed requests, another number of threads, operations fused or
-not, keys split or not. Sampled with a temperature as well as greedily; an answer must equal the
-request's answer in every other run.
+budgets, prefix hits, preemptions, resumed requests, drafts that are right or wrong, another number
+of threads, operations fused or not, keys split or not. Sampled with a temperature as well as
+greedily; an answer must equal the request's answer in every other run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.drafters import LyingDrafter
 from tests.support.engines import AuditExecutor, EngineSizes, build_engine
 from tests.support.executors import require_cpu_library
 from tests.support.toy_engine import Driver
@@ -120,6 +121,7 @@ class Run:
     num_resumed: tuple[int, ...]  # tokens that each brings along, as after a crash
     patterns: frozenset[Pattern]  # operations that run in the same tiles
     split: Split  # whether the keys of a sequence are shared out among threads
+    draft_seed: int | None  # None: nothing is drafted
 
 
 def random_run(random: np.random.Generator, num_requests: int) -> Run:
@@ -140,7 +142,8 @@ def random_run(random: np.random.Generator, num_requests: int) -> Run:
     threads = int(random.integers(1, 3))
     patterns = frozenset(p for p in Pattern if random.integers(4)) if random.integers(4) else NONE
     split = SPLITS[random.integers(len(SPLITS))]
-    return Run(sizes, threads, order, gaps, cancelled, num_resumed, patterns, split)
+    draft_seed = int(random.integers(100)) if random.integers(2) else None
+    return Run(sizes, threads, order, gaps, cancelled, num_resumed, patterns, split, draft_seed)
 
 
 def requests_of(random: np.random.Generator) -> list[Request]:
@@ -201,6 +204,7 @@ class Audit:
         self.num_preemptions = 0
         self.num_resumed = 0
         self.num_hit_tokens = 0
+        self.num_draft_tokens = self.num_accepted_tokens = 0
 
     @property
     def num_contexts(self) -> int:
@@ -246,7 +250,9 @@ class Audit:
         if self._falsify:
             inner = BatchDependent(inner)
         auditor = AuditExecutor(inner, kv, self._ledger)
-        engine = build_engine(auditor, sizes)
+        seed = run.draft_seed
+        drafter = None if seed is None else LyingDrafter(self._answers, seed)
+        engine = build_engine(auditor, sizes, drafter)
         driver = Driver(engine)
         for index, gap, num_resumed in zip(run.order, run.gaps, run.num_resumed):
             for _ in range(gap):
@@ -273,6 +279,8 @@ class Audit:
         self.num_rows += auditor.num_repeated
         self.num_preemptions += stats.num_preemptions
         self.num_hit_tokens += stats.num_prefix_hit_tokens
+        self.num_draft_tokens += stats.num_draft_tokens
+        self.num_accepted_tokens += stats.num_accepted_tokens
         engine.close()
 
 
@@ -292,12 +300,14 @@ def test_a_context_has_the_same_logits_in_every_run(
     audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS)], requests)
     print(
         f"{audit.num_rows} rows of {audit.num_contexts} contexts, "
-        f"{audit.num_preemptions} preemptions, {audit.num_hit_tokens} tokens from the cache"
+        f"{audit.num_preemptions} preemptions, {audit.num_hit_tokens} tokens from the cache, "
+        f"{audit.num_accepted_tokens} of {audit.num_draft_tokens} drafted tokens accepted"
     )
     assert audit.num_rows > 2 * audit.num_contexts
     assert audit.num_preemptions > 2
     assert audit.num_hit_tokens > 0
     assert audit.num_resumed > 0
+    assert 100 < audit.num_accepted_tokens < audit.num_draft_tokens - 100
     assert audit.num_scored_prompts == 3
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
 
@@ -313,6 +323,7 @@ def test_quantized_weights_keep_it_too(
     audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS // 2)], requests)
     assert audit.num_rows > audit.num_contexts
     assert audit.num_preemptions > 0
+    assert 50 < audit.num_accepted_tokens < audit.num_draft_tokens - 20
     assert audit.num_distinct_tokens > 50
 
 

@@ -21,6 +21,7 @@ from hearth.core.step import (
     StepResult,
 )
 from hearth.engine.engine import Engine, EngineShape
+from hearth.engine.speculation.drafter import Drafter
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,25 @@ class EngineSizes:
     max_model_len: int = 512
 
 
-def build_engine(executor: Executor, sizes: EngineSizes) -> Engine:
-    """An engine with a checked scheduler over an executor that was built for at least as much."""
+def build_engine(
+    executor: Executor, sizes: EngineSizes, drafter: Drafter | None = None
+) -> Engine:
+    """An engine with a checked scheduler over an executor that was built for at least as much.
+
+    With a drafter a step may have as many logits rows as tokens.
+    """
     config = EngineConfig(
         ModelConfig("test"),
         CacheConfig(sizes.block_size, sizes.prefix_caching),
         SchedulerConfig(sizes.max_num_seqs, sizes.budget),
         debug_checks=True,
     )
-    rows = min(sizes.max_num_seqs, sizes.budget)
-    limits = StepLimits(sizes.budget, rows, rows, sizes.max_model_len)
+    sequences = min(sizes.max_num_seqs, sizes.budget)
+    rows = sequences if drafter is None else sizes.budget
+    limits = StepLimits(sizes.budget, sequences, rows, sizes.max_model_len)
     num_blocks = (sizes.num_blocks,) * len(executor.program.kv_groups)
-    return Engine(
-        config, executor, EngineShape(limits, KvConfig(sizes.block_size, num_blocks, "float32"))
-    )
+    kv = KvConfig(sizes.block_size, num_blocks, "float32")
+    return Engine(config, executor, EngineShape(limits, kv), drafter=drafter)
 
 
 class AuditExecutor:

@@ -20,6 +20,7 @@ from hearth.core.request import FinishReason, Request
 from hearth.core.step import KvConfig, StepLimits
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.messages import Ready, WireEvent
+from hearth.engine.speculation.drafter import Drafter
 from hearth.engine.startup import StartedEngine
 
 
@@ -40,7 +41,9 @@ class ToySizes:
 
 
 def toy_engine(
-    sizes: ToySizes, clock: Callable[[], float] = time.monotonic
+    sizes: ToySizes,
+    clock: Callable[[], float] = time.monotonic,
+    drafter: Drafter | None = None,
 ) -> tuple[Engine, ToyExecutor]:
     """An engine and its executor."""
     config = EngineConfig(
@@ -55,7 +58,8 @@ def toy_engine(
     limits = StepLimits(sizes.budget, sequences, rows, sizes.max_model_len)
     kv = KvConfig(sizes.block_size, sizes.num_blocks, "float32")
     executor = ToyExecutor(toy_program(sizes.vocab_size, sizes.windows), limits, kv)
-    return Engine(config, executor, EngineShape(limits, kv), clock=clock), executor
+    shape = EngineShape(limits, kv)
+    return Engine(config, executor, shape, drafter=drafter, clock=clock), executor
 
 
 @dataclass

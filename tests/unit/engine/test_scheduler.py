@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.drafters import LyingDrafter
 from tests.support.toy_engine import Driver, ToySizes, toy_engine
 from tests.support.toy_executor import solo_scores, solo_tokens, toy_program
 
@@ -305,17 +306,19 @@ def test_cancel_between_plan_and_commit_keeps_the_blocks_until_the_commit() -> N
 
 
 def test_accepted_drafts_count_as_computed_and_rejected_ones_do_not() -> None:
-    engine, _ = toy_engine(ToySizes(budget=16))
+    drafter = LyingDrafter({"r": (1, 2, 3, 4)}, longest=0)
+    engine, _ = toy_engine(ToySizes(budget=16), drafter=drafter)
     scheduler = engine.scheduler
     scheduler.submit(greedy("r", prompt_of(6), 8))
     decision = scheduler.plan()
     assert decision is not None
-    scheduler.commit(decision, [[1, 2, 3]])  # as if two drafts had been among the rows
+    decision.add_draft(0, (1, 2, 3))
+    scheduler.commit(decision, [[1, 2, 4, 5]])  # what follows a wrong draft does not count
     scheduler.check()
-    assert [e.tokens for e in scheduler.take_events()] == [(1, 2, 3)]
+    assert [e.tokens for e in scheduler.take_events()] == [(1, 2, 4)]
     decision = scheduler.plan()
     assert decision is not None
-    assert (decision.starts, decision.num_tokens) == ([6], [3])
+    assert (decision.starts, decision.num_tokens) == ([8], [1])
 
 
 def test_a_refused_step_ends_its_requests_and_the_engine_goes_on() -> None:

@@ -1,5 +1,7 @@
 """Random lives of requests over tiny block pools, with an integrity check after every step.
 
+With and without drafts, right ones and wrong ones.
+
 The clock is simulated: some requests have deadlines, which come before, in and after their steps.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.support.drafters import LyingDrafter
 from tests.support.toy_engine import Driver, Outcome, ToySizes, toy_engine
 from tests.support.toy_executor import solo_scores, solo_tokens, toy_program
 
@@ -31,6 +34,7 @@ class EngineLife(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         windows=st.sampled_from([(0,), (0, 5), (7,), (0, 9)]),
         num_scored_rows=st.sampled_from([0, 1, 7, 64]),
+        draft_seed=st.none() | st.integers(0, 99),
     )
     def begin(
         self,
@@ -40,6 +44,7 @@ class EngineLife(RuleBasedStateMachine):
         prefix_caching: bool,
         windows: tuple[int, ...],
         num_scored_rows: int,
+        draft_seed: int | None,
     ) -> None:
         num_blocks = tuple(
             max_blocks_held(MAX_MODEL_LEN, window, budget, BLOCK_SIZE) + spare_blocks
@@ -57,7 +62,9 @@ class EngineLife(RuleBasedStateMachine):
             num_scored_rows=num_scored_rows,
         )
         self.now = 1.0
-        self.engine, self.executor = toy_engine(sizes, lambda: self.now)
+        self.answers: dict[str, list[int]] = {}
+        drafter = None if draft_seed is None else LyingDrafter(self.answers, draft_seed)
+        self.engine, self.executor = toy_engine(sizes, lambda: self.now, drafter)
         self.driver = Driver(self.engine)
         self.program = toy_program(windows=windows)
         self.requests: dict[str, Request] = {}
@@ -111,6 +118,7 @@ class EngineLife(RuleBasedStateMachine):
         )
         self.requests[name] = request
         self.stops[name] = answer[len(generated) : until]
+        self.answers[name] = answer
         self.driver.submit(request)
         self.engine.scheduler.check()
 
