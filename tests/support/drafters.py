@@ -1,4 +1,4 @@
-"""Drafters that know the answers, and lie now and then: whatever they propose must change nothing."""
+"""A drafter that knows the answers, and lies now and then: what it proposes must change nothing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ class LyingDrafter:
         self._random = random.Random(seed)
         self._longest = longest
 
-    def draft(
-        self, sequences: Rows[Sequence], most: int, room_of: RoomOf
-    ) -> dict[int, array[int]]:
+    def draft(self, sequences: Rows[Sequence], most: int, room_of: RoomOf) -> dict[int, array[int]]:
         assert most > 0
         drafts: dict[int, array[int]] = {}
         for index, sequence in enumerate(sequences):

@@ -36,9 +36,7 @@ class EngineSizes:
     max_model_len: int = 512
 
 
-def build_engine(
-    executor: Executor, sizes: EngineSizes, drafter: Drafter | None = None
-) -> Engine:
+def build_engine(executor: Executor, sizes: EngineSizes, drafter: Drafter | None = None) -> Engine:
     """An engine with a checked scheduler over an executor that was built for at least as much.
 
     With a drafter a step may have as many logits rows as tokens.

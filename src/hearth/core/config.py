@@ -102,9 +102,9 @@ class EngineConfig:
     model: ModelConfig
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    speculation: SpeculationConfig = SpeculationConfig()
     device: DeviceConfig = DeviceConfig()
     weight_cache: WeightCacheConfig = WeightCacheConfig()
+    speculation: SpeculationConfig = SpeculationConfig()
     debug_hashes: bool = False  # every token event carries the hash of its logits
     debug_unfused: bool = False  # the CPU's operations run one by one; no bit changes
     debug_checks: bool = False  # the block manager's integrity check, whenever there is no work

@@ -56,7 +56,6 @@ class Engine:
     ) -> None:
         self._executor = executor
         self._clock = clock
-        self._drafter = drafter
         self._checks = config.debug_checks
         self._num_failed_steps = 0
         self._num_stalls = 0
@@ -108,15 +107,14 @@ class Engine:
         A step that the executor refuses (HearthError) ends its requests; MAX_FAILED_STEPS such
         steps in a row, and any other error, are raised: then the engine's state is in doubt.
         """
-        started = self._clock()
+        started, drafter = self._clock(), self.scheduler.drafter
         decision = self.scheduler.plan()
         if decision is not None:
             try:
                 self._run(decision)
-                if self._drafter is not None and decision.is_decoding:
+                if drafter is not None and decision.is_decoding:
                     num_drafted = sum(map(len, decision.drafts))
-                    step_s = self._clock() - started
-                    self._drafter.note_step(decision.sequences, num_drafted, step_s)
+                    drafter.note_step(decision.sequences, num_drafted, self._clock() - started)
             except HearthError as error:
                 logger.exception("engine_step_refused")
                 self._num_failed_steps += 1

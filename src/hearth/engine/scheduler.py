@@ -64,7 +64,7 @@ class Scheduler:
         self.blocks = blocks
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
-        self._drafter = drafter
+        self.drafter = drafter  # may be exchanged between two steps
         self._observers = tuple(observers)
         self._sequences: dict[str, Sequence] = {}  # all that are not finished
         self._running: list[Sequence] = []  # by rank
@@ -129,10 +129,10 @@ class Scheduler:
             self._plan_prefills(decision, prefills, has_room=has_room)
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
-        if self._drafter is not None:
+        if self.drafter is not None:
             budget = self.config.max_num_batched_tokens
             may_grow = has_room and not self._waiting
-            add_drafts(decision, self._drafter, self.blocks, budget, may_grow=may_grow)
+            add_drafts(decision, self.drafter, self.blocks, budget, may_grow=may_grow)
         if decision.sequences:
             return decision
         self._break_stall()
@@ -323,9 +323,9 @@ class Scheduler:
 
     def _verified(self, sequence: Sequence, draft: Rows[int], sampled: Rows[int]) -> Rows[int]:
         """The tokens that count: the accepted ones, and the one sampled after them."""
-        assert self._drafter is not None, "a draft from nobody"
+        assert self.drafter is not None, "a draft from nobody"
         accepted = num_accepted(draft, sampled)
-        self._drafter.note_verified(len(draft), accepted)
+        self.drafter.note_verified(len(draft), accepted)
         for observer in self._observers:
             observer.on_draft(sequence.request_id, len(draft), accepted)
         return sampled[: accepted + 1]

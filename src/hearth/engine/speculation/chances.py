@@ -14,7 +14,7 @@ from collections.abc import Sequence as Rows
 NUM_CLASSES = 4
 _FIRST_RATES = (0.25, 0.5, 0.75, 0.9)
 _ALL_DECAY, _ALL_WEIGHT = 0.99, 8.0
-_OWN_DECAY, _OWN_WEIGHT = 0.9, 2.0
+_OWN_DECAY, _OWN_WEIGHT = 0.95, 4.0
 
 
 class GuessRecord:

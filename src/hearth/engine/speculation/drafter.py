@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from typing import Protocol, TypeAlias
 
@@ -21,8 +21,8 @@ RoomOf: TypeAlias = Callable[[Sequence], int]
 
 # Of one sequence in one step. More pay only where nearly everything is accepted, and little then.
 MAX_DRAFT = 16
-# A step must promise this much more than one without drafts; it covers what is not in the price.
-LEAST_GAIN = 1.02
+# A step must promise this much more than one without drafts: a margin for the errors of both sides.
+LEAST_GAIN = 1.05
 # What drafts may lose, in decoded tokens: at most CREDIT, and CREDIT_A_TOKEN of all tokens.
 CREDIT = 4.0
 CREDIT_A_TOKEN = 0.005
@@ -79,17 +79,24 @@ class NgramDrafter:
             self._texts = {s: known.get(s) or _Text(self._all_guesses) for s in sequences}
             self._prices.change_company()
         self._credit = min(CREDIT, self._credit + CREDIT_A_TOKEN * num_sequences)
-        prices = self._prices.prices(num_sequences)
-        reaches = self._reaches(room_of, min(prices))
-        if not reaches or self._credit <= 0 or self._prices.wants_plain_step(num_sequences):
-            return {}
-        most = min(most, self._prices.most_rows(num_sequences))
-        counts = self._choose(reaches, prices, num_sequences, most)
         texts = list(self._texts.values())
+        for sequence, text in zip(sequences, texts, strict=True):
+            text.ngrams.advance(sequence.tokens, text.note)
+        matching = [index for index, text in enumerate(texts) if text.ngrams.length]
+        if not matching or self._credit <= 0 or self._prices.wants_plain_step(num_sequences):
+            return {}
+        prices = self._prices.prices(num_sequences)
+        least, priors = min(prices), self._all_guesses.rates()
+        ranked: list[tuple[float, int]] = []
+        for index in matching:
+            text, room = texts[index], min(MAX_DRAFT, room_of(sequences[index]))
+            chances = reach(text.guesses, priors, text.ngrams.length, room, least)
+            ranked += [(-chance, index) for chance in chances]
+        ranked.sort()
+        most = min(most, self._prices.most_rows(num_sequences))
+        counts = Counter(index for _, index in self._best(ranked[:most], prices, num_sequences))
         return {
-            index: _until_stop(texts[index].ngrams.guess(sequence.tokens, count), sequence)
-            for index, count in counts.items()
-            for sequence in (sequences[index],)
+            index: _guess(texts[index], sequences[index], count) for index, count in counts.items()
         }
 
     def note_verified(self, num_drafted: int, num_accepted: int) -> None:
@@ -101,34 +108,14 @@ class NgramDrafter:
         if sequences == list(self._texts):
             self._prices.note(len(sequences), num_drafted, step_s)
 
-    def _reaches(self, room_of: RoomOf, least: float) -> dict[int, list[float]]:
-        """How likely each token of a draft is accepted, for each sequence that has a guess."""
-        priors = self._all_guesses.rates()
-        found: dict[int, list[float]] = {}
-        for index, (sequence, text) in enumerate(self._texts.items()):
-            ngrams = text.ngrams
-            ngrams.advance(sequence.tokens, text.note)
-            if ngrams.length:
-                most = min(MAX_DRAFT, room_of(sequence))
-                chances = reach(text.guesses, priors, ngrams.length, most, least)
-                if chances:
-                    found[index] = chances
-        return found
+    def _best(
+        self, ranked: Rows[tuple[float, int]], prices: Rows[float], num_sequences: int
+    ) -> Rows[tuple[float, int]]:
+        """So many of the likeliest tokens that the tokens a second promise to be most.
 
-    def _choose(
-        self,
-        reaches: Mapping[int, Rows[float]],
-        prices: Rows[float],
-        num_sequences: int,
-        most: int,
-    ) -> Counter[int]:
-        """How many tokens to draft for each, so that the tokens a second promise to be most.
-
-        The likeliest first: since the chances of a sequence descend, its tokens come in order.
+        `ranked`: (−chance, index of its sequence), the likeliest first. As the chances of a
+        sequence descend, its tokens come in order.
         """
-        ranked = sorted(
-            ((-chance, index) for index, chances in reaches.items() for chance in chances)
-        )[:most]
         best_gain, best_count, expected = LEAST_GAIN, 0, 0.0
         for count, (chance, _) in enumerate(ranked, 1):
             expected -= chance
@@ -136,11 +123,12 @@ class NgramDrafter:
             gain = (num_sequences + expected) / (num_sequences + price * count)
             if gain > best_gain:
                 best_gain, best_count, self._price = gain, count, price
-        return Counter(index for _, index in ranked[:best_count])
+        return ranked[:best_count]
 
 
-def _until_stop(draft: array[int], sequence: Sequence) -> array[int]:
+def _guess(text: _Text, sequence: Sequence, most: int) -> array[int]:
     """Up to the first token that would end the answer: none is wanted after it."""
+    draft = text.ngrams.guess(sequence.tokens, most)
     if sequence.stop_token_ids.isdisjoint(draft):
         return draft
     end = next(i for i, token in enumerate(draft) if token in sequence.stop_token_ids)

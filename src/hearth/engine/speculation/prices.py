@@ -92,7 +92,8 @@ class RowPrices:
             return
         share = num_drafted / num_sequences
         expected = self.prices(num_sequences)[count_class(num_drafted)] * share
-        excess = step_s / plain_s - 1
+        # Never below 0: that would be a disturbed plain step, and a price that is too low loses.
+        excess = max(0.0, step_s / plain_s - 1)
         if self._num_seen[row] >= _LEARNT:
             excess = min(excess, _MOST_SURPRISE * expected + _LEAST_SURPRISE)
         self._num_seen[row] += 1
