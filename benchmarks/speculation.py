@@ -193,7 +193,11 @@ def run(engine: Engine, reciting: Reciting, rounds: list[list[Transcript]]) -> R
             sampling = SamplingParams(temperature=0, seed=number)
             engine.submit(Request(name, one.prompt, len(one.answer), sampling))
         while waiting:  # for their first tokens; what others decode meanwhile does not count
-            waiting -= {event.request_id for event in engine.step() if event.tokens}
+            for event in engine.step():
+                if event.error_code:
+                    raise SystemExit(f"{event.error_code}: {event.message}")
+                if event.tokens:
+                    waiting.discard(event.request_id)
         left = engine.stats().num_generated_tokens
         started, used = time.perf_counter(), time.process_time()
         while engine.has_work:

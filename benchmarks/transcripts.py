@@ -103,7 +103,7 @@ def traps(_: Tokenizer, chance: random.Random) -> Transcript:
     """Matches of six tokens, after which something else comes every time."""
     known: list[int] = []
     while len(known) < 400 + NUM_TOKENS:
-        known += [*range(100, 106), *(chance.randrange(200, 4000) for _ in range(5))]
+        known += [*range(100, 106), *(chance.randrange(200, 3000) for _ in range(5))]
     return Transcript(tuple(known[:400]), tuple(known[400 : 400 + NUM_TOKENS]))
 
 

@@ -23,6 +23,9 @@ class LyingDrafter:
         self._random = random.Random(seed)
         self._longest = longest
 
+    def is_resting(self) -> bool:
+        return False
+
     def draft(self, sequences: Rows[Sequence], most: int, room_of: RoomOf) -> dict[int, array[int]]:
         assert most > 0
         drafts: dict[int, array[int]] = {}

@@ -30,6 +30,7 @@ class StepDecision:
     num_given: list[int] = field(default_factory=list)
     drafts: list[Rows[int]] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
+    is_offered: bool = False  # a drafter was asked, and is told how long the step took
 
     def fitting(self, sequence: Sequence, start: int, budget: int) -> int:
         """How many tokens of a sequence from `start` on fit into the budget and the logits rows.

@@ -112,7 +112,7 @@ class Engine:
         if decision is not None:
             try:
                 self._run(decision)
-                if drafter is not None and decision.is_decoding:
+                if drafter is not None and decision.is_offered:
                     num_drafted = sum(map(len, decision.drafts))
                     drafter.note_step(decision.sequences, num_drafted, self._clock() - started)
             except HearthError as error:

@@ -87,7 +87,7 @@ def speedup(
         return max(0.7, chance.lognormvariate(0, noise)) if noise else 1.0
 
     plain = simulate(texts, cost, None, disturbed).time
-    return plain / simulate(texts, cost, drafter or NgramDrafter(), disturbed).time
+    return plain / simulate(texts, cost, drafter or NgramDrafter(lambda: 0.0), disturbed).time
 
 
 def copies(chance: random.Random) -> Text:
@@ -160,7 +160,7 @@ def test_the_credit_alone_bounds_what_a_believer_loses(monkeypatch: pytest.Monke
 def test_a_stream_that_begins_to_repeat_is_found_without_having_been_tried() -> None:
     chance = random.Random(4)
     prompt, answer = strangers(chance)
-    drafter = NgramDrafter()
+    drafter = NgramDrafter(lambda: 0.0)
     quiet = simulate([(prompt, answer)], memory_bound, drafter)
     assert quiet.num_drafted < 4
     loud = simulate([(prompt, answer[:100] + answer[:200])], memory_bound, drafter)
@@ -173,7 +173,7 @@ def test_a_draft_ends_with_the_token_that_would_end_the_answer() -> None:
     sequence = EngineSequence(
         Request("r", tuple(text), 50, stop_token_ids=frozenset({5})), 0, BlockTable(1), 1 << 20
     )
-    drafter = NgramDrafter()
+    drafter = NgramDrafter(lambda: 0.0)
     drafter.draft([sequence], 64, lambda s: 40)
     drafter.note_step([sequence], 0, 1.0)
     draft = drafter.draft([sequence], 64, lambda s: 40)[0]
@@ -186,7 +186,7 @@ def test_drafts_keep_to_the_room_that_there_is(most: int, room: int) -> None:
     sequences = [
         EngineSequence(Request(f"{n}", text, 50), n, BlockTable(1), 1 << 20) for n in range(3)
     ]
-    drafter = NgramDrafter()
+    drafter = NgramDrafter(lambda: 0.0)
     drafter.draft(sequences, most, lambda s: room)
     drafter.note_step(sequences, 0, 1.0)
     drafts = drafter.draft(sequences, most, lambda s: room)

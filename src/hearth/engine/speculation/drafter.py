@@ -6,6 +6,7 @@ may depend on times and on company, which nothing else in the scheduler may.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -26,10 +27,17 @@ LEAST_GAIN = 1.05
 # What drafts may lose, in decoded tokens: at most CREDIT, and CREDIT_A_TOKEN of all tokens.
 CREDIT = 4.0
 CREDIT_A_TOKEN = 0.005
+# Looking for repetitions in vain may take this share of the time, or rests for some steps.
+LOOKING_SHARE = 0.01
+LONGEST_REST = 32
 
 
 class Drafter(Protocol):
     """Proposes tokens for the next step of sequences that decode."""
+
+    def is_resting(self) -> bool:
+        """Whether this step is to go without it; asked once a step."""
+        ...
 
     def draft(self, sequences: Rows[Sequence], most: int, room_of: RoomOf) -> dict[int, array[int]]:
         """Index of a sequence → its draft; at most `most` tokens together, `room_of` each."""
@@ -40,7 +48,7 @@ class Drafter(Protocol):
         ...
 
     def note_step(self, sequences: Rows[Sequence], num_drafted: int, step_s: float) -> None:
-        """A step of decoding sequences took so long, with so many drafted tokens among its rows."""
+        """A step that `draft` was asked for took so long, with so many drafted tokens in it."""
         ...
 
 
@@ -63,7 +71,10 @@ class _Text:
 class NgramDrafter:
     """Drafts what followed the same tokens earlier in the same text (prompt lookup)."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._look_s = 0.0  # how long `draft` takes, about
+        self._rest = 0  # steps that go without a look
         self._all_guesses = AllGuesses()
         self._prices = RowPrices()
         self._credit = CREDIT
@@ -71,8 +82,23 @@ class NgramDrafter:
         # The sequences of the last step, in its order; what has left is forgotten.
         self._texts: dict[Sequence, _Text] = {}
 
+    def is_resting(self) -> bool:
+        """See Drafter. Of a small model a step may be as short as a look at its texts is long."""
+        if self._rest == 0:
+            return False
+        self._rest -= 1
+        return True
+
     def draft(self, sequences: Rows[Sequence], most: int, room_of: RoomOf) -> dict[int, array[int]]:
         """See Drafter. Nothing where no draft is expected to pay."""
+        started = self._clock()
+        drafts = self._draft(sequences, most, room_of)
+        self._look_s += (self._clock() - started - self._look_s) / 8
+        return drafts
+
+    def _draft(
+        self, sequences: Rows[Sequence], most: int, room_of: RoomOf
+    ) -> dict[int, array[int]]:
         num_sequences = len(sequences)
         if sequences != list(self._texts):
             known = self._texts
@@ -107,6 +133,8 @@ class NgramDrafter:
         """See Drafter."""
         if sequences == list(self._texts):
             self._prices.note(len(sequences), num_drafted, step_s)
+        if num_drafted == 0:
+            self._rest = min(LONGEST_REST, int(self._look_s / max(LOOKING_SHARE * step_s, 1e-9)))
 
     def _best(
         self, ranked: Rows[tuple[float, int]], prices: Rows[float], num_sequences: int

@@ -26,7 +26,7 @@ def add_drafts(
     nobody. They take new blocks only if they `may_grow`, which is where nobody waits, and if each
     sequence of the step could still take another.
     """
-    if not decision.is_decoding:
+    if drafter.is_resting() or not decision.is_decoding:
         return
     sequences = decision.sequences
     num_left = min(budget - len(sequences), decision.max_logit_rows - decision.num_rows)
@@ -38,6 +38,7 @@ def add_drafts(
         permitted = sequence.max_known - sequence.num_known - 1
         return permitted if may_grow else min(permitted, _room_in_blocks(sequence, blocks))
 
+    decision.is_offered = True
     for index, draft in drafter.draft(sequences, num_left, room_of).items():
         sequence = sequences[index]
         end = sequence.num_known + len(draft)

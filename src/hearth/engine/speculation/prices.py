@@ -17,7 +17,6 @@ longer than expected was disturbed and counts as if it had taken somewhat longer
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 
 # In a step of a CPU the weights take as long as the arithmetic of some 12 rows. (Measured: 8 to 16
@@ -87,7 +86,7 @@ class RowPrices:
             self._num_since_plain = 0
             return
         self._num_since_plain += 1
-        plain_s = statistics.median(self._plain_s) if self._plain_s else 0.0
+        plain_s = sorted(self._plain_s)[len(self._plain_s) // 2] if self._plain_s else 0.0
         if plain_s <= 0:
             return
         share = num_drafted / num_sequences
