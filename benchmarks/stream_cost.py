@@ -60,7 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     counts = [int(count) for count in options.streams.split(",")]
     costs: list[Cost] = []
-    with running_server("--max-num-seqs", str(max(counts))) as server:
+    flags = ("--max-num-seqs", str(max(counts)), "--speculative", "off")  # a token a step
+    with running_server(*flags) as server:
         stream(server, 4, 20)
         print("streams   front end, us/token   engine, us/step   us/token   kernels, us/step")
         for count in counts:

@@ -195,6 +195,37 @@ def test_drafts_keep_to_the_room_that_there_is(most: int, room: int) -> None:
     assert bool(drafts) == (room > 0)
 
 
+@pytest.mark.parametrize(("step_s", "num_looks"), [(0.5, 100), (0.01, 9), (0.0001, 4)])
+def test_looking_in_vain_takes_a_hundredth_of_the_time_and_rests_no_longer_than_it_may(
+    step_s: float, num_looks: int
+) -> None:
+    """A look takes a millisecond, by a clock that only looks move."""
+    now = iter(range(10**6))
+    drafter = NgramDrafter(lambda: next(now) / 1000)
+    sequence = EngineSequence(Request("r", tuple(range(50)), 200), 0, BlockTable(1), 1 << 20)
+    looks = 0
+    for token in range(100, 200):
+        if not drafter.is_resting():
+            looks += 1
+            assert drafter.draft([sequence], 64, lambda s: 40) == {}
+            drafter.note_step([sequence], 0, step_s)
+        sequence.append([token])
+    assert num_looks <= looks <= 2 * num_looks
+
+
+def test_who_drafts_does_not_rest() -> None:
+    now = iter(range(10**6))
+    drafter = NgramDrafter(lambda: next(now) / 1000)
+    text = tuple(range(40)) * 3
+    sequence = EngineSequence(Request("r", text, 200), 0, BlockTable(1), 1 << 20)
+    drafter.draft([sequence], 64, lambda s: 40)
+    drafter.note_step([sequence], 0, 1.0)
+    assert not drafter.is_resting()
+    assert drafter.draft([sequence], 64, lambda s: 40)
+    drafter.note_step([sequence], 3, 0.0001)
+    assert not drafter.is_resting()
+
+
 def test_a_price_is_learnt_from_steps_and_forgets_a_disturbed_one() -> None:
     prices = RowPrices()
     first = prices.prices(1)[2]

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from tests.support.drafters import LyingDrafter
 from tests.support.toy_engine import Driver, Outcome, ToySizes, toy_engine
 
+from hearth.core.config import EngineConfig, ModelConfig, SpeculationConfig
 from hearth.core.request import FinishReason, Request, SamplingParams
+from hearth.core.step import ExecutorInfo
 from hearth.engine import edits as edits_module
 from hearth.engine import scheduler as scheduler_module
 from hearth.engine.edits import SequenceEdits, TokenCounts
 from hearth.engine.sequence import Sequence as EngineSequence
 from hearth.engine.speculation import drafts as drafts_module
 from hearth.engine.speculation.drafter import Drafter
+from hearth.engine.startup import _choose_speculation
 
 PARAMS = (
     SamplingParams(temperature=0),
@@ -235,6 +238,42 @@ def test_drafts_take_no_block_that_somebody_waits_for() -> None:
     assert 2 < executor.computed[-1] <= 2 + (12 - 9 - 1) + (12 - 10 - 1)
     assert engine.stats().num_blocks_used == 6
     driver.run()
+
+
+def test_drafts_leave_a_block_for_everyone_to_grow() -> None:
+    """Two sequences hold three blocks each; drafts may take new ones only where two stay free."""
+    for num_free, may_grow in ((2, False), (3, True)):
+        sizes = ToySizes(num_blocks=(6 + num_free,), max_model_len=32, num_scored_rows=32)
+        drafter = LyingDrafter({}, seed=1, longest=16)
+        engine, executor = toy_engine(sizes, drafter=drafter)
+        driver = Driver(engine)
+        for number in range(2):
+            driver.submit(Request(f"r{number}", tuple(TEXT[number : 9 + number]), 20))
+        while engine.stats().num_generated_tokens < 2:
+            driver.step()
+        assert engine.stats().num_blocks_used == 6
+        driver.step()
+        drafted = executor.computed[-1] - 2
+        assert (drafted > 2 * (12 - 10)) == may_grow
+        assert (engine.stats().num_blocks_free == num_free) == (not may_grow)
+
+
+@pytest.mark.parametrize(
+    ("method", "bit_identical", "expected"),
+    [
+        ("auto", True, "ngram"),
+        ("auto", False, "off"),
+        ("ngram", False, "ngram"),
+        ("off", True, "off"),
+    ],
+)
+def test_speculation_is_on_where_company_changes_no_bit_and_gives_its_reason(
+    method: str, bit_identical: bool, expected: str
+) -> None:
+    config = EngineConfig(ModelConfig("toy"), speculation=SpeculationConfig(method))
+    choice = _choose_speculation(config, ExecutorInfo("toy", "", "", bit_identical))
+    assert choice.value == expected
+    assert ("toy" in choice.reason) == (not bit_identical)
 
 
 def test_a_full_budget_of_decoding_leaves_no_room_for_drafts() -> None:
