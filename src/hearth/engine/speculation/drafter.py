@@ -74,7 +74,9 @@ class NgramDrafter:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._look_s = 0.0  # how long `draft` takes, about
-        self._rest = 0  # steps that go without a look
+        self._rest = 0  # steps that are to go without a look
+        self._num_rested = 0  # steps that went without one since the last
+        self._is_in_vain = False  # the last look found nothing that pays
         self._all_guesses = AllGuesses()
         self._prices = RowPrices()
         self._credit = CREDIT
@@ -87,6 +89,7 @@ class NgramDrafter:
         if self._rest == 0:
             return False
         self._rest -= 1
+        self._num_rested += 1
         return True
 
     def draft(self, sequences: Rows[Sequence], most: int, room_of: RoomOf) -> dict[int, array[int]]:
@@ -104,12 +107,15 @@ class NgramDrafter:
             known = self._texts
             self._texts = {s: known.get(s) or _Text(self._all_guesses) for s in sequences}
             self._prices.change_company()
-        self._credit = min(CREDIT, self._credit + CREDIT_A_TOKEN * num_sequences)
+        num_tokens = num_sequences * (1 + self._num_rested)
+        self._credit = min(CREDIT, self._credit + CREDIT_A_TOKEN * num_tokens)
+        self._num_rested = 0
         texts = list(self._texts.values())
         for sequence, text in zip(sequences, texts, strict=True):
             text.ngrams.advance(sequence.tokens, text.note)
         matching = [index for index, text in enumerate(texts) if text.ngrams.length]
-        if not matching or self._credit <= 0 or self._prices.wants_plain_step(num_sequences):
+        self._is_in_vain = not matching or self._credit <= 0
+        if self._is_in_vain or self._prices.wants_plain_step(num_sequences):
             return {}
         prices = self._prices.prices(num_sequences)
         least, priors = min(prices), self._all_guesses.rates()
@@ -121,6 +127,7 @@ class NgramDrafter:
         ranked.sort()
         most = min(most, self._prices.most_rows(num_sequences))
         counts = Counter(index for _, index in self._best(ranked[:most], prices, num_sequences))
+        self._is_in_vain = not counts
         return {
             index: _guess(texts[index], sequences[index], count) for index, count in counts.items()
         }
@@ -133,7 +140,7 @@ class NgramDrafter:
         """See Drafter."""
         if sequences == list(self._texts):
             self._prices.note(len(sequences), num_drafted, step_s)
-        if num_drafted == 0:
+        if self._is_in_vain:
             self._rest = min(LONGEST_REST, int(self._look_s / max(LOOKING_SHARE * step_s, 1e-9)))
 
     def _best(
