@@ -28,8 +28,8 @@ LEAST_GAIN = 1.05
 CREDIT = 4.0
 CREDIT_A_TOKEN = 0.005
 # Looking for repetitions in vain may take this share of the time, or rests for some steps.
-LOOKING_SHARE = 0.01
-LONGEST_REST = 32
+LOOKING_SHARE = 0.005
+LONGEST_REST = 128
 
 
 class Drafter(Protocol):
