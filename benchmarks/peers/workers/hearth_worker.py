@@ -47,6 +47,7 @@ class Hearth:
             *("--max-model-len", str(message["max_len"])),
             *("--max-num-seqs", str(message["max_streams"])),
             *("--weight-cache-dir", options["cache_dir"], "--no-enable-prefix-caching"),
+            *("--speculative", "off"),
             *options["flags"],
         ]
         self._log = tempfile.NamedTemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (kept)
