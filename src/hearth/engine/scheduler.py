@@ -193,9 +193,8 @@ class Scheduler:
 
     def reject(self, request: Request, error: HearthError) -> None:
         """The terminal event of a request that `submit` refused."""
-        ended, message = FinishReason.ERROR, error.message
-        event = WireEvent(request.request_id, (), ended, None, 0, message, error.code)
-        self._events.append(event)
+        name, ended = request.request_id, FinishReason.ERROR
+        self._events.append(WireEvent(name, (), ended, None, 0, error.message, error.code))
 
     def take_events(self) -> list[WireEvent]:
         """Events since the last call, in order."""

@@ -299,8 +299,10 @@ def test_a_buffer_without_memory_is_refused_where_it_is_needed(
 
 
 def test_executors_end_whatever_their_threads_are_doing() -> None:
+    num_before = len(list(Path("/proc/self/task").iterdir()))
     for number in range(60):
         executor = executor_of(WIDE, threads=2 + number % 3)
         if number % 3:
             run(executor, [[1]] * (number % 3))  # closes it
         executor.close()
+    assert len(list(Path("/proc/self/task").iterdir())) <= num_before

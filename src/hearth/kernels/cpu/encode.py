@@ -175,6 +175,35 @@ class _OpEncoder:
         )
 
 
+def _encode_buffers(program: StepProgram, fusion: Fusion) -> ctypes.Array[abi.CBuffer]:
+    return (abi.CBuffer * len(program.buffers))(
+        *[
+            abi.CBuffer(
+                width=b.width,
+                rows=abi.ROW_CODES[b.rows],
+                group=b.group_size,
+                is_tile=i in fusion.tile_buffers,
+            )
+            for i, b in enumerate(program.buffers)
+        ]
+    )
+
+
+def _encode_groups(program: StepProgram, kv: KvConfig) -> ctypes.Array[abi.CGroup]:
+    return (abi.CGroup * len(program.kv_groups))(
+        *[
+            abi.CGroup(
+                layers=g.num_layers,
+                kv_heads=g.num_kv_heads,
+                head_dim=g.head_dim,
+                window=g.window,
+                blocks=num_blocks,
+            )
+            for g, num_blocks in zip(program.kv_groups, kv.num_blocks, strict=True)
+        ]
+    )
+
+
 def encode_program(
     program: StepProgram,
     weights: CpuWeights,
@@ -187,35 +216,14 @@ def encode_program(
     ops = (abi.COp * len(program.ops))(*[encoder.encode(op) for op in program.ops])
     for group in fusion.groups:
         ops[group.first].fused = group.count - 1
-    buffers = (abi.CBuffer * len(program.buffers))(
-        *[
-            abi.CBuffer(
-                width=b.width,
-                rows=abi.ROW_CODES[b.rows],
-                group=b.group_size,
-                is_tile=i in fusion.tile_buffers,
-            )
-            for i, b in enumerate(program.buffers)
-        ]
-    )
+    buffers = _encode_buffers(program, fusion)
     packed = (abi.CWeight * len(program.slots))(
         *[
             abi.CWeight(data=weights.address(slot), layout=abi.layout_of(slot))
             for slot in program.slots
         ]
     )
-    groups = (abi.CGroup * len(program.kv_groups))(
-        *[
-            abi.CGroup(
-                layers=g.num_layers,
-                kv_heads=g.num_kv_heads,
-                head_dim=g.head_dim,
-                window=g.window,
-                blocks=num_blocks,
-            )
-            for g, num_blocks in zip(program.kv_groups, kv.num_blocks, strict=True)
-        ]
-    )
+    groups = _encode_groups(program, kv)
     inv_freq = (ctypes.c_float * max(len(encoder.inv_freq), 1))(*encoder.inv_freq)
     desc = abi.CModelDesc(
         abi_version=abi.ABI_VERSION,
