@@ -33,6 +33,8 @@ LEAST_MODEL_LEN = 16
 EXTRA_ROWS = 64
 # A thread's share of the results of attention that is split by keys (csrc/ops_attention.cpp).
 SPLIT_BYTES = 2 * MIB
+# A thread's sums and unpacked codes of a tile of a quantized layer (csrc/kernels.h).
+CODES_BYTES = 88 * 1024
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
 
@@ -147,7 +149,9 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     split = SPLIT_BYTES * request.num_threads
     if request.fusion is None or request.num_threads == 1:
         split = 0
-    scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler + split
+    is_quantized = any(slot.quant.bits for slot in program.slots)
+    codes = CODES_BYTES * request.num_threads if is_quantized else 0
+    scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler + split + codes
     return (
         MemoryItem("weights", weights, f"{format_count(num_parameters)} parameters as {stored}"),
         MemoryItem(

@@ -9,8 +9,8 @@ that is mapped.
 
 Quantized weights (csrc/quant.h draws them): a panel is a run of blocks, one for each group of
 columns of K: 64 bfloat16 scales, 64 zero points where there are any, then the codes. A quantized
-table has rows of int8 codes and their scales. A row of a quantized buffer is int8 codes, then a
-float32 scale and the int32 sum of the codes for each group.
+table has rows of int8 codes and their scales. A row of a quantized buffer is a run of groups, each
+its int8 codes, then a float32 scale and minus the sum of the codes as int32.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16].
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hearth.core.program import KvGroupSpec
     from hearth.core.spec import WeightSlot
 
-PACKING_VERSION = 3
+PACKING_VERSION = 4
 PANEL_COLUMNS = 64
 LANES = 16
 # Names of the layouts above in files; what is quantized adds its own.

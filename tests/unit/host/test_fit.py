@@ -13,6 +13,7 @@ from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
 from hearth.host.fit import (
+    CODES_BYTES,
     EXTRA_ROWS,
     RUNTIME_BYTES,
     SAMPLER_BYTES,
@@ -109,6 +110,14 @@ def test_every_thread_has_its_sampling_memory_and_rows_are_padded() -> None:
     program = replace(PROGRAM, buffers=(BufferSpec("hidden", 65),))
     padded = bytes_of(fit(replace(REQUEST, program=program), memory_of(16 * GIB)))["scratch"]
     assert padded == 4 * 128 * 512 + SAMPLER_SCRATCH
+
+
+def test_every_thread_has_room_for_the_codes_of_a_quantized_layer() -> None:
+    codes = replace(PROGRAM.slots[0], quant=QuantSpec(bits=4, group_size=128, int8_rows=True))
+    program = replace(PROGRAM, slots=(codes, *PROGRAM.slots[1:]))
+    plain = bytes_of(fit(replace(REQUEST, num_threads=3), memory_of(16 * GIB)))["scratch"]
+    request = replace(REQUEST, program=program, num_threads=3)
+    assert bytes_of(fit(request, memory_of(16 * GIB)))["scratch"] - plain == 3 * CODES_BYTES
 
 
 def test_a_context_above_the_models_own_is_an_error() -> None:

@@ -68,6 +68,7 @@ struct AttendState {
 // The keys of a tile that a query sees: lanes lo … hi−1.
 struct Span {
   int lo, hi;
+  bool is_whole() const { return lo <= 0 && hi >= kTile; }
 };
 
 inline int64_t end_of(const AttendArgs& a, int query) {
@@ -130,30 +131,37 @@ void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int qu
       int first = lane + v * kLanes;
       Vec scaled = vmul(acc[number][v], vset(a.scale));
       if (a.soft_cap > 0.0f) scaled = capped(scaled, a.soft_cap);
-      scaled = vkeep(scaled, vset(kMinusInfinity), span.lo - first, span.hi - first);
+      if (!span.is_whole())
+        scaled = vkeep(scaled, vset(kMinusInfinity), span.lo - first, span.hi - first);
       vstore(s.scores + (query + number) * kTile + first, scaled);
     });
   }
 }
 
-// Turns the scores of a query into weights; returns the factor for what was summed before.
-inline float tile_weights(const AttendState& s, int query, Span span) {
+// Turns the scores of a query into weights, and brings what was summed before to their scale.
+inline void tile_weights(const AttendState& s, int query, Span span) {
   float* scores = s.scores + query * kTile;
   Vec most = vload(scores);
   for (int v = 1; v < kTileVecs; v++) most = vmax(most, vload(scores + v * kLanes));
-  float m = lane_max(most);
-  m = m > s.m[query] ? m : s.m[query];
-  float factor = s.m[query] == kMinusInfinity ? 0.0f : exp_scalar(s.m[query] - m);
+  float m = lane_max(most), before = s.m[query];
+  if (!(m > before)) m = before;
   Vec sum = vzero();
   for (int v = 0; v < kTileVecs; v++) {
     Vec weight = vexp(vsub(vload(scores + v * kLanes), vset(m)));
-    weight = vkeep(weight, vzero(), span.lo - v * kLanes, span.hi - v * kLanes);
+    if (!span.is_whole())
+      weight = vkeep(weight, vzero(), span.lo - v * kLanes, span.hi - v * kLanes);
     vstore(scores + v * kLanes, weight);
     sum = vadd(sum, weight);
   }
-  s.l[query] = s.l[query] * factor + lane_sum(sum);
+  if (m != before && before != kMinusInfinity) {  // else the factor is 1, or there is nothing yet
+    float factor = exp_scalar(before - m);
+    s.l[query] *= factor;
+    float* sums = s.segment + query * s.padded;
+    for (int d = 0; d < s.padded; d += kLanes)
+      vstore(sums + d, vmul(vload(sums + d), vset(factor)));
+  }
+  s.l[query] += lane_sum(sum);
   s.m[query] = m;
-  return factor;
 }
 
 // segment[query] += weights · V over keys first … last−1 of the tile, N vectors from `column`.
@@ -192,7 +200,7 @@ template <int Q, class E>
 void add_values(const AttendArgs& a, const AttendState& s, int query, int64_t base, int first,
                 int last) {
   if (first >= last) return;
-  constexpr int most = kAttendSums / Q >= 8 ? 8 : 4;
+  constexpr int most = Q <= 2 && kAttendSums / Q >= 8 ? 8 : 4;
   int column = 0;
   for (; column + most * kLanes <= s.padded; column += most * kLanes)
     add_columns<Q, most, E>(a, s, query, column, base, first, last);
@@ -213,9 +221,7 @@ void attend_tile(const AttendArgs& a, const AttendState& s, int64_t base, int qu
     Span span = span_of(a, i, base);
     lo = span.lo > lo ? span.lo : lo;
     hi = span.hi < hi ? span.hi : hi;
-    Vec factor = vset(tile_weights(s, i, span));
-    float* sums = s.segment + i * s.padded;
-    for (int d = 0; d < s.padded; d += kLanes) vstore(sums + d, vmul(vload(sums + d), factor));
+    tile_weights(s, i, span);
   }
   hi = hi < lo ? lo : hi;
   for (int i = query; i < query + Q; i++) {

@@ -53,22 +53,6 @@ inline int64_t larger(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
-// Sum and maximum over the lanes, in lane order.
-inline float lane_sum(Vec v) {
-  float lanes[kLanes];
-  vstore(lanes, v);
-  float sum = lanes[0];
-  for (int i = 1; i < kLanes; i++) sum += lanes[i];
-  return sum;
-}
-inline float lane_max(Vec v) {
-  float lanes[kLanes];
-  vstore(lanes, v);
-  float most = lanes[0];
-  for (int i = 1; i < kLanes; i++) most = lanes[i] > most ? lanes[i] : most;
-  return most;
-}
-
 // x = n · ln 2 + r, |r| < 0.35.
 struct ExpParts {
   Vec n, r;

@@ -12,27 +12,23 @@ using hearth::code_offset;
 // What the rows of a tile share.
 struct QuantPanel {
   const QuantLinearArgs& a;
-  int64_t groups, head_bytes, block_bytes;
+  int64_t groups, head_bytes, block_bytes, row_step;
   int middle;
 
   explicit QuantPanel(const QuantLinearArgs& args) : a(args) {
     groups = hearth::num_groups(a.cols, a.group);
     head_bytes = kPanel * (hearth::kScaleBytes + (a.zeros ? 1 : 0));
     block_bytes = head_bytes + int64_t{a.group} * kPanel * a.bits / 8;
+    row_step = hearth::row_group_bytes(a.group);
     middle = hearth::middle_code(a.bits);
   }
   const uint8_t* block(int64_t group) const { return a.panel + group * block_bytes; }
-  const int8_t* row(int r) const { return reinterpret_cast<const int8_t*>(a.x + r * a.ldx); }
-  float row_scale(int r, int64_t group) const {
-    float scale;
-    memcpy(&scale, row(r) + groups * a.group + group * 4, 4);
-    return scale;
+  // A group of a row: its codes, and behind them its scale and minus their sum.
+  const int8_t* row_group(int r, int64_t group) const {
+    return reinterpret_cast<const int8_t*>(a.x + r * a.ldx + group * row_step);
   }
-  int32_t row_sum(int r, int64_t group) const {
-    int32_t sum;
-    memcpy(&sum, row(r) + groups * (a.group + 4) + group * 4, 4);
-    return sum;
-  }
+  const int8_t* row_scale(int r, int64_t group) const { return row_group(r, group) + a.group; }
+  const int8_t* minus_sum(int r, int64_t group) const { return row_scale(r, group) + 4; }
 };
 
 // How far ahead of their use codes are asked for where several row tiles take them, or a panel in
@@ -45,19 +41,25 @@ HEARTH_INLINE void reload() {
   asm volatile("" ::: "memory");
 }
 
+// Four bytes in every lane.
 HEARTH_INLINE Int four_values(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
   return iset(word);
 }
+HEARTH_INLINE Vec one_value(const int8_t* p) {
+  float value;
+  memcpy(&value, p, 4);
+  return vset(value);
+}
 
 // −zero · sum: the integer that the products of a group start from.
-template <int V>
-HEARTH_INLINE Int first_sum(const QuantPanel& p, const uint8_t* block, int column, int v,
-                            int32_t row_sum) {
-  if (!p.a.zeros) return iset(-p.middle * row_sum);
-  const uint8_t* zeros = block + kPanel * hearth::kScaleBytes + column + v * kLanes;
-  return imul(iload_bytes(zeros), iset(-row_sum));
+template <int V, int BITS>
+HEARTH_INLINE Int first_sum(const QuantPanel& p, const uint8_t* block, int column, int v, int r,
+                            int64_t group) {
+  Int minus_sum = four_values(p.minus_sum(r, group));
+  if (!p.a.zeros) return ishift_left<BITS - 1>(minus_sum);  // the zero point is 2^(BITS − 1)
+  return imul(iload_bytes(block + kPanel * hearth::kScaleBytes + column + v * kLanes), minus_sum);
 }
 
 // Where a tile takes its codes from.
@@ -87,18 +89,22 @@ HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_
   });
 }
 
-// sums += scales of the weight and the row · the integer sums of a group.
+// sums += scales of the weight and the row · the integer sums of a group. Addresses are local: the
+// compiler would read them again after each store, which may have changed anything.
 template <int R, int V>
 HEARTH_INLINE void add_group(const QuantPanel& p, int64_t group, const QuantTile& t, int column,
                              const Int (&acc)[R][V]) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(p.block(group)) + column;
+  float* out = t.sums + column;
+  const int8_t* row_scale = p.row_scale(t.row, group);
+  const int64_t ldx = p.a.ldx;
   unroll<V>([&](auto v) HEARTH_LAMBDA {
     Vec scale = vload(scales + v.value * kLanes);
     unroll<R>([&](auto r) HEARTH_LAMBDA {
-      float* out = t.sums + r.value * kPanel + column + v.value * kLanes;
-      Vec factor = vmul(scale, vset(p.row_scale(t.row + r.value, group)));
-      Vec sum = group == 0 ? vzero() : vload(out);
-      vstore(out, vfma(vfloat(acc[r.value][v.value]), factor, sum));
+      float* to = out + r.value * kPanel + v.value * kLanes;
+      Vec factor = vmul(scale, one_value(row_scale + r.value * ldx));
+      Vec sum = group == 0 ? vzero() : vload(to);
+      vstore(to, vfma(vfloat(acc[r.value][v.value]), factor, sum));
     });
   });
 }
@@ -112,15 +118,16 @@ HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTil
   Int acc[R][V];
   unroll<R * V>([&](auto i) HEARTH_LAMBDA {
     constexpr int r = i.value / V, v = i.value % V;
-    acc[r][v] = first_sum<V>(p, block, column, v, p.row_sum(t.row + r, group));
+    acc[r][v] = first_sum<V, BITS>(p, block, column, v, t.row + r, group);
   });
-  const int8_t* x = p.row(t.row) + group * a.group;
+  const int8_t* x = p.row_group(t.row, group);
   uint8_t* unpacked = t.unpacked + ((group - t.first_group) * a.group * kPanel + column * 4);
   const uint8_t* w = FROM == Codes::kUnpacked ? unpacked : block + p.head_bytes + column * 4;
   // The rows of the tile that comes next, which lie far apart: 4 to 10 % at long rows.
   if constexpr (FROM == Codes::kUnpacked)
     for (int r = 0; r < R; r++)
       for (int k = 0; k < a.group; k += 64) __builtin_prefetch(x + (R + r) * a.ldx + k);
+#pragma GCC unroll 2
   for (int k = 0; k < a.group; k += is_packed ? 8 : 4, w += kPanel * 4) {
     Int bytes[V], codes[V];
     unroll<V>([&](auto v) HEARTH_LAMBDA {
@@ -277,7 +284,7 @@ void quant_linear_exact(const QuantLinearArgs& a) {
 void quantize(const QuantizeArgs& a) {
   int64_t groups = hearth::num_groups(a.cols, a.group);
   auto* codes = reinterpret_cast<int8_t*>(a.out);
-  for (int64_t g = 0; g < groups; g++, codes += a.group) {
+  for (int64_t g = 0; g < groups; g++, codes += hearth::row_group_bytes(a.group)) {
     const float* x = a.x + g * a.group;
     int64_t end = smaller(a.group, a.cols - g * a.group);
     Vec most = vzero(), check = vzero();
@@ -301,8 +308,9 @@ void quantize(const QuantizeArgs& a) {
     int32_t lanes[kLanes], sum = 0;
     istore(lanes, sums);
     for (int i = 0; i < kLanes; i++) sum += lanes[i];
-    memcpy(a.out + hearth::row_scales_offset(a.cols, a.group) + g * 4, &scale, 4);
-    memcpy(a.out + hearth::row_sums_offset(a.cols, a.group) + g * 4, &sum, 4);
+    int32_t minus_sum = -sum;
+    memcpy(codes + a.group, &scale, 4);
+    memcpy(codes + a.group + 4, &minus_sum, 4);
   }
 }
 

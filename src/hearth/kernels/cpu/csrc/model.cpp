@@ -25,11 +25,11 @@ void require(bool condition, const char* message) {
 }
 
 void read_quantized_row(const void* row, int64_t width, int group, float* out) {
-  auto* codes = static_cast<const int8_t*>(row);
   for (int64_t k = 0; k < width; k++) {
+    auto* codes = static_cast<const int8_t*>(row) + k / group * row_group_bytes(group);
     float scale;
-    std::memcpy(&scale, codes + row_scales_offset(width, group) + k / group * 4, 4);
-    out[k] = static_cast<float>(codes[k]) * scale;
+    std::memcpy(&scale, codes + group, sizeof(scale));
+    out[k] = static_cast<float>(codes[k % group]) * scale;
   }
 }
 
@@ -120,10 +120,9 @@ void Model::create_steps() {
 
 // What fused operations keep within a tile; none of it where nothing is fused.
 void Model::create_tile_scratch() {
-  int64_t floats = 0, codes = 0;
+  int64_t floats = 0;
   for (const auto& step : steps_) {
     if (step.fused == 0 || step.form == Form::kRows || step.form == Form::kHeads) continue;
-    const hearth_op& last = ops_[step.op + step.fused];
     int64_t rows = kLinearTileRows, columns = columns_a_tile(step);
     if (step.form == Form::kGated) columns *= 2;
     if (step.form == Form::kAttend) {
@@ -132,18 +131,14 @@ void Model::create_tile_scratch() {
       columns = round_up(attend.heads / attend.kv_heads * attend.head_dim, kRowPad);
     }
     floats = std::max(floats, rows * columns);
-    if (last.kind == HEARTH_OP_QUANTIZE)
-      codes = std::max(codes, row_bytes(columns, buffers_[last.out].group));
   }
-  tile_values_bytes_ = floats * static_cast<int64_t>(sizeof(float));
-  tile_codes_bytes_ = round_up(codes, 64);
-  auto bytes = static_cast<size_t>(tile_values_bytes_ + tile_codes_bytes_);
-  tile_scratch_ = std::make_unique<Arena>(bytes * static_cast<size_t>(limits_.num_threads));
+  tile_floats_ = floats;
+  auto threads = static_cast<size_t>(limits_.num_threads);
+  tile_scratch_ = std::make_unique<Arena>(static_cast<size_t>(floats) * sizeof(float) * threads);
 }
 
-Model::TileScratch Model::tile_scratch(int thread) const {
-  char* first = tile_scratch_->data() + (tile_values_bytes_ + tile_codes_bytes_) * thread;
-  return {reinterpret_cast<float*>(first), first + tile_values_bytes_};
+float* Model::tile_scratch(int thread) const {
+  return reinterpret_cast<float*>(tile_scratch_->data()) + tile_floats_ * thread;
 }
 
 // What a thread needs beside its tile, and what a step keeps: sized once.

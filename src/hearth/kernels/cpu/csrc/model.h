@@ -73,11 +73,6 @@ class Model {
   struct Rows {
     int first, count;
   };
-  // Of one thread: values of a tile, and codes of a part of a row.
-  struct TileScratch {
-    float* values;
-    char* codes;
-  };
   struct RowTile {
     int first, rows, sequence;
   };
@@ -179,18 +174,18 @@ class Model {
   // ops_linear.cpp
   int linear_tiles(const Step& step) const;
   int columns_a_tile(const Step& step) const;
+  int own_part(int tile, int count) const;
   void linear_tile(const Step& step, int tile, int thread);
   void linear_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
                     int thread);
   void quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
                    int thread);
-  TileScratch tile_scratch(int thread) const;
+  float* tile_scratch(int thread) const;
   const float* panel_bias(const hearth_op& op, int64_t panel) const;
   void added_tile(const hearth_op* ops, int64_t panel, Rows rows, int thread);
   void heads_tile(const Step& step, int64_t first_panel, Rows rows, int thread);
   void gated_tile(const Step& step, int64_t first_panel, Rows rows, int thread);
-  void quantize_columns(const hearth_op& op, int row, int64_t first, int64_t count, const float* x,
-                        int thread);
+  void quantize_columns(const hearth_op& op, int row, int64_t first, int64_t count, const float* x);
   void head_norm(const hearth_op& op, int row, int first_head, int last_head);
   void rope(const hearth_op& op, int row, int first_head, int last_head);
   // ops_attention.cpp
@@ -224,8 +219,8 @@ class Model {
   std::unique_ptr<Arena> attend_scratch_;
   int64_t attend_scratch_floats_ = 0;    // a thread
   std::unique_ptr<Arena> tile_scratch_;  // what fused operations keep within their tiles
-  int64_t tile_values_bytes_ = 0, tile_codes_bytes_ = 0;  // a thread
-  std::unique_ptr<Arena> partials_;                       // of attention that is split
+  int64_t tile_floats_ = 0;              // a thread
+  std::unique_ptr<Arena> partials_;      // of attention that is split
   int64_t partial_floats_ = 0;
   std::vector<AttendWork> attend_work_;        // [groups]
   std::vector<std::atomic<int>> attend_done_;  // tiles of (row tile that is split, kv head)

@@ -137,7 +137,7 @@ void Model::attend_tile(const Step& step, int tile, int thread) {
   const RowTile& rows = attend_tiles_[static_cast<size_t>(t.row_tile)];
   int kv_head = tile % op.kv_heads, width = op.heads / op.kv_heads * op.head_dim;
   AttendArgs args = attend_args(op, rows, kv_head, thread);
-  args.out = step.fused ? tile_scratch(thread).values : row(op.out, rows.first) + kv_head * width;
+  args.out = step.fused ? tile_scratch(thread) : row(op.out, rows.first) + kv_head * width;
   args.ldo = step.fused ? (width + kRowPad - 1) / kRowPad * kRowPad : buffers_[op.out].stride;
   if (t.pieces > 1) {
     int64_t of_head = attend_partial_floats(rows.rows * args.heads, op.head_dim) *
@@ -156,7 +156,7 @@ void Model::attend_tile(const Step& step, int tile, int thread) {
   if (!step.fused) return;
   for (int r = 0; r < rows.rows; r++)
     quantize_columns(ops[1], rows.first + r, int64_t{kv_head} * width, width,
-                     args.out + r * args.ldo, thread);
+                     args.out + r * args.ldo);
 }
 
 // Heads first_head … last_head−1, numbered through q, k and v: those of k and v go to their slot.

@@ -15,6 +15,7 @@ namespace hearth {
 namespace {
 
 constexpr int64_t kPrefetchBytes = 4096;
+constexpr int kBlockTiles = 4;
 
 int panels(int64_t columns) {
   return static_cast<int>((columns + kPanel - 1) / kPanel);
@@ -57,13 +58,27 @@ int Model::linear_tiles(const Step& step) const {
   return static_cast<int>((columns + size - 1) / size) * row_tiles;
 }
 
-// The row tiles of a panel follow each other: it stays in the cache.
+// Which tile the thread computes that takes the number `tile` of `count`: threads that take numbers
+// in turn get neighbouring tiles each, so that every one reads its part of the weight straight
+// through (one row, two threads: 14.4 ms a step where every other panel took 13.2). Any thread may
+// take any number.
+int Model::own_part(int tile, int count) const {
+  int threads = limits_.num_threads, thread = tile % threads;
+  return thread * (count / threads) + std::min(thread, count % threads) + tile / threads;
+}
+
+// Some neighbouring panels go by a row tile, then by the next one: so both are read from a near
+// cache but for their first time.
 void Model::linear_tile(const Step& step, int tile, int thread) {
   const hearth_op& op = ops_[step.op];
   int all_rows = rows_of(op), row_tiles = (all_rows + kLinearTileRows - 1) / kLinearTileRows;
-  int first = tile % row_tiles * kLinearTileRows;
-  Rows rows{first, std::min(kLinearTileRows, all_rows - first)};
-  int64_t panel = int64_t{tile / row_tiles} * (columns_a_tile(step) / kPanel);
+  int tiles = linear_tiles(step), columns = tiles / row_tiles;
+  if (row_tiles == 1) tile = own_part(tile, tiles);
+  int first = tile / row_tiles / kBlockTiles * kBlockTiles, in_block = tile - first * row_tiles;
+  int width = std::min(kBlockTiles, columns - first);
+  int first_row = in_block / width * kLinearTileRows;
+  Rows rows{first_row, std::min(kLinearTileRows, all_rows - first_row)};
+  int64_t panel = int64_t{first + in_block % width} * (columns_a_tile(step) / kPanel);
   if (step.form == Form::kHeads) return heads_tile(step, panel, rows, thread);
   if (step.form == Form::kGated) return gated_tile(step, panel, rows, thread);
   if (step.fused) return added_tile(&op, panel, rows, thread);
@@ -115,7 +130,7 @@ void Model::quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* ou
 
 // Linear, Add.
 void Model::added_tile(const hearth_op* ops, int64_t panel, Rows rows, int thread) {
-  float* sums = tile_scratch(thread).values;
+  float* sums = tile_scratch(thread);
   linear_panel(ops[0], panel, rows, sums, kPanel, thread);
   for (int r = 0; r < rows.count; r++)
     kernels_.add(row(ops[1].x, rows.first + r) + panel * kPanel, sums + r * kPanel, kPanel);
@@ -146,7 +161,7 @@ void Model::gated_tile(const Step& step, int64_t first_panel, Rows rows, int thr
   int64_t first = first_panel * kPanel;
   int64_t columns = std::min<int64_t>(columns_a_tile(step), gated.width - first);
   int64_t ups = gated.width / kPanel, stride = 2 * columns;
-  float* both = tile_scratch(thread).values;
+  float* both = tile_scratch(thread);
   for (int64_t begin : {int64_t{0}, ups}) {
     prefetch_panel(weights_[ops[0].weight], first_panel + (begin ? panels(columns) : ups));
     float* out = both + (begin ? columns : 0);
@@ -160,25 +175,16 @@ void Model::gated_tile(const Step& step, int64_t first_panel, Rows rows, int thr
   }
   kernels_.gate({both, stride, both, stride, columns, rows.count, is_gelu});
   for (int r = 0; r < rows.count; r++)
-    quantize_columns(ops[2], rows.first + r, first, columns, both + r * stride, thread);
+    quantize_columns(ops[2], rows.first + r, first, columns, both + r * stride);
 }
 
 // Codes of columns first … of a row, whole groups but for the row's end. `x` holds these columns
 // only.
 void Model::quantize_columns(const hearth_op& op, int index, int64_t first, int64_t count,
-                             const float* x, int thread) {
+                             const float* x) {
   const Buffer& out = buffers_[op.out];
-  char* part = tile_scratch(thread).codes;
-  kernels_.quantize({x, count, out.group, part});
   char* whole = reinterpret_cast<char*>(row(op.out, index));
-  int64_t group = first / out.group, groups = num_groups(count, out.group);
-  auto copy = [&](int64_t to, int64_t from, int64_t element_bytes) {
-    std::memcpy(whole + to + group * element_bytes, part + from,
-                static_cast<size_t>(groups * element_bytes));
-  };
-  copy(0, 0, out.group);
-  copy(row_scales_offset(out.width, out.group), row_scales_offset(count, out.group), sizeof(float));
-  copy(row_sums_offset(out.width, out.group), row_sums_offset(count, out.group), sizeof(int32_t));
+  kernels_.quantize({x, count, out.group, whole + first / out.group * row_group_bytes(out.group)});
 }
 
 // Heads are numbered through q, k and v; those of v are left as they are.

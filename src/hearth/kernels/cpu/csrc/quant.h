@@ -8,8 +8,9 @@
 // so that one vector of 32-bit lanes holds neighbouring outputs. A weight is scale · (code − zero
 // point); without zero points it is 8 or 128.
 //
-// A quantized row is [codes: int8, K padded to whole groups][scales: float a group][sums of the
-// group's codes: int32].
+// A quantized row is a run of groups, each [codes: int8, the last group padded with zeros][scale:
+// float][minus the sum of the codes: int32], so that whoever reads the codes has the others in the
+// same cache lines.
 #pragma once
 #include <stdint.h>
 
@@ -48,14 +49,11 @@ inline int64_t table_row_bytes(const hearth_layout& w) {
   return (groups * w.group + groups * kScaleBytes + 15) / 16 * 16;
 }
 
-inline int64_t row_scales_offset(int64_t cols, int group) {
-  return num_groups(cols, group) * group;
-}
-inline int64_t row_sums_offset(int64_t cols, int group) {
-  return num_groups(cols, group) * (group + static_cast<int64_t>(sizeof(float)));
+inline int64_t row_group_bytes(int group) {
+  return group + static_cast<int64_t>(sizeof(float) + sizeof(int32_t));
 }
 inline int64_t row_bytes(int64_t cols, int group) {
-  return num_groups(cols, group) * (group + static_cast<int64_t>(sizeof(float) + sizeof(int32_t)));
+  return num_groups(cols, group) * row_group_bytes(group);
 }
 
 }  // namespace hearth

@@ -52,6 +52,17 @@ inline Vec vmax(Vec a, Vec b) {
 inline Vec vmin(Vec a, Vec b) {
   return _mm256_min_ps(a, b);
 }
+// Over the lanes, half by half.
+inline float lane_sum(Vec v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float lane_max(Vec v) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
 inline Vec vround(Vec a) {
   return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -90,6 +101,10 @@ inline Int iload_bytes(const uint8_t* p) {
 }
 inline Int imul(Int a, Int b) {
   return _mm256_mullo_epi32(a, b);
+}
+template <int N>
+inline Int ishift_left(Int a) {
+  return _mm256_slli_epi32(a, N);
 }
 inline Int iadd(Int a, Int b) {
   return _mm256_add_epi32(a, b);

@@ -12,7 +12,7 @@ constexpr int kLanes = 16;
 constexpr int kLinearRows = 6;  // rows × vectors of accumulators that fit the register file
 constexpr int kLinearVectors = 4;
 constexpr int kNarrowRows = 0;   // no second shape: one row already uses the whole panel
-constexpr int kAttendSums = 16;  // accumulators of attention
+constexpr int kAttendSums = 24;  // accumulators of attention
 constexpr int kNarrowVectors = 4;
 
 using Vec = __m512;
@@ -54,6 +54,19 @@ inline Vec vmax(Vec a, Vec b) {
 inline Vec vmin(Vec a, Vec b) {
   return _mm512_min_ps(a, b);
 }
+// Over the lanes, half by half.
+inline float lane_sum(Vec v) {
+  __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float lane_max(Vec v) {
+  __m256 h = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
 inline Vec vround(Vec a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -93,6 +106,10 @@ inline Int iload_bytes(const uint8_t* p) {  // one unsigned byte a lane
 }
 inline Int imul(Int a, Int b) {
   return _mm512_mullo_epi32(a, b);
+}
+template <int N>
+inline Int ishift_left(Int a) {
+  return _mm512_slli_epi32(a, N);
 }
 inline Int low_codes(Int v) {
   return _mm512_and_si512(v, _mm512_set1_epi8(15));

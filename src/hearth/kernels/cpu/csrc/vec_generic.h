@@ -56,6 +56,14 @@ inline Vec vmax(Vec a, Vec b) {
 inline Vec vmin(Vec a, Vec b) {
   return a < b ? a : b;
 }
+// Over the lanes, half by half.
+inline float lane_sum(Vec v) {
+  return (v[0] + v[2]) + (v[1] + v[3]);
+}
+inline float lane_max(Vec v) {
+  float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+  return a > b ? a : b;
+}
 // Nearest integer of |a| < 2^22: adding 1.5 · 2^23 leaves no fraction bits.
 inline Vec vround(Vec a) {
   return (a + 12582912.0f) - 12582912.0f;
@@ -95,6 +103,10 @@ inline Int iload_bytes(const uint8_t* p) {
 }
 inline Int imul(Int a, Int b) {
   return a * b;
+}
+template <int N>
+inline Int ishift_left(Int a) {
+  return a << N;
 }
 inline Int iadd(Int a, Int b) {
   return a + b;
