@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hearth.core.images import ImageInfo
+
 
 @dataclass(frozen=True, slots=True)
 class CodesConfig:
@@ -96,6 +98,19 @@ class WeightCacheConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagesConfig:
+    """Images of prompts, where the model takes any.
+
+    `min_pixels`, `max_pixels` None: those of the model's preprocessor_config.json.
+    `cache_bytes`: of encoder outputs that are kept for the next request.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    cache_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything that an engine process is told when it starts."""
 
@@ -105,6 +120,7 @@ class EngineConfig:
     device: DeviceConfig = DeviceConfig()
     weight_cache: WeightCacheConfig = WeightCacheConfig()
     speculation: SpeculationConfig = SpeculationConfig()
+    images: ImagesConfig = ImagesConfig()
     debug_hashes: bool = False  # every token event carries the hash of its logits
     debug_unfused: bool = False  # the CPU's operations run one by one; no bit changes
     debug_checks: bool = False  # the block manager's integrity check, whenever there is no work
@@ -131,3 +147,4 @@ class Resolved:
     eos_token_ids: tuple[int, ...]
     choices: tuple[Choice, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
+    images: ImageInfo | None = None  # None: the model takes none

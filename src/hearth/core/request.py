@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hearth.core.images import ImageInput
+
 
 class FinishReason(StrEnum):
     """Why a request ended; exactly one per accepted request."""
@@ -54,7 +56,7 @@ class Request:
     numbers the answers to one prompt (n > 1): same seed, other draws; those after the first name
     the first's id in `follows`, and wait until its prompt is computed, to find it in the prefix
     cache. `deadline`: the `time.monotonic` (one clock for all processes of a machine) at which it
-    ends, complete or not; 0: never.
+    ends, complete or not; 0: never. `images`: in the order of their tokens, which do not overlap.
     """
 
     request_id: str
@@ -68,6 +70,7 @@ class Request:
     choice: int = 0
     follows: str = ""
     deadline: float = 0.0
+    images: tuple[ImageInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
