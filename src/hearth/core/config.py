@@ -110,6 +110,27 @@ class ImagesConfig:
     cache_bytes: int = 256 << 20
 
 
+DEFAULT_IMAGES = ImagesConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class MediaConfig:
+    """Where the front end may take images from, and how many of them.
+
+    `allowed_media_domains`: hosts of http(s) URLs, "*" for every one; empty: none. Addresses that
+    are not public are refused all the same, unless `allow_private_addresses`.
+    `allowed_local_path`: file URLs below this directory; empty: none.
+    """
+
+    limit_images: int = 10  # most of one request
+    allowed_local_path: str = ""
+    allowed_media_domains: tuple[str, ...] = ()
+    allow_private_addresses: bool = False
+
+
+DEFAULT_MEDIA = MediaConfig()
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything that an engine process is told when it starts."""

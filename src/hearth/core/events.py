@@ -68,3 +68,5 @@ class EngineStats:
     num_accepted_tokens: int = 0  # of the drafted ones
     num_stalls: int = 0  # pauses because the front end did not take its events
     execute_s: float = 0.0
+    num_images: int = 0  # that were encoded
+    encode_s: float = 0.0

@@ -21,10 +21,17 @@ PROGRAM_VERSION = 1
 
 
 class BufferRows(IntEnum):
-    """What a row of a buffer stands for."""
+    """What a row of a buffer stands for.
+
+    An encoder's step computes some rows of an image: TOKENS are those of the step, IMAGE all of
+    the image (they stay from step to step), MERGED the step's rows joined by `EncoderProgram`'s
+    `merge_rows`.
+    """
 
     TOKENS = 0
     LOGITS = 1
+    IMAGE = 2
+    MERGED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,10 @@ class KvGroupSpec:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out[t] = scale · table[tokens[t]]; negative tokens refer to results of the step before."""
+    """out[t] = scale · table[tokens[t]]; negative tokens refer to results of the step before.
+
+    Rows that the plan names as encoder rows take an encoder's output instead, unscaled.
+    """
 
     table: str
     out: int
@@ -73,12 +83,17 @@ class Angles:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight."""
+    """out[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight (+ bias).
+
+    `centered`: x[t] less its mean (layer norm). May work in place.
+    """
 
     x: int
     weight: str
     eps: float
     out: int
+    bias: str | None = None
+    centered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +161,8 @@ class Attend:
     """Causal attention of the q part of `qkv` over the blocks of (group, layer).
 
     Keys and values are read as stored, those of this step included (KvWrite comes before).
-    With a `soft_cap` c > 0 a scaled score s becomes c · tanh(s / c).
+    With a `soft_cap` c > 0 a scaled score s becomes c · tanh(s / c). Not `causal`: each row sees
+    all rows of its image, whose keys earlier steps have stored.
     """
 
     qkv: int
@@ -159,6 +175,7 @@ class Attend:
     scale: float
     window: int = 0
     soft_cap: float = 0.0
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +244,54 @@ class Sample:
     logits: int
 
 
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """x[t] = act(x[t]), in place."""
+
+    x: int
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """out[t] = the step's patch t."""
+
+    out: int
+
+
+@dataclass(frozen=True, slots=True)
+class GridEmbed:
+    """x[t] += the row of `table`, a grid of `size` · `size` rows, at the place of patch t.
+
+    The grid is stretched over the image: bicubic (A = −0.75), align_corners off, borders repeated,
+    as `grid_sample` of torch has it.
+    """
+
+    x: int
+    table: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """out[r] = `count` rows of x from count · r on: behind each other, or value by value.
+
+    `interleaved`: out[r][count · k + j] = x[count · r + j][k].
+    """
+
+    x: int
+    out: int
+    count: int
+    interleaved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """The rows of x are the encoder's output."""
+
+    x: int
+
+
 Op: TypeAlias = (
     Embed
     | Angles
@@ -243,6 +308,11 @@ Op: TypeAlias = (
     | Select
     | SoftCap
     | Sample
+    | Activate
+    | Patches
+    | GridEmbed
+    | Regroup
+    | Emit
 )
 
 
@@ -265,3 +335,19 @@ class StepProgram:
         """Hex SHA-256 over version, buffers, operations, slots and groups."""
         text = repr((self.version, self.buffers, self.ops, self.slots, self.kv_groups))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderProgram:
+    """A vision encoder's program: its rows go through one phase after the other.
+
+    A phase is operations `phases[i]` … `phases[i + 1]` − 1. Within it the rows of an image may be
+    taken some at a time, in order (multiples of `merge_rows`); the next one begins when all are
+    through. `program` has one KV group, for the layer at hand.
+    """
+
+    program: StepProgram
+    phases: tuple[int, ...]
+    patch_values: int
+    merge_rows: int
+    output_size: int

@@ -31,10 +31,12 @@ class RopePairing(StrEnum):
 
 
 class Activation(StrEnum):
-    """Gate activation of an MLP."""
+    """Activation of an MLP."""
 
     SILU = "silu"
     GELU_TANH = "gelu_tanh"  # 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))
+    GELU = "gelu"  # 0.5 x (1 + erf(x / √2))
+    QUICK_GELU = "quick_gelu"  # x · sigmoid(1.702 x)
 
 
 class SlotKind(StrEnum):
@@ -128,10 +130,12 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    """RMS norm over a row, with the weight of slot `weight`."""
+    """Norm over a row, with the weight of slot `weight`: RMS, or layer norm where `centered`."""
 
     weight: str
     eps: float
+    bias: str | None = None
+    centered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +232,94 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """A linear layer on its own, of `width` outputs."""
+
+    width: int
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainMlpSpec:
+    """MLP without a gate: down(act(up(x)))."""
+
+    up: LinearSpec
+    activation: Activation
+    down: LinearSpec
+
+
+@dataclass(frozen=True, slots=True)
+class VisionAttentionSpec:
+    """Attention of every row of an image to all of its rows. k and v rows are one matrix.
+
+    q stands by itself: keys and values of all rows are there before the first row attends, and
+    what attends needs no buffer for the whole image.
+    """
+
+    num_heads: int
+    head_dim: int
+    scale: float
+    q: LinearSpec
+    kv: LinearSpec
+    out: LinearSpec
+
+
+@dataclass(frozen=True, slots=True)
+class VisionLayerSpec:
+    """One layer of a vision encoder: norm, attention, norm, MLP, each branch added."""
+
+    attention_norm: NormSpec
+    attention: VisionAttentionSpec
+    mlp_norm: NormSpec
+    mlp: MlpSpec | PlainMlpSpec
+
+
+# What follows the joining of patches, in order; a layer norm stands between as a NormSpec does.
+MergerPart = LinearSpec | NormSpec | Activation | MlpSpec
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """A vision encoder: its rows are patches, which its end joins to rows of the text model.
+
+    The `merge_size`² patches that become one row follow each other.
+
+    `patch_values`: pixels of a patch, [channels, frames, height, width]. `position_table`: slot of
+    `position_grid`² rows, stretched over the image bicubically (align_corners off, the border
+    repeated). Rotations follow the rows of positions (0, patch row, patch column).
+
+    `interleaved`: joined values are ordered by column first, then by patch (a convolution's weight
+    as it lies), else patch by patch. `pixel_frames`, `min_pixels`, `max_pixels`: as in
+    `ImageProcessorSpec`, for a model that says nothing of its images.
+    """
+
+    image_token_id: int
+    pixel_frames: int
+    min_pixels: int
+    max_pixels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    patch_values: int
+    hidden_size: int
+    patch_embed: LinearSpec
+    rope: RopeSpec
+    layers: tuple[VisionLayerSpec, ...]
+    merger: tuple[MergerPart, ...]
+    interleaved: bool
+    embed_norm: NormSpec | None = None
+    position_table: str | None = None
+    position_grid: int = 0
+    final_norm: NormSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A decoder model, complete: everything `models/lower` needs to write its program.
 
     `max_position_embeddings` is the longest context, any RoPE scaling included; `logit_soft_cap`
-    c > 0: a logit l becomes c · tanh(l / c).
+    c > 0: a logit l becomes c · tanh(l / c). `slots` are those of `vision` too.
     """
 
     family: str
@@ -248,6 +335,7 @@ class ModelSpec:
     slots: tuple[WeightSlot, ...] = field(repr=False)
     embedding_scale: float = 1.0
     logit_soft_cap: float = 0.0
+    vision: VisionSpec | None = None
 
     @property
     def tied(self) -> bool:

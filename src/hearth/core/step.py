@@ -84,9 +84,10 @@ class StepPlan:
     logit_rows: Int32  # [R]; indices into the T rows, any number per sequence, ascending
     sampling: SamplingArrays
     copies: Int32  # [C, 3]; (group, from block, to block), done before the step
-    encoder: Int32  # [E, 3]; (row, handle, index): rows replaced by encoder outputs
+    encoder: Int32  # [E, 3]; (row, i, index): the row is features[i][index], whatever its token
     want_hashes: bool = False  # fill StepResult.hashes
     want_logits: bool = False  # fill StepResult.logits
+    features: tuple[Float32, ...] = ()  # outputs of an encoder, [n, hidden] each
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,39 @@ class ExecutorInfo:
     detail: str  # instruction set and threads, as shown in the banner
     reason: str
     bit_identical: bool
+
+
+class PatchSource(Protocol):
+    """Gives the patches of an image, some at a time."""
+
+    def __call__(self, first: int, count: int) -> Float32:
+        """Patches `first` … `first + count` − 1, [count, patch values], C-contiguous."""
+        ...
+
+
+class ImageEncoder(Protocol):
+    """Turns one image after the other into rows of the text model. For one thread at a time."""
+
+    @property
+    def max_patches(self) -> int:
+        """Of one image."""
+        ...
+
+    def start(self, patches: PatchSource, grid_height: int, grid_width: int) -> None:
+        """Begins an image, in patches; forgets the one before. Raises KernelError: too large."""
+        ...
+
+    def advance(self, num_rows: int) -> bool:
+        """Takes up to so many patches through the phase at hand; whether the image is done."""
+        ...
+
+    def features(self) -> Float32:
+        """The output of an image that is done, [tokens, hidden]; the caller's."""
+        ...
+
+    def close(self) -> None:
+        """Ends threads and releases memory."""
+        ...
 
 
 class Executor(Protocol):

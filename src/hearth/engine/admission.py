@@ -50,7 +50,29 @@ def validate_request(request: Request, *, max_model_len: int, vocab_size: int) -
                 f"token ids must be from 0 to {format_count(vocab_size - 1)} (the vocabulary)",
                 param=param,
             )
+    _validate_images(request)
     _validate_sampling(request, vocab_size)
+
+
+def _validate_images(request: Request) -> None:
+    """Tokens of images lie within the prompt, one image behind the other, as many as their grid."""
+    end = 0
+    for image in request.images:
+        merged = image.grid_height * image.grid_width // max(1, image.num_tokens)
+        side = math.isqrt(merged)
+        is_whole = side * side == merged and side > 0
+        if (
+            image.first_token < end
+            or image.num_tokens < 1
+            or not is_whole
+            or image.num_tokens * merged != image.grid_height * image.grid_width
+            or image.grid_height % side
+            or image.grid_width % side
+        ):
+            raise RequestError("the images do not fit the prompt", param="messages")
+        end = image.first_token + image.num_tokens
+    if end > len(request.prompt):
+        raise RequestError("an image lies behind the prompt's end", param="messages")
 
 
 def _validate_sampling(request: Request, vocab_size: int) -> None:

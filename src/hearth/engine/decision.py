@@ -35,8 +35,11 @@ class StepDecision:
     def fitting(self, sequence: Sequence, start: int, budget: int) -> int:
         """How many tokens of a sequence from `start` on fit into the budget and the logits rows.
 
-        0 where the step has no row left and the first token needs one: the sequence has to wait.
+        0 where the step has no row left and the first token needs one, or an image stands there
+        that is not encoded yet: the sequence has to wait.
         """
+        if sequence.images is not None:
+            budget = max(0, min(budget, sequence.images.num_ready - start))
         num_left = self.max_logit_rows - self.num_rows
         if sequence.is_scored and num_left:
             return min(sequence.num_known - start, budget)

@@ -19,6 +19,7 @@ from hearth.core.events import EngineObserver, EngineStats
 from hearth.core.request import Request, TokenLogprobs
 from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
 from hearth.engine.decision import StepDecision
+from hearth.engine.encoding import Encoding, sequences_with
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.logprobs import prompt_logprobs, row_logprobs
 from hearth.engine.messages import WireEvent
@@ -51,10 +52,13 @@ class Engine:
         shape: EngineShape,
         *,
         drafter: Drafter | None = None,
+        encoding: Encoding | None = None,
         observers: Iterable[EngineObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`encoding`: of images; None: requests with images are refused."""
         self._executor = executor
+        self._encoding = encoding
         self._clock = clock
         self._checks = config.debug_checks
         self._num_failed_steps = 0
@@ -88,6 +92,8 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues a request; one that cannot be run gets its ERROR event."""
         try:
+            if request.images and self._encoding is None:
+                raise RequestError("this model takes no images", param="messages")
             self.scheduler.submit(request)
         except RequestError as error:
             if error.param == "request_id":  # an event would end the request that has the id
@@ -108,6 +114,8 @@ class Engine:
         steps in a row, and any other error, are raised: then the engine's state is in doubt.
         """
         started, drafter = self._clock(), self.scheduler.drafter
+        if self._encoding is not None:
+            self._encoding.refresh(*self.scheduler.sequences, self._blocks)
         decision = self.scheduler.plan()
         if decision is not None:
             try:
@@ -121,7 +129,22 @@ class Engine:
                 if self._num_failed_steps >= MAX_FAILED_STEPS:
                     raise
                 self.scheduler.fail(decision, error)
+        if self._encoding is not None:
+            self._encode(self._encoding, is_busy=decision is not None)
         return self.scheduler.take_events()
+
+    def _encode(self, encoding: Encoding, *, is_busy: bool) -> None:
+        """Some patches of an image; one that cannot be encoded ends the requests that show it."""
+        try:
+            error = encoding.advance(is_busy=is_busy)
+        except HearthError as failure:
+            error = failure
+        if error is None:
+            return
+        logger.error("engine_image_failed %s", error)
+        running, waiting = self.scheduler.sequences
+        for sequence in sequences_with(encoding.take_failed(), [*running, *waiting]):
+            self.scheduler.abort(sequence, error)
 
     def take_events(self) -> list[WireEvent]:
         """News since the last call or step, without making a step."""
@@ -134,7 +157,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot, between two steps."""
-        counters, blocks = self._counters, self._blocks
+        counters, blocks, encoding = self._counters, self._blocks, self._encoding
         num_free = blocks.num_free
         return EngineStats(
             num_running=self.scheduler.num_running,
@@ -156,6 +179,8 @@ class Engine:
             num_draft_tokens=counters.num_draft_tokens,
             num_accepted_tokens=counters.num_accepted_tokens,
             execute_s=counters.execute_s,
+            num_images=encoding.num_encoded if encoding else 0,
+            encode_s=encoding.encode_s if encoding else 0.0,
         )
 
     def note_stall(self) -> None:
@@ -173,6 +198,8 @@ class Engine:
     def close(self) -> None:
         """Closes the executor."""
         self._executor.close()
+        if self._encoding is not None:
+            self._encoding.close()
 
     def _run(self, decision: StepDecision) -> None:
         """Executes and commits a decision. Raises what the executor raises."""

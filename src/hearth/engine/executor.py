@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
-from hearth.core.step import Executor
+from hearth.core.spec import DType
+from hearth.core.step import Executor, ImageEncoder
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
 from hearth.kernels.fuse import ALL_PATTERNS, Pattern
@@ -53,6 +54,7 @@ class CreatedExecutor:
     executor: Executor
     choices: tuple[Choice, ...]
     warnings: tuple[str, ...]
+    encoder: ImageEncoder | None = None
 
 
 def choose_backend(device: DeviceConfig, model_dir: Path) -> BackendChoice:
@@ -148,8 +150,11 @@ def create_executor(
     shape: EngineShape,
     threads: int,
     on_progress: LoadProgress,
+    max_patches: int = 0,
 ) -> CreatedExecutor:
     """Allocates and fills the weights, then builds the executor; memory was planned before.
+
+    `max_patches`: of an image, where the model has an encoder.
 
     Raises WeightsError, CapacityError, KernelError.
     """
@@ -162,21 +167,29 @@ def create_executor(
         return load_weights(family, sink, model.load_format, model.seed, on_progress)
 
     if backend.name == "cpu":
-        return _create_cpu(family, config, shape, threads, fill, on_progress)
-    return _create_reference(family, shape, threads, fill)
+        run = _CpuRun(config, shape, threads, max_patches)
+        return _create_cpu(family, run, fill, on_progress)
+    return _create_reference(family, shape, threads, fill, max_patches)
+
+
+@dataclass(frozen=True, slots=True)
+class _CpuRun:
+    """How the CPU executor is to run."""
+
+    config: EngineConfig
+    shape: EngineShape
+    threads: int
+    max_patches: int
 
 
 def _create_cpu(
-    loaded: LoadedSpec,
-    config: EngineConfig,
-    shape: EngineShape,
-    threads: int,
-    fill: Fill,
-    on_progress: LoadProgress,
+    loaded: LoadedSpec, run: _CpuRun, fill: Fill, on_progress: LoadProgress
 ) -> CreatedExecutor:
     from hearth.engine.weight_cache import load_cpu_weights, pack_to_memory
+    from hearth.kernels.cpu.encoder import CpuEncoder
     from hearth.kernels.cpu.executor import CpuExecutor
 
+    config, shape, threads = run.config, run.shape, run.threads
     isa = config.device.isa
     if config.model.load_format == "dummy":
         load = pack_to_memory(loaded.program, fill, "--load-format is dummy", isa)
@@ -193,14 +206,19 @@ def _create_cpu(
     )
     for pattern, reason in dict.fromkeys((r.pattern, r.reason) for r in executor.fusion.refused):
         logger.info("operations_not_fused pattern=%s reason=%s", pattern, reason)
-    return CreatedExecutor(executor, (load.choice,), load.warnings)
+    encoder = None
+    if loaded.encoder is not None:
+        kv_dtype = DType(shape.kv.dtype)
+        encoder = CpuEncoder(loaded.encoder, load.weights, run.max_patches, threads, isa, kv_dtype)
+    return CreatedExecutor(executor, (load.choice,), load.warnings, encoder)
 
 
 def _create_reference(
-    loaded: LoadedSpec, shape: EngineShape, threads: int, fill: Fill
+    loaded: LoadedSpec, shape: EngineShape, threads: int, fill: Fill, max_patches: int
 ) -> CreatedExecutor:
     import torch
 
+    from hearth.kernels.reference.encoder import ReferenceEncoder
     from hearth.kernels.reference.executor import ReferenceExecutor
     from hearth.kernels.reference.weights import ReferenceWeights
 
@@ -208,7 +226,10 @@ def _create_reference(
     weights = ReferenceWeights(loaded.program)
     report = fill(weights)
     executor = ReferenceExecutor(loaded.program, weights, shape.limits, shape.kv)
-    return CreatedExecutor(executor, (), report.warnings)
+    encoder = None
+    if loaded.encoder is not None:
+        encoder = ReferenceEncoder(loaded.encoder, weights, max_patches)
+    return CreatedExecutor(executor, (), report.warnings, encoder)
 
 
 def _create_automodel(

@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 
 from hearth.core.config import DEFAULT_CODES, Choice, CodesConfig, EngineConfig
 from hearth.core.errors import CapacityError
+from hearth.core.images import ImageInfo
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
-from hearth.host.fit import Fit, FitRequest, fit, needed_bytes
+from hearth.host.fit import Fit, FitRequest, ImageRequest, fit, needed_bytes
 from hearth.host.memory import HostMemory, read_memory
 from hearth.kernels.fuse import fuse
 from hearth.kernels.packing import arena_bytes
 from hearth.models.automodel.spec import AutoModelSpec
+from hearth.models.image_processor import read_image_processor
+from hearth.models.image_sizes import check_processor, default_processor
 from hearth.models.loader import LoadedSpec
 from hearth.models.quantize import SCHEMES, storage_of
 
@@ -31,6 +34,25 @@ class PlannedModel:
     loaded: LoadedModel
     fitted: Fit
     choices: tuple[Choice, ...]
+
+    def images(self, config: EngineConfig) -> ImageInfo | None:
+        """How images are taken; None: the model takes none."""
+        return image_info(self.loaded, config)
+
+
+def image_info(loaded: LoadedModel, config: EngineConfig) -> ImageInfo | None:
+    """What a model's images are prepared for. Raises ModelError, ConfigError."""
+    vision = loaded.spec.vision if isinstance(loaded, LoadedSpec) else None
+    if vision is None or not isinstance(loaded, LoadedSpec):
+        return None
+    defaults = default_processor(vision)
+    processor = read_image_processor(
+        loaded.path, config.images, frames=vision.pixel_frames, defaults=defaults
+    )
+    check_processor(processor, vision)
+    merged = processor.merge_size**2
+    max_patches = max(merged, processor.max_patches // merged * merged)
+    return ImageInfo(processor, vision.image_token_id, max_patches)
 
 
 def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -> PlannedModel:
@@ -58,6 +80,10 @@ def fit_request(
 ) -> FitRequest:
     """What is to fit, as the settings have it."""
     is_fused = backend.name == "cpu" and isinstance(loaded, LoadedSpec)
+    info = image_info(loaded, config)
+    images = None
+    if info is not None and isinstance(loaded, LoadedSpec) and loaded.encoder is not None:
+        images = ImageRequest(loaded.encoder, info.max_patches, config.images.cache_bytes)
     return FitRequest(
         program=loaded.program,
         dtype=loaded.dtype,
@@ -70,6 +96,7 @@ def fit_request(
         num_threads=num_threads,
         fixed=loaded.fixed_memory if isinstance(loaded, AutoModelSpec) else None,
         fusion=fuse(loaded.program, num_threads, patterns_of(config)) if is_fused else None,
+        images=images,
     )
 
 

@@ -27,3 +27,14 @@ def settle_blocks(sequence: Sequence, blocks: BlockManager) -> None:
         blocks.publish(sequence.table, sequence.block_hashes(num_full, block_size))
     blocks.free_behind_windows(sequence.table, sequence.num_computed)
     sequence.settle_at = (num_full + 1) * block_size
+
+
+def free_finished(sequence: Sequence, blocks: BlockManager) -> None:
+    """Gives the blocks of a sequence back that has ended.
+
+    Clients of a phone agent take the image out of the conversation before they go on with it: what
+    depends on one is the first to be evicted.
+    """
+    images = sequence.images
+    dead_from = images.inputs[0].first_token // blocks.block_size if images else None
+    blocks.free(sequence.table, dead_from)

@@ -36,12 +36,19 @@ from hearth.engine.decision import StepDecision
 from hearth.engine.integrity import check_sequences
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.messages import WireEvent
-from hearth.engine.reuse import matched_hashes, settle_blocks
+from hearth.engine.reuse import free_finished, matched_hashes, settle_blocks
 from hearth.engine.sequence import Sequence, SequenceState
 from hearth.engine.speculation.drafter import Drafter
 from hearth.engine.speculation.drafts import add_drafts, num_accepted
 
 _rank = attrgetter("rank")
+
+
+def _is_busy(sequence: Sequence) -> bool:
+    """Whether a running sequence has a reason to be in no plan: a step in flight, an image."""
+    images = sequence.images
+    awaits_image = images is not None and images.num_ready <= sequence.num_computed
+    return sequence.num_in_flight > 0 or awaits_image
 
 
 class Scheduler:
@@ -108,6 +115,15 @@ class Scheduler:
             observer.on_submit(request.request_id, len(request.prompt))
         self._deadlines.watch(sequence)
         self._finish_resumed(sequence)
+
+    @property
+    def sequences(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Those that run and those that wait, each by rank; not to be changed."""
+        return self._running, self._waiting
+
+    def abort(self, sequence: Sequence, error: HearthError) -> None:
+        """Ends a sequence with an ERROR event, between two steps."""
+        self._finish(sequence, FinishReason.ERROR, error.message, error.code)
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with a CANCELLED event; unknown or ended ids are ignored."""
@@ -283,7 +299,7 @@ class Scheduler:
 
         The sizes are checked at the start; a mistake in them must not become an endless loop.
         """
-        if self._running and not any(sequence.num_in_flight for sequence in self._running):
+        if self._running and not any(map(_is_busy, self._running)):
             message = "the KV cache has too few blocks for this request alone"
             self._finish(self._running[0], FinishReason.ERROR, message, CapacityError.code)
 
@@ -386,7 +402,7 @@ class Scheduler:
         if sequence.num_in_flight:
             self._leaving.append(sequence)
         else:
-            self.blocks.free(sequence.table)
+            free_finished(sequence, self.blocks)
         self._events.append(event)
         assert event.finish_reason is not None, "an end without a reason"
         for observer in self._observers:
@@ -396,4 +412,4 @@ class Scheduler:
         """Frees the blocks of a finished sequence after its last step in flight."""
         if sequence.num_in_flight == 0:
             self._leaving.remove(sequence)
-            self.blocks.free(sequence.table)
+            free_finished(sequence, self.blocks)

@@ -18,6 +18,7 @@ from hearth.core.request import FinishReason, Request
 from hearth.engine.edits import edits_of
 from hearth.engine.kv.blocks import BlockTable
 from hearth.engine.kv.prefix import extend_hashes, root_hash
+from hearth.engine.sequence_images import SequenceImages
 
 
 class SequenceState(IntEnum):
@@ -37,6 +38,7 @@ class Sequence:
     __slots__ = (
         "edits",
         "hashes",
+        "images",
         "is_scored",
         "max_known",
         "num_cached",
@@ -79,6 +81,9 @@ class Sequence:
         self.rank = (request.priority, arrival)  # smaller goes first; unique
         self.state = SequenceState.WAITING
         self.table = table
+        self.images = (
+            SequenceImages(request.images, len(request.prompt)) if request.images else None
+        )
         self.root = root_hash(request.cache_key)
         self.hashes: list[bytes] = []
         self.settle_at = 0  # once so many tokens are computed, another block is full
@@ -144,5 +149,6 @@ class Sequence:
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Hashes of the first `num_blocks` blocks, which must be full of known tokens."""
         if len(self.hashes) < num_blocks:
-            extend_hashes(self.hashes, self.root, self.tokens, block_size, num_blocks)
+            extra = self.images.extra_keys(block_size) if self.images else None
+            extend_hashes(self.hashes, self.root, self.tokens, block_size, num_blocks, extra)
         return self.hashes[:num_blocks]

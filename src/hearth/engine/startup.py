@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,6 +17,7 @@ from hearth.core.config import Choice, EngineConfig, Resolved
 from hearth.core.errors import ConfigError
 from hearth.core.step import ExecutorInfo
 from hearth.core.units import format_count
+from hearth.engine.encoding import Encoding
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.executor import BackendChoice, LoadedModel, choose_backend, create_executor
 from hearth.engine.messages import Ready
@@ -66,6 +67,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     loaded, fitted = planned.loaded, planned.fitted
     # Frequencies of some RoPE scalings depend on the context that is served; no size does.
     loaded = loaded.at_length(fitted.limits.max_model_len)
+    images = planned.images(config)
     shape = EngineShape(fitted.limits, fitted.kv)
     created = create_executor(
         backend,
@@ -74,18 +76,22 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         shape,
         threads.count,
         lambda done, total: report("weights", done, total),
+        images.max_patches if images else 0,
     )
     timer.end("weights")
     speculation = _choose_speculation(config, created.executor.info)
     drafter = NgramDrafter() if speculation.value == "ngram" else None
-    engine = Engine(config, created.executor, shape, drafter=drafter)
+    encoding = None
+    if images is not None and created.encoder is not None:
+        encoding = Encoding(created.encoder, images.processor, config.images.cache_bytes)
+    engine = Engine(config, created.executor, shape, drafter=drafter, encoding=encoding)
     window = _window_note(config, fitted.limits.max_model_len)
     notes = (backend.warning, window.warning if window else "")
     warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
     own = _choices(loaded, backend, threads)
     choices = (*own, *windows, *planned.choices, *created.choices, speculation)
-    resolved = _resolve(config, loaded, fitted, choices, warnings)
+    resolved = replace(_resolve(config, loaded, fitted, choices, warnings), images=images)
     _log_degraded(backend)
     timer.end("engine")
     ready = Ready(

@@ -21,6 +21,7 @@ from hearth.core.step import KvConfig, LogitEdits, SamplingArrays, StepLimits, S
 from hearth.core.units import ceil_div
 from hearth.engine.decision import StepDecision
 from hearth.engine.edits import EditArrays, SequenceEdits
+from hearth.engine.encoder_rows import EncoderRows, EncoderRowsWriter
 from hearth.engine.sequence import Sequence
 
 Value = TypeVar("Value")
@@ -151,9 +152,9 @@ class StepBuilder:
         copies = np.array(decision.copies, np.int32).reshape(-1, 3) if decision.copies else None
         num_top, has_given = self._sampling.num_top, self._sampling.has_given
         shape = (num_tokens, num_sequences, num_blocks, num_logits, num_top, has_given)
-        edits = self._sampling.edits(decision)
-        if edits is not None:
-            return self._with_edits(shape, self._empty if copies is None else copies, edits)
+        edits, images = self._sampling.edits(decision), self._fill_images(decision, num_tokens)
+        if edits is not None or images is not None:
+            return self._special(shape, self._empty if copies is None else copies, edits, images)
         if copies is None and shape == self._shape and self._plan is not None:
             return self._plan  # the same views: decoding goes on
         plan = self._view(shape, self._empty if copies is None else copies)
@@ -273,13 +274,38 @@ class StepBuilder:
         self._sampling.fill(owners, has_given=has_given)
         return len(rows)
 
-    def _with_edits(
-        self, shape: tuple[int, ...], copies: NDArray[np.int32], edits: LogitEdits
+    def _special(
+        self,
+        shape: tuple[int, ...],
+        copies: NDArray[np.int32],
+        edits: LogitEdits | None,
+        images: EncoderRows | None,
     ) -> StepPlan:
         """A plan of its own: its ragged arrays are new in every step."""
         self._plan, self._shape = None, ()
         plan = self._view(shape, copies)
-        return replace(plan, sampling=replace(plan.sampling, edits=edits))
+        if edits is not None:
+            plan = replace(plan, sampling=replace(plan.sampling, edits=edits))
+        if images is not None:
+            plan = replace(plan, encoder=images.rows, features=images.features)
+        return plan
+
+    def _fill_images(self, decision: StepDecision, num_tokens: int) -> EncoderRows | None:
+        """Positions of sequences with images; the rows that show one, or None."""
+        if not any(sequence.images for sequence in decision.sequences):
+            return None
+        positions = self._positions[: 3 * num_tokens].reshape(3, num_tokens)
+        rows = EncoderRowsWriter()
+        first_row = 0
+        for sequence, start, count in zip(
+            decision.sequences, decision.starts, decision.num_tokens, strict=True
+        ):
+            if sequence.images is not None:
+                own = slice(first_row, first_row + count)
+                positions[:, own] = sequence.images.positions_from(start, count)
+                rows.add(sequence.images, start, count, first_row)
+            first_row += count
+        return rows.written()
 
     def _view(self, shape: tuple[int, ...], copies: NDArray[np.int32]) -> StepPlan:
         """The filled parts of the arrays."""

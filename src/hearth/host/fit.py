@@ -15,13 +15,20 @@ from hearth.core.blocks import max_blocks_held
 from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
-from hearth.core.program import BufferRows, Experts, StepProgram
+from hearth.core.program import BufferRows, EncoderProgram, Experts, StepProgram
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
-from hearth.kernels.fuse import Fusion
-from hearth.kernels.packing import PANEL_COLUMNS, arena_bytes, kv_block_bytes, row_bytes
+from hearth.kernels.fuse import Fusion, fuse
+from hearth.kernels.packing import (
+    ENCODER_BLOCK_ROWS,
+    ENCODER_CHUNK_ROWS,
+    PANEL_COLUMNS,
+    arena_bytes,
+    kv_block_bytes,
+    row_bytes,
+)
 
 # Resident memory of both processes before the first request, the model's own aside. (Measured on
 # x86-64, Python 3.11: 57 MiB the front end with its HTTP stack, 30 MiB the engine.)
@@ -36,6 +43,15 @@ SPLIT_BYTES = 2 * MIB
 # A thread's sums and unpacked codes of a tile of a quantized layer (csrc/kernels.h).
 CODES_BYTES = 88 * 1024
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """What images need: an encoder's program, the largest image, outputs that are kept."""
+
+    encoder: EncoderProgram
+    max_patches: int
+    cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,7 @@ class FitRequest:
     num_threads: int = 1
     fixed: tuple[MemoryItem, ...] | None = None
     fusion: Fusion | None = None
+    images: ImageRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +178,46 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
             f"them for drafts and scored prompts), sampling in {request.num_threads} threads",
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
+        *_image_items(request),
+    )
+
+
+def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
+    """What images need beside the encoder's weights; nothing for a model that takes none."""
+    images = request.images
+    if images is None:
+        return ()
+    patches, program = format_count(images.max_patches), images.encoder.program
+    (group,) = program.kv_groups
+    blocks = ceil_div(images.max_patches, ENCODER_BLOCK_ROWS)
+    keys = blocks * kv_block_bytes(group, ENCODER_BLOCK_ROWS, request.dtype)
+    rows = encoder_bytes(images.encoder, images.max_patches, request.fusion is not None)
+    threads = request.num_threads
+    codes = CODES_BYTES * threads if any(slot.quant.bits for slot in program.slots) else 0
+    output = images.max_patches // images.encoder.merge_rows * images.encoder.output_size * 4
+    return (
+        MemoryItem("encoder", keys + rows + codes + output, f"one image of {patches} patches"),
+        MemoryItem("images", images.cache_bytes, "--image-cache-bytes, outputs of the encoder"),
+    )
+
+
+def encoder_bytes(encoder: EncoderProgram, max_patches: int, is_fused: bool) -> int:
+    """Bytes of an encoder's buffers: some for a whole image, the others for a chunk of it."""
+    chunk = min(ENCODER_CHUNK_ROWS, max_patches)
+    rows = {
+        BufferRows.TOKENS: chunk,
+        BufferRows.LOGITS: 1,
+        BufferRows.IMAGE: max_patches,
+        BufferRows.MERGED: ceil_div(chunk, encoder.merge_rows),
+    }
+    program = encoder.program
+    without_memory = (
+        fuse(program, 1, cuts=encoder.phases).tile_buffers if is_fused else frozenset[int]()
+    )
+    return sum(
+        round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS) * rows[buffer.rows]
+        for number, buffer in enumerate(program.buffers)
+        if number not in without_memory
     )
 
 

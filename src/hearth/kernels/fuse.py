@@ -20,19 +20,24 @@ from enum import StrEnum
 from math import lcm
 
 from hearth.core.program import (
+    Activate,
     Add,
     Angles,
     Attend,
     BufferRows,
     Embed,
+    Emit,
     Experts,
     Gate,
+    GridEmbed,
     HeadNorm,
     KvWrite,
     Linear,
     Norm,
     Op,
+    Patches,
     Quantize,
+    Regroup,
     Rope,
     Sample,
     Select,
@@ -96,10 +101,16 @@ class Access:
 
 
 def fuse(
-    program: StepProgram, num_threads: int, patterns: Iterable[Pattern] = ALL_PATTERNS
+    program: StepProgram,
+    num_threads: int,
+    patterns: Iterable[Pattern] = ALL_PATTERNS,
+    cuts: Iterable[int] = (),
 ) -> Fusion:
-    """The groups of a program on the CPU with so many threads."""
-    matcher = _Matcher(program, num_threads, frozenset(patterns))
+    """The groups of a program on the CPU with so many threads.
+
+    No group holds an operation of `cuts` behind its first: a run may begin there.
+    """
+    matcher = _Matcher(program, num_threads, frozenset(patterns), frozenset(cuts))
     at = 0
     while at < len(program.ops):
         at += matcher.match(at)
@@ -109,11 +120,11 @@ def fuse(
 def access_of(op: Op) -> Access:
     """What an operation does to the buffers."""
     match op:
-        case Embed() | Angles():
+        case Embed() | Angles() | Patches():
             return Access((), (op.out,))
-        case Norm() | Linear() | Quantize() | Gate() | Select():
+        case Norm() | Linear() | Quantize() | Gate() | Select() | Regroup():
             return Access((op.x,), (op.out,))
-        case HeadNorm() | SoftCap():
+        case HeadNorm() | SoftCap() | Activate() | GridEmbed() | Emit():
             return Access((op.x,), ())
         case Rope():
             return Access((op.x, op.angles), ())
@@ -134,7 +145,11 @@ class _Matcher:
     """Walks over the operations; collects groups and refusals."""
 
     def __init__(
-        self, program: StepProgram, num_threads: int, patterns: frozenset[Pattern]
+        self,
+        program: StepProgram,
+        num_threads: int,
+        patterns: frozenset[Pattern],
+        cuts: frozenset[int],
     ) -> None:
         self.groups: list[Group] = []
         self.refused: list[Refusal] = []
@@ -142,6 +157,7 @@ class _Matcher:
         self._ops = program.ops
         self._num_threads = num_threads
         self._patterns = patterns
+        self._cuts = cuts
 
     def match(self, at: int) -> int:
         """Operations from `at` on that run together; 1 where nothing matches."""
@@ -158,6 +174,8 @@ class _Matcher:
         """Takes a group in, or notes the reason against it."""
         if pattern not in self._patterns:
             return 0
+        if not self._cuts.isdisjoint(range(at + 1, at + count)):
+            reason = "a run may begin in between"
         if reason:
             self.refused.append(Refusal(at, pattern, reason))
             return 0
@@ -169,7 +187,11 @@ class _Matcher:
         kind, count = self._row_kind(at), 1
         if kind is None:
             return 0
-        while at + count < len(self._ops) and self._row_kind(at + count) is kind:
+        while (
+            at + count < len(self._ops)
+            and at + count not in self._cuts
+            and self._row_kind(at + count) is kind
+        ):
             count += 1
         return self._accept(at, count, Pattern.ROWS, "") if count > 1 else 0
 

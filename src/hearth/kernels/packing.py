@@ -44,6 +44,10 @@ SCALE_BYTES = 2
 # kernels_fit.h, 0.90 % with 30 over any range, 0.87 % with zero points.)
 SCALE_CANDIDATES = 8
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+# An encoder's keys and values lie in blocks of so many patches; so many patches go together at
+# most: two tiles of a linear layer.
+ENCODER_BLOCK_ROWS = 64
+ENCODER_CHUNK_ROWS = 192
 
 
 @dataclass(frozen=True, slots=True)

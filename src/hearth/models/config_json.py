@@ -92,6 +92,13 @@ class ConfigJson:
             raise self.error(key, "an object, null")
         return ConfigJson(f"{self.source}: {key}", value)
 
+    def required(self, key: str) -> ConfigJson:
+        """A nested object that must be there."""
+        section = self.section(key)
+        if section is None:
+            raise self._missing(key)
+        return section
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A token id or a list of them; absent or null: empty."""
         value = self.values.get(key)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hearth.core.config import DEFAULT_CODES, CodesConfig
-from hearth.core.program import StepProgram
+from hearth.core.program import EncoderProgram, StepProgram
 from hearth.core.spec import DType, ModelSpec
 from hearth.models.config_json import ConfigJson, read_config
 from hearth.models.dtype import checkpoint_dtype, resolve_dtype
@@ -17,6 +17,7 @@ from hearth.models.families import architecture_of, family_of
 from hearth.models.features import refuse_unimplemented
 from hearth.models.generation_config import GenerationDefaults, read_generation_defaults
 from hearth.models.lower import lower
+from hearth.models.lower_vision import lower_vision
 from hearth.models.quantize import quantized
 from hearth.models.windows import with_window
 
@@ -28,6 +29,7 @@ class LoadedSpec:
     path: Path
     spec: ModelSpec
     program: StepProgram
+    encoder: EncoderProgram | None  # of images
     generation: GenerationDefaults
     dtype: DType
     dtype_reason: str
@@ -56,7 +58,7 @@ class LoadedSpec:
         family = family_of(architecture_of(self.config))
         spec = family.build_spec(self.config, self.dtype, max_model_len)
         spec = quantized(with_window(spec, self.window), self.quantize, self.codes)
-        return replace(self, spec=spec, program=lower(spec))
+        return replace(self, spec=spec, program=lower(spec), encoder=lower_vision(spec))
 
 
 def load_model_spec(
@@ -87,6 +89,7 @@ def load_model_spec(
         path=directory,
         spec=spec,
         program=lower(spec),
+        encoder=lower_vision(spec),
         generation=generation,
         dtype=choice.dtype,
         dtype_reason=choice.reason,

@@ -6,14 +6,13 @@ and head shape share a KV group; groups are numbered in the order of their first
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hearth.core.program import (
     Add,
     Angles,
     Attend,
     BufferRows,
-    BufferSpec,
     Embed,
     Experts,
     Gate,
@@ -21,9 +20,7 @@ from hearth.core.program import (
     KvGroupSpec,
     KvWrite,
     Linear,
-    Norm,
     Op,
-    Quantize,
     Rope,
     Sample,
     Select,
@@ -37,10 +34,10 @@ from hearth.core.spec import (
     ModelSpec,
     MoeSpec,
     NormSpec,
-    QuantSpec,
     RopeSpec,
 )
 from hearth.kernels.packing import row_bytes
+from hearth.models.program_writer import ProgramWriter, norm_op
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +48,12 @@ class _KvPlace:
     layer: int
 
 
-@dataclass(slots=True)
-class _Writer:
-    """Collects operations and hands out buffers."""
+@dataclass(slots=True, kw_only=True)
+class _Writer(ProgramWriter):
+    """The program of a decoder."""
 
     spec: ModelSpec
     ropes: list[RopeSpec]  # that layers use, in the order of their first layer
-    quants: dict[str, QuantSpec]  # of the weight slots
-    ops: list[Op] = field(default_factory=list)
-    buffers: list[BufferSpec] = field(default_factory=list)
-
-    def buffer(self, name: str, width: int, rows: BufferRows = BufferRows.TOKENS) -> int:
-        """The number of the buffer with these properties, made when first asked for."""
-        wanted = BufferSpec(name, width, rows)
-        if wanted not in self.buffers:
-            self.buffers.append(wanted)
-        return self.buffers.index(wanted)
-
-    def linear(self, x: int, weight: str, bias: str | None, out: int) -> list[Op]:
-        """A linear layer, and before it the rounding of its rows where the weight asks for it."""
-        if not self.quants[weight].int8_rows:
-            return [Linear(x, weight, bias, out)]
-        rounding = self.rounding(x, weight)
-        return [rounding, Linear(rounding.out, weight, bias, out)]
-
-    def rounding(self, x: int, weight: str) -> Quantize:
-        """The rounding of rows to int8, as a weight asks for it."""
-        rows = self.buffers[x]
-        codes = BufferSpec("codes", rows.width, rows.rows, self.quants[weight].group_size)
-        if codes not in self.buffers:
-            self.buffers.append(codes)
-        return Quantize(x, self.buffers.index(codes))
 
     def angles(self, rope: RopeSpec) -> int:
         """The buffer that holds the angles of a rotation."""
@@ -92,7 +64,8 @@ class _Writer:
 def lower(spec: ModelSpec) -> StepProgram:
     """Writes the program of a model."""
     ropes = dict.fromkeys(layer.attention.rope or spec.rope for layer in spec.layers)
-    writer = _Writer(spec, list(ropes), {slot.name: slot.quant for slot in spec.slots})
+    quants = {slot.name: slot.quant for slot in spec.slots}
+    writer = _Writer(spec=spec, ropes=list(ropes), quants=quants)
     hidden = writer.buffer("hidden", spec.hidden_size)
     writer.ops.append(Embed(spec.embedding, hidden, spec.embedding_scale))
     writer.ops += [Angles(rope, writer.angles(rope)) for rope in ropes]
@@ -131,10 +104,10 @@ def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace) -> None:
     hidden = writer.buffer("hidden", width)
     normed = writer.buffer("normed", width)
     branch = writer.buffer("branch", width)
-    writer.ops.append(_norm(layer.attention_norm, hidden, normed))
+    writer.ops.append(norm_op(layer.attention_norm, hidden, normed))
     _write_attention(writer, layer.attention, place, (normed, branch))
     _write_residual(writer, layer.post_attention_norm)
-    writer.ops.append(_norm(layer.mlp_norm, hidden, normed))
+    writer.ops.append(norm_op(layer.mlp_norm, hidden, normed))
     if isinstance(layer.mlp, MoeSpec):
         _write_experts(writer, layer.mlp, (normed, branch))
     else:
@@ -231,7 +204,7 @@ def _write_residual(writer: _Writer, post_norm: NormSpec | None) -> None:
     branch = writer.buffer("branch", width)
     if post_norm is not None:
         normed = writer.buffer("normed", width)
-        writer.ops.append(_norm(post_norm, branch, normed))
+        writer.ops.append(norm_op(post_norm, branch, normed))
         branch = normed
     writer.ops.append(Add(writer.buffer("hidden", width), branch))
 
@@ -243,13 +216,9 @@ def _write_head(writer: _Writer, hidden: int) -> None:
     logits = writer.buffer("logits", spec.vocab_size, BufferRows.LOGITS)
     writer.ops += [
         Select(hidden, selected),
-        _norm(spec.final_norm, selected, normed),
+        norm_op(spec.final_norm, selected, normed),
         *writer.linear(normed, spec.head, None, logits),
     ]
     if spec.logit_soft_cap:
         writer.ops.append(SoftCap(logits, spec.logit_soft_cap))
     writer.ops.append(Sample(logits))
-
-
-def _norm(norm: NormSpec, x: int, out: int) -> Norm:
-    return Norm(x, norm.weight, norm.eps, out)

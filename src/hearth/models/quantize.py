@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hearth.core.config import DEFAULT_CODES, CodesConfig
-from hearth.core.spec import ModelSpec, MoeSpec, QuantSpec, SlotKind, WeightSlot
+from hearth.core.spec import (
+    LinearSpec,
+    MlpSpec,
+    ModelSpec,
+    MoeSpec,
+    QuantSpec,
+    SlotKind,
+    VisionSpec,
+    WeightSlot,
+)
 from hearth.core.units import round_up
 
 SCHEMES = ("none", "int8", "int4")  # the most exact first
@@ -21,23 +30,41 @@ LEAST_GROUP = 32  # groups are multiples of it
 def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) -> ModelSpec:
     """The same model with its matrices stored as `scheme` says.
 
-    int4: linear layers in 4 bits; head and embedding, which lose most, in 8. int8: all in 8.
-    Linear layers round what they read to int8, unless `codes` wants float32 activations. Norms,
-    biases and routers stay as they are.
+    int4: linear layers in 4 bits; head and embedding, which lose most, and a vision encoder, which
+    is small, in 8. int8: all in 8. Linear layers round what they read to int8, unless `codes` wants
+    float32 activations. Norms, biases, routers and grids of positions stay as they are.
     """
     if scheme == "none":
         return spec
     in_8_bits = {spec.head, spec.embedding}
-    routers = {layer.mlp.router_weight for layer in spec.layers if isinstance(layer.mlp, MoeSpec)}
+    exact = {layer.mlp.router_weight for layer in spec.layers if isinstance(layer.mlp, MoeSpec)}
+    if spec.vision is not None:
+        in_8_bits |= linear_slots(spec.vision)
+        exact |= {spec.vision.position_table or ""}
 
     def convert(slot: WeightSlot) -> WeightSlot:
-        if slot.kind is SlotKind.VECTOR or slot.name in routers:
+        if slot.kind is SlotKind.VECTOR or slot.name in exact:
             return slot
         is_outer = slot.name in in_8_bits
         quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)
         return replace(slot, quant=replace(quant, symmetric=is_outer or not codes.zero_points))
 
     return replace(spec, slots=tuple(convert(slot) for slot in spec.slots))
+
+
+def linear_slots(vision: VisionSpec) -> set[str]:
+    """The matrices of a vision encoder."""
+    alone: list[LinearSpec] = [vision.patch_embed]
+    mlps = [part for part in vision.merger if isinstance(part, MlpSpec)]
+    alone += [part for part in vision.merger if isinstance(part, LinearSpec)]
+    for layer in vision.layers:
+        attention, mlp = layer.attention, layer.mlp
+        alone += [attention.q, attention.kv, attention.out]
+        if isinstance(mlp, MlpSpec):
+            mlps.append(mlp)
+        else:
+            alone += [mlp.up, mlp.down]
+    return {part.weight for part in alone} | {s for mlp in mlps for s in (mlp.gate_up, mlp.down)}
 
 
 def _quant_of(slot: WeightSlot, bits: int, codes: CodesConfig) -> QuantSpec:

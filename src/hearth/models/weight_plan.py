@@ -125,6 +125,8 @@ def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
     shape = entry.shape
     if slot.stack > 1 and len(shape) == 3:  # the matrices of all experts in one tensor
         shape = (math.prod(shape[:2]), shape[2])
+    elif len(shape) > len(expected) > 1:  # a convolution: what an output reads is a row
+        shape = (shape[0], math.prod(shape[1:]))
     if shape != expected:
         raise WeightsError(
             f"{where}: shape is {list(entry.shape)}; config.json makes it {list(expected)}"

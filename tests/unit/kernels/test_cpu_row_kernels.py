@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -80,11 +81,27 @@ def gelu_tanh(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = 0.5 * x * np.vectorize(math.erfc)(-x / np.sqrt(2))
+    return result
+
+
+def quick_gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = x / (1 + np.exp(-1.702 * x))
+    return result
+
+
+DEFINITIONS = {
+    Activation.SILU: silu,
+    Activation.GELU_TANH: gelu_tanh,
+    Activation.GELU: gelu,
+    Activation.QUICK_GELU: quick_gelu,
+}
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", [1, 15, 64, 77])
-@pytest.mark.parametrize(
-    ("activation", "definition"), [(Activation.SILU, silu), (Activation.GELU_TANH, gelu_tanh)]
-)
+@pytest.mark.parametrize(("activation", "definition"), DEFINITIONS.items())
 def test_gates_follow_their_definition(
     isa: str,
     width: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,6 +117,8 @@ ACTIVATIONS: dict[Activation, Callable[[Wide], Wide]] = {
     Activation.GELU_TANH: lambda x: np.asarray(
         0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     ),
+    Activation.GELU: lambda x: np.asarray(0.5 * x * np.vectorize(math.erfc)(-x / np.sqrt(2))),
+    Activation.QUICK_GELU: lambda x: np.asarray(x / (1 + np.exp(-1.702 * x))),
 }
 
 

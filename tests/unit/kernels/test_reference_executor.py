@@ -181,7 +181,7 @@ def breaking(**changes: Callable[[StepPlan], Any]) -> Callable[[StepPlan], StepP
         (breaking(row_start=lambda p: p.row_start - 1), "row_start covers up to 3 of 4 tokens"),
         (
             breaking(encoder=lambda p: np.zeros((1, 3), np.int32)),
-            "encoder rows are not implemented",
+            "an encoder row lies outside",
         ),
         (
             breaking(logit_rows=lambda p: np.zeros(17, np.int32)),

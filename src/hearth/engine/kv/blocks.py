@@ -90,6 +90,13 @@ class _Group:
                 self.cached[block] = None
 
 
+    def expire(self, blocks: Sequence[int]) -> None:
+        """Of these, the ones that nobody uses are evicted next, the last one first."""
+        for block in blocks:
+            if block in self.cached:
+                self.cached.move_to_end(block, last=False)
+
+
 class BlockManager:
     """Hands out blocks to block tables and finds reusable ones by their hash."""
 
@@ -278,11 +285,17 @@ class BlockManager:
                 del blocks[:num_behind]
                 table.first_block[index] = first
 
-    def free(self, table: BlockTable) -> None:
-        """Empties a table. The tail goes first, so that it is also evicted first."""
+    def free(self, table: BlockTable, dead_from: int | None = None) -> None:
+        """Empties a table. The tail goes first, so that it is also evicted first.
+
+        Blocks from index `dead_from` on are not likely to be asked for again: they are evicted
+        before all others.
+        """
         for index, group in enumerate(self._groups):
             for block in reversed(table.blocks[index]):
                 group.release(block)
+            if dead_from is not None:
+                group.expire(table.blocks[index][max(0, dead_from - table.first_block[index]) :])
             del table.blocks[index][:]
             table.first_block[index] = 0
         table.end_block = table.num_published = 0

@@ -10,8 +10,13 @@ tree (`content_format`):
 | the template                                         | format | text-only lists are         |
 |------------------------------------------------------|--------|-----------------------------|
 | never loops over a message's content                 | string | joined by newlines          |
-| loops over it, and tests whether it is a string      | either | passed as they came         |
+| loops over it, and tests whether it is a string      | either | passed as they came (below) |
 | loops over it without such a test                    | parts  | kept; strings become a list |
+
+A template of the second kind may loop for some roles only and print the list of another as Python
+writes it (GLM-4.1V does so for the system). That is seen in what it rendered: the text of such a
+list is then joined, and the messages rendered again. Image parts, {"type": "image"}, are the
+template's to write; a template of the first kind writes none.
 """
 
 from __future__ import annotations
@@ -100,17 +105,25 @@ class ChatTemplate:
         shaped = [self._shape(message) for message in messages]
         if continue_final_message:
             shaped[-1]["content"] = _marked(shaped[-1].get("content"))
+        context["add_generation_prompt"] = add_generation_prompt
+        rendered = self._rendered(context, shaped)
+        printed = [m for m in shaped if self.content_format == "either" and _is_raw(m, rendered)]
+        if printed:
+            for message in printed:
+                message["content"] = _joined(message["content"])
+            rendered = self._rendered(context, shaped)
+        return _cut_at_mark(rendered) if continue_final_message else rendered
+
+    def _rendered(self, context: Mapping[str, Any], messages: Sequence[Message]) -> str:
+        """What the template makes of the messages. Raises RequestError where it refuses them."""
         try:
-            rendered = self._template.render(
-                **{**context, "messages": shaped, "add_generation_prompt": add_generation_prompt}
-            )
+            return self._template.render(**{**context, "messages": messages})
         except _TEMPLATE_FAULTS as error:
             raise RequestError(
                 f"the model's chat template does not accept these messages: {error}",
                 hint="check the roles, their order and the content of the messages",
                 param="messages",
             ) from error
-        return _cut_at_mark(rendered) if continue_final_message else rendered
 
     def _shape(self, message: Message) -> Message:
         """The message as this template can read it; the caller's is not changed."""
@@ -119,10 +132,26 @@ class ChatTemplate:
         if isinstance(content, str) and self.content_format == "parts":
             shaped["content"] = [{"type": "text", "text": content}]
         elif isinstance(content, list) and self.content_format == "string":
-            shaped["content"] = "\n".join(str(part.get("text", "")) for part in content)
+            shaped["content"] = _joined(content)
         if shaped.get("role") == "developer" and not self._knows_developer:
             shaped["role"] = "system"  # OpenAI's newer name of the same role
         return shaped
+
+
+def _joined(content: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a list of parts."""
+    return "\n".join(str(part["text"]) for part in content if "text" in part)
+
+
+def _is_raw(message: Message, rendered: str) -> bool:
+    """Whether a list of text parts stands in the prompt as Python writes it."""
+    content = message.get("content")
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all("text" in part for part in content)
+        and str(content) in rendered
+    )
 
 
 def _marked(content: object) -> object:

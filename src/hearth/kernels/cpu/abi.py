@@ -18,11 +18,21 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
-ROW_CODES = {BufferRows.TOKENS: 0, BufferRows.LOGITS: 1}
-ACTIVATION_CODES = {Activation.SILU: 0, Activation.GELU_TANH: 1}
+ROW_CODES = {
+    BufferRows.TOKENS: 0,
+    BufferRows.LOGITS: 1,
+    BufferRows.IMAGE: 2,
+    BufferRows.MERGED: 3,
+}
+ACTIVATION_CODES = {
+    Activation.SILU: 0,
+    Activation.GELU_TANH: 1,
+    Activation.GELU: 2,
+    Activation.QUICK_GELU: 3,
+}
 SCORING_CODES = {RouterScoring.SOFTMAX: 0, RouterScoring.SIGMOID: 1}
 SPLIT_CODES = {"auto": 0, "never": 1, "always": 2}
 PAIRING_CODES = {RopePairing.HALF: 0, RopePairing.INTERLEAVED: 1}
@@ -45,7 +55,12 @@ WANT_LOGITS = 2
     OP_SOFT_CAP,
     OP_EXPERTS,
     OP_QUANTIZE,
-) = range(1, 16)
+    OP_ACTIVATE,
+    OP_PATCHES,
+    OP_GRID_EMBED,
+    OP_REGROUP,
+    OP_EMIT,
+) = range(1, 21)
 
 
 class CStructure(ctypes.Structure):
@@ -90,6 +105,8 @@ class COp(CStructure):
         ("normalize", c_int32),
         ("gated_codes", c_int32),
         ("fused", c_int32),
+        ("flag", c_int32),
+        ("count", c_int32),
     )
 
 
@@ -173,6 +190,8 @@ class CModelDesc(CStructure):
         ("max_model_len", c_int32),
         ("block_size", c_int32),
         ("kv_dtype", c_int32),
+        ("max_image_rows", c_int32),
+        ("merge_rows", c_int32),
         ("num_threads", c_int32),
         ("attend_split", c_int32),
         ("isa", c_char_p),
@@ -218,6 +237,11 @@ class CPlan(CStructure):
         ("bias_start", c_void_p),
         ("bias_tokens", c_void_p),
         ("biases", c_void_p),
+        ("features", c_void_p),
+        ("image_rows", c_int32),
+        ("grid_height", c_int32),
+        ("grid_width", c_int32),
+        ("patches", c_void_p),
     )
 
 
@@ -232,6 +256,7 @@ class CResult(CStructure):
         ("top_tokens", c_void_p),
         ("top_logprobs", c_void_p),
         ("ranks", c_void_p),
+        ("features", c_void_p),
     )
 
 

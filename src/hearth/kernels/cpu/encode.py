@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 
 from hearth.core.errors import KernelError
 from hearth.core.program import (
+    Activate,
     Add,
     Angles,
     Attend,
     Embed,
+    Emit,
     Experts,
     Gate,
+    GridEmbed,
     HeadNorm,
     KvWrite,
     Linear,
     Norm,
     Op,
+    Patches,
     Quantize,
+    Regroup,
     Rope,
     Sample,
     Select,
@@ -59,9 +64,7 @@ class _OpEncoder:
             case Angles():
                 return self._angles(op)
             case Norm():
-                return abi.COp(
-                    kind=abi.OP_NORM, x=op.x, weight=self._weight(op.weight), eps=op.eps, out=op.out
-                )
+                return self._norm(op)
             case Linear():
                 bias = -1 if op.bias is None else self._weight(op.bias)
                 weight = self._weight(op.weight)
@@ -81,15 +84,53 @@ class _OpEncoder:
             case Gate():
                 activation = abi.ACTIVATION_CODES[op.activation]
                 return abi.COp(kind=abi.OP_GATE, x=op.x, out=op.out, activation=activation)
-            case Add():
-                return abi.COp(kind=abi.OP_ADD, x=op.x, y=op.y)
             case Select() | Quantize():
                 kind = abi.OP_SELECT if isinstance(op, Select) else abi.OP_QUANTIZE
                 return abi.COp(kind=kind, x=op.x, out=op.out)
+            case Add() | SoftCap() | Sample():
+                return self._in_place(op)
+            case Activate() | Patches() | GridEmbed() | Regroup() | Emit():
+                return self._of_encoders(op)
+
+    @staticmethod
+    def _in_place(op: Add | SoftCap | Sample) -> abi.COp:
+        """Small operations that write no buffer of their own."""
+        match op:
+            case Add():
+                return abi.COp(kind=abi.OP_ADD, x=op.x, y=op.y)
             case SoftCap():
                 return abi.COp(kind=abi.OP_SOFT_CAP, x=op.x, soft_cap=op.cap)
             case Sample():
                 return abi.COp(kind=abi.OP_SAMPLE, x=op.logits)
+
+    def _of_encoders(self, op: Activate | Patches | GridEmbed | Regroup | Emit) -> abi.COp:
+        """Operations that only encoders have."""
+        match op:
+            case Activate():
+                activation = abi.ACTIVATION_CODES[op.activation]
+                return abi.COp(kind=abi.OP_ACTIVATE, x=op.x, activation=activation)
+            case Patches():
+                return abi.COp(kind=abi.OP_PATCHES, out=op.out)
+            case GridEmbed():
+                weight = self._weight(op.table)
+                return abi.COp(kind=abi.OP_GRID_EMBED, x=op.x, weight=weight, count=op.size)
+            case Regroup():
+                return abi.COp(
+                    kind=abi.OP_REGROUP, x=op.x, out=op.out, count=op.count, flag=op.interleaved
+                )
+            case Emit():
+                return abi.COp(kind=abi.OP_EMIT, x=op.x)
+
+    def _norm(self, op: Norm) -> abi.COp:
+        return abi.COp(
+            kind=abi.OP_NORM,
+            x=op.x,
+            weight=self._weight(op.weight),
+            bias=-1 if op.bias is None else self._weight(op.bias),
+            eps=op.eps,
+            out=op.out,
+            flag=op.centered,
+        )
 
     def _composite(self, op: HeadNorm | KvWrite | Attend | Experts) -> abi.COp:
         """Operations of many fields."""
@@ -172,6 +213,7 @@ class _OpEncoder:
             window=op.window if isinstance(op, Attend) else 0,
             scale=op.scale if isinstance(op, Attend) else 0.0,
             soft_cap=op.soft_cap if isinstance(op, Attend) else 0.0,
+            flag=isinstance(op, Attend) and not op.causal,
         )
 
 
@@ -243,5 +285,7 @@ def encode_program(
         max_logit_rows=limits.max_logit_rows,
         max_model_len=limits.max_model_len,
         block_size=kv.block_size,
+        max_image_rows=0,
+        merge_rows=1,
     )
     return EncodedProgram(desc, [ops, buffers, packed, groups, inv_freq])

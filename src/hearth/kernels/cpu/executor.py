@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
-from hearth.core.program import StepProgram
+from hearth.core.program import Embed, StepProgram
 from hearth.core.spec import DType
 from hearth.core.step import (
     ExecutorInfo,
@@ -29,6 +29,7 @@ from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
 from hearth.kernels.cpu.library import check, load_library, resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.encoder import check_encoder_rows
 from hearth.kernels.fuse import ALL_PATTERNS, Fusion, Pattern, fuse
 
 Split: TypeAlias = Literal["auto", "never", "always"]
@@ -41,6 +42,19 @@ def _pointer(
     if array.dtype != dtype or not array.flags.c_contiguous:
         raise KernelError(f"a plan array is {array.dtype}, not contiguous {dtype.__name__}")
     return int(array.ctypes.data)
+
+
+def _feature_rows(plan: StepPlan, width: int) -> NDArray[np.uint64] | None:
+    """Addresses of the encoder's rows among the tokens, [T], 0 elsewhere; None: there are none."""
+    if not len(plan.encoder):
+        return None
+    check_encoder_rows(plan, width)
+    rows, numbers, indices = plan.encoder.T
+    bases = np.array([_pointer(f, np.float32) for f in plan.features], np.uint64)
+    strides = np.array([f.strides[0] for f in plan.features], np.uint64)
+    addresses = np.zeros(len(plan.tokens), np.uint64)
+    addresses[rows] = bases[numbers] + indices.astype(np.uint64) * strides[numbers]
+    return addresses
 
 
 class _BestArrays(TypedDict):
@@ -87,6 +101,10 @@ class CpuExecutor:
         self._handle: ctypes.c_void_p | None = handle
         self._plan = abi.CPlan()
         self._last_plan: StepPlan | None = None
+        self._hidden_size = next(
+            (program.buffers[op.out].width for op in program.ops if isinstance(op, Embed)), 0
+        )
+        self._features: NDArray[np.uint64] | None = None  # what the plan points to
         self._result = abi.CResult()
         why = "best that this processor has" if isa == "auto" else "as --isa (HEARTH_ISA) says"
         self._info = ExecutorInfo(
@@ -150,9 +168,9 @@ class CpuExecutor:
         return result
 
     def _fill_plan(self, plan: StepPlan) -> None:
-        if len(plan.encoder):
-            raise KernelError("encoder rows are not known to this executor")
         c = self._plan
+        self._features = _feature_rows(plan, self._hidden_size)
+        c.features = None if self._features is None else self._features.ctypes.data
         c.num_tokens = len(plan.tokens)
         c.num_sequences = len(plan.context)
         c.num_logit_rows = len(plan.logit_rows)

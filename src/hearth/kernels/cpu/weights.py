@@ -103,7 +103,7 @@ class CpuWeights:
         """Uniform random values: matrices with variance 1/cols, norm weights 1, small biases."""
         base, amplitude = 0.0, math.sqrt(3.0 / slot.cols)
         if slot.kind is SlotKind.VECTOR:
-            base, amplitude = (1.0, 0.0) if "norm" in slot.name else (0.0, 0.02)
+            base, amplitude = (1.0, 0.0) if is_norm_weight(slot) else (0.0, 0.02)
         for matrix in range(slot.stack):
             address = self._matrix_address(slot, matrix)
             self._check(
@@ -128,6 +128,11 @@ class CpuWeights:
         if code != 0:
             why = ": it has values that are not finite" if slot.quant.bits else ""
             raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.name}{why}")
+
+
+def is_norm_weight(slot: WeightSlot) -> bool:
+    """Whether a vector scales what a norm gives; others are biases."""
+    return "norm" in slot.name and not slot.name.endswith(".bias")
 
 
 def _anonymous(num_bytes: int) -> mmap.mmap:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
-from hearth.core.program import StepProgram
+from hearth.core.program import Embed, StepProgram
 from hearth.core.step import (
     ExecutorInfo,
     KvConfig,
@@ -24,6 +24,7 @@ from hearth.core.step import (
     StepPlan,
     StepResult,
 )
+from hearth.kernels.encoder import check_encoder_rows
 from hearth.kernels.reference.forward import forward
 from hearth.kernels.reference.kv import GroupTables, PagedKv, SequenceRows, StepTensors
 from hearth.kernels.reference.sampling import sample_rows
@@ -145,13 +146,25 @@ def step_tensors(
         SequenceRows(first, last, cached)
         for first, last, cached in zip(starts[:-1], starts[1:], context)
     )
+    feature_rows, features = _features(plan, device)
     return StepTensors(
         tokens=_indices(tokens, device),
         positions=_indices(plan.positions, device),
         sequences=sequences,
         logit_rows=_indices(plan.logit_rows, device),
         groups=tuple(_tables(plan, group, device) for group in range(num_groups)),
+        feature_rows=feature_rows,
+        features=features,
     )
+
+
+def _features(plan: StepPlan, device: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The encoder's rows of a plan: where they stand, and what they are."""
+    if not len(plan.encoder):
+        return None, None
+    rows = [plan.features[number][index] for _, number, index in plan.encoder.tolist()]
+    values = torch.from_numpy(np.stack(rows)).to(device)
+    return _indices(plan.encoder[:, 0], device), values
 
 
 def hash_rows(logits: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -182,8 +195,9 @@ def _check_plan(plan: StepPlan, program: StepProgram, kv: KvConfig, limits: Step
     ):
         if value > maximum:
             raise KernelError(f"the plan has {value} {name}; permitted: up to {maximum}")
-    if plan.encoder.shape[0]:
-        raise KernelError("encoder rows are not implemented by executors in torch")
+    if len(plan.encoder):
+        embed = next(op for op in program.ops if isinstance(op, Embed))
+        check_encoder_rows(plan, program.buffers[embed.out].width)
     if plan.row_start[0] != 0 or plan.row_start[-1] != num_tokens:
         raise KernelError(f"row_start covers up to {plan.row_start[-1]} of {num_tokens} tokens")
     if plan.sampling.edits is not None:

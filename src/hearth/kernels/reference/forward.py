@@ -13,18 +13,23 @@ import torch
 from torch.nn import functional
 
 from hearth.core.program import (
+    Activate,
     Add,
     Angles,
     Attend,
     Embed,
+    Emit,
     Experts,
     Gate,
+    GridEmbed,
     HeadNorm,
     KvWrite,
     Linear,
     Norm,
     Op,
+    Patches,
     Quantize,
+    Regroup,
     Rope,
     Sample,
     Select,
@@ -33,6 +38,7 @@ from hearth.core.program import (
 )
 from hearth.core.spec import Activation, RopePairing, RopeSpec
 from hearth.kernels.reference.experts import ExpertWeights, mix, route
+from hearth.kernels.reference.grid import sample_grid
 from hearth.kernels.reference.kv import KvPlace, KvStore, StepTensors
 from hearth.kernels.reference.quantize import rounded_rows
 
@@ -46,13 +52,18 @@ class WeightLookup(Protocol):
 def forward(
     program: StepProgram, weights: WeightLookup, step: StepTensors, kv: KvStore
 ) -> torch.Tensor:
-    """Runs the program up to its sampling. Returns the raw logits, [R, vocabulary]."""
+    """Runs a program up to its sampling, or an encoder's up to its output.
+
+    Returns the raw logits, [R, vocabulary], or the encoder's rows, [tokens, hidden].
+    """
     run = _Pass(program, weights, step, kv)
     for op in program.ops:
         if isinstance(op, Sample):
             return run.buffers[op.logits]
+        if isinstance(op, Emit):
+            return run.buffers[op.x]
         _HANDLERS[type(op)](run, op)
-    raise AssertionError("a step program ends with Sample")
+    raise AssertionError("a program ends with Sample or Emit")
 
 
 class _Pass:
@@ -68,13 +79,20 @@ class _Pass:
         self.buffers: dict[int, torch.Tensor] = {}
 
     def embed(self, op: Embed) -> None:
-        self.buffers[op.out] = self.weights[op.table][self.step.tokens] * op.scale
+        rows = self.weights[op.table][self.step.tokens] * op.scale
+        if self.step.feature_rows is not None and self.step.features is not None:
+            rows = rows.index_copy(0, self.step.feature_rows, self.step.features)
+        self.buffers[op.out] = rows
 
     def angles(self, op: Angles) -> None:
         self.buffers[op.out] = _angles(op.rope, self.step.positions)
 
     def norm(self, op: Norm) -> None:
-        self.buffers[op.out] = _rms_norm(self.buffers[op.x], self.weights[op.weight], op.eps)
+        x = self.buffers[op.x]
+        if op.centered:
+            x = x - x.mean(-1, keepdim=True)
+        normed = _rms_norm(x, self.weights[op.weight], op.eps)
+        self.buffers[op.out] = normed if op.bias is None else normed + self.weights[op.bias]
 
     def linear(self, op: Linear) -> None:
         bias = self.weights[op.bias] if op.bias is not None else None
@@ -110,7 +128,7 @@ class _Pass:
         self.kv.write(self.step, KvPlace(op.group, op.layer), keys, values)
 
     def attend(self, op: Attend) -> None:
-        width = op.num_heads * op.head_dim
+        width = op.num_heads * op.head_dim  # k and v, if they are there, stand behind
         queries = self.buffers[op.qkv][:, :width].reshape(-1, op.num_heads, op.head_dim)
         mixed = [_attend(self, op, queries, index) for index in range(len(self.step.sequences))]
         self.buffers[op.out] = torch.cat(mixed).reshape(-1, width)
@@ -146,6 +164,25 @@ class _Pass:
     def soft_cap(self, op: SoftCap) -> None:
         self.buffers[op.x] = _soft_cap(self.buffers[op.x], op.cap)
 
+    def activate(self, op: Activate) -> None:
+        self.buffers[op.x] = _ACTIVATIONS[op.activation](self.buffers[op.x])
+
+    def patches(self, op: Patches) -> None:
+        assert self.step.patches is not None, "an encoder's pass has patches"
+        self.buffers[op.out] = self.step.patches
+
+    def grid_embed(self, op: GridEmbed) -> None:
+        places, table = self.step.positions[1:], self.weights[op.table]
+        rows = sample_grid(table, op.size, places, self.step.grid)
+        self.buffers[op.x] = self.buffers[op.x] + rows
+
+    def regroup(self, op: Regroup) -> None:
+        x = self.buffers[op.x]
+        joined = x.reshape(-1, op.count, x.shape[-1])
+        if op.interleaved:
+            joined = joined.transpose(1, 2)
+        self.buffers[op.out] = joined.flatten(1)
+
 
 # The table is keyed by the operation's own type, which the value type cannot express.
 _HANDLERS: dict[type[Op], Callable[[_Pass, Any], None]] = {
@@ -163,11 +200,17 @@ _HANDLERS: dict[type[Op], Callable[[_Pass, Any], None]] = {
     Add: _Pass.add,
     Select: _Pass.select,
     SoftCap: _Pass.soft_cap,
+    Activate: _Pass.activate,
+    Patches: _Pass.patches,
+    GridEmbed: _Pass.grid_embed,
+    Regroup: _Pass.regroup,
 }
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     Activation.SILU: functional.silu,
     Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
+    Activation.GELU: functional.gelu,
+    Activation.QUICK_GELU: lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
@@ -220,6 +263,8 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     scores = torch.einsum("nhd,lhd->hnl", own, keys) * op.scale
     if op.soft_cap:
         scores = _soft_cap(scores, op.soft_cap)
+    if not op.causal:
+        return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), values)
     row = rows.context + torch.arange(own.shape[0])[:, None]
     key = stored.first_index + torch.arange(keys.shape[0])[None, :]
     hidden = key > row

@@ -42,13 +42,21 @@ class GroupTables:
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """The input of a pass: tokens [T] ≥ 0, positions [3, T], sequences, wanted rows [R]."""
+    """The input of a pass: tokens [T] ≥ 0, positions [3, T], sequences, wanted rows [R].
+
+    `features` [E, hidden] stand at the rows `feature_rows` [E] instead of their tokens. A pass
+    through an encoder has `patches` [T, values] of an image of `grid` (height, width) patches.
+    """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     sequences: tuple[SequenceRows, ...]
     logit_rows: torch.Tensor
     groups: tuple[GroupTables, ...] = ()
+    feature_rows: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    patches: torch.Tensor | None = None
+    grid: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ FAMILIES: dict[str, str] = {
     "MixtralForCausalLM": "hearth.models.families.mixtral",
     "Glm4ForCausalLM": "hearth.models.families.glm4",
     "Glm4MoeForCausalLM": "hearth.models.families.glm4_moe",
+    "Glm4vForConditionalGeneration": "hearth.models.families.glm4v",
+    "Qwen2VLForConditionalGeneration": "hearth.models.families.qwen2_vl",
 }
 
 

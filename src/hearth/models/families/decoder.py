@@ -23,7 +23,8 @@ Mlp = Callable[[Parts, int], MlpSpec | MoeSpec]
 class Decoder:
     """What holds for the whole model; `tied` where the config does not say it.
 
-    `norm_offset` is added to norm weights when they are loaded (Gemma: 1).
+    `norm_offset` is added to norm weights when they are loaded (Gemma: 1). `prefix` begins the
+    tensors' names.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Decoder:
     activation: Activation = Activation.SILU
     norm_offset: float = 0.0
     tied: bool = False
+    prefix: str = "model."
 
     def with_llama_layers(
         self, dtype: DType, attentions: Iterable[AttentionShape], mlp: Mlp = Parts.mlp
@@ -55,8 +57,8 @@ class Decoder:
         """The spec; `layer` writes the parts of the one with an index. Raises ModelError."""
         table, sizes = SlotTable(dtype), self.sizes
         tied = self.config.flag("tie_word_embeddings", default=self.tied)
-        embedding, head = embedding_and_head(table, sizes, tied=tied)
-        parts = Parts(table, sizes, self.activation, self.norm_offset)
+        embedding, head = embedding_and_head(table, sizes, tied=tied, prefix=self.prefix)
+        parts = Parts(table, sizes, self.activation, self.norm_offset, self.prefix)
         layers = tuple(layer(parts, i) for i in range(sizes.num_layers))
         return ModelSpec(
             family=self.family,

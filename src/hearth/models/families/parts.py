@@ -36,26 +36,28 @@ class AttentionShape:
 class Parts:
     """Writes the parts of layer after layer into a slot table.
 
-    `norm_offset` is added to norm weights when they are loaded (Gemma: 1).
+    `norm_offset` is added to norm weights when they are loaded (Gemma: 1). `prefix` begins the
+    tensors' names.
     """
 
     table: SlotTable
     sizes: DecoderSizes
     activation: Activation = Activation.SILU
     norm_offset: float = 0.0
+    prefix: str = "model."
 
     def norm(self, layer: int, name: str, tensor: str) -> NormSpec:
         """The norm that the checkpoint calls `tensor`; `name` is ours."""
-        source = f"model.layers.{layer}.{tensor}.weight"
+        source = f"{self.prefix}layers.{layer}.{tensor}.weight"
         return self._norm(f"layers.{layer}.{name}", source, self.sizes.hidden_size)
 
     def final_norm(self) -> NormSpec:
         """The norm before the head."""
-        return self._norm("final_norm", "model.norm.weight", self.sizes.hidden_size)
+        return self._norm("final_norm", f"{self.prefix}norm.weight", self.sizes.hidden_size)
 
     def attention(self, layer: int, shape: AttentionShape) -> AttentionSpec:
         """The attention of a layer."""
-        sizes, base = self.sizes, f"model.layers.{layer}.self_attn"
+        sizes, base = self.sizes, f"{self.prefix}layers.{layer}.self_attn"
         rows = {"q_proj": sizes.q_rows, "k_proj": sizes.kv_rows, "v_proj": sizes.kv_rows}
         if shape.fused:
             rows = {"qkv_proj": sizes.q_rows + 2 * sizes.kv_rows}
@@ -86,13 +88,13 @@ class Parts:
 
     def mlp(self, layer: int, *, has_bias: bool = False, fused: bool = False) -> MlpSpec:
         """The gated MLP of a layer; `fused`: the checkpoint keeps gate and up as gate_up_proj."""
-        base = f"model.layers.{layer}.mlp"
+        base = f"{self.prefix}layers.{layer}.mlp"
         size = self.sizes.intermediate_size
         return self._mlp(f"layers.{layer}", base, size, has_bias=has_bias, fused=fused)
 
     def shared_expert(self, layer: int, intermediate_size: int) -> MlpSpec:
         """The MLP beside a layer's experts that serves every row."""
-        base = f"model.layers.{layer}.mlp.shared_experts"
+        base = f"{self.prefix}layers.{layer}.mlp.shared_experts"
         return self._mlp(f"layers.{layer}.shared", base, intermediate_size)
 
     def _mlp(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot, WeightSource
 from hearth.models.sizes import DecoderSizes
 
-Rows = tuple[str, int]  # checkpoint tensor and its number of rows
+Rows = tuple[str, int] | WeightSource  # checkpoint tensor and its number of rows, or some of them
 
 
 @dataclass(slots=True)
@@ -45,6 +45,12 @@ class SlotTable:
         """A table that is only gathered from."""
         return self._append(name, SlotKind.TABLE, cols, (source,))
 
+    def grid(self, name: str, cols: int, source: Rows) -> str:
+        """A table of positions that is interpolated; always float32."""
+        name = self._append(name, SlotKind.TABLE, cols, (source,))
+        self.slots[-1] = replace(self.slots[-1], quant=QuantSpec(DType.FLOAT32))
+        return name
+
     def vector(self, name: str, *sources: Rows, offset: float = 0.0) -> str:
         """Norm weights or a bias; always float32; `offset` is added to every element."""
         return self._append(name, SlotKind.VECTOR, 1, sources, offset)
@@ -62,10 +68,28 @@ class SlotTable:
         offset: float = 0.0,
     ) -> str:
         dtype = DType.FLOAT32 if kind is SlotKind.VECTOR else self.dtype
-        rows = sum(count for _, count in sources)
-        listed = tuple(WeightSource(tensor, count) for tensor, count in sources)
+        listed = tuple(s if isinstance(s, WeightSource) else WeightSource(*s) for s in sources)
+        rows = sum(source.num_rows for source in listed)
         self.slots.append(WeightSlot(name, kind, rows, cols, listed, QuantSpec(dtype), offset))
         return name
+
+
+def with_older_names(
+    slots: Iterable[WeightSlot], prefixes: Mapping[str, str]
+) -> tuple[WeightSlot, ...]:
+    """The slots; a tensor that a checkpoint lacks may stand there under an older prefix.
+
+    `prefixes`: today's to the older one; of several that fit, the first.
+    """
+
+    def named(source: WeightSource) -> WeightSource:
+        for now, before in prefixes.items():
+            if source.tensor.startswith(now):
+                older = f"{before}{source.tensor.removeprefix(now)}"
+                return replace(source, otherwise=replace(source, tensor=older))
+        return source
+
+    return tuple(replace(slot, sources=tuple(map(named, slot.sources))) for slot in slots)
 
 
 def embedding_and_head(

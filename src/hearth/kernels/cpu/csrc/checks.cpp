@@ -79,7 +79,7 @@ void Model::check_experts(const hearth_op& op) const {
           "a router has fewer experts than it chooses");
   require(op.scoring == HEARTH_SCORE_SOFTMAX || op.scoring == HEARTH_SCORE_SIGMOID,
           "a router has an unknown scoring");
-  require(op.activation == HEARTH_ACT_SILU || op.activation == HEARTH_ACT_GELU_TANH,
+  require(op.activation >= 0 && op.activation < HEARTH_NUM_ACTIVATIONS,
           "experts have an unknown activation");
   const Buffer &x = buffers_[op.x], &gated = buffers_[op.gated], &out = buffers_[op.out];
   require(buffers_[op.y].width == op.experts && buffers_[op.routes].width == 2 * op.top_k &&
@@ -144,6 +144,7 @@ void Model::check_op(const hearth_op& op) const {
       break;
     case HEARTH_OP_NORM:
       weight(op.weight, HEARTH_VECTOR, buffer(op.x).width);
+      if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, buffer(op.x).width);
       require(buffer(op.out).stride == buffer(op.x).stride, "norm changes the width");
       break;
     case HEARTH_OP_LINEAR: {
@@ -176,20 +177,23 @@ void Model::check_op(const hearth_op& op) const {
     case HEARTH_OP_ATTEND: {
       require(op.group >= 0 && op.group < static_cast<int32_t>(groups_.size()), "no such KV group");
       const auto& g = groups_[op.group].shape;
-      require(op.layer >= 0 && op.layer < g.layers && op.kv_heads == g.kv_heads &&
-                  op.head_dim == g.head_dim && op.kv_heads > 0 && op.heads > 0 &&
-                  op.heads % op.kv_heads == 0 &&
-                  buffer(op.x).width == (op.heads + 2 * op.kv_heads) * op.head_dim,
-              "attention does not fit its KV group");
-      if (op.kind == HEARTH_OP_ATTEND)
-        require(buffer(op.out).width == op.heads * op.head_dim && op.soft_cap >= 0.0f &&
-                    op.window == g.window,
+      bool attends = op.kind == HEARTH_OP_ATTEND;
+      int64_t width = op.heads * op.head_dim, kv_width = 2 * op.kv_heads * op.head_dim;
+      require(
+          op.layer >= 0 && op.layer < g.layers && op.kv_heads == g.kv_heads &&
+              op.head_dim == g.head_dim && op.kv_heads > 0 && op.heads >= attends &&
+              op.heads % op.kv_heads == 0 &&
+              (buffer(op.x).width == width + kv_width || (attends && buffer(op.x).width == width)),
+          "attention does not fit its KV group");
+      if (attends)
+        require(buffer(op.out).width == width && op.soft_cap >= 0.0f && op.window == g.window &&
+                    (!op.flag || (limits_.max_image_rows > 0 && op.window == 0)),
                 "attention has another width than its output");
       break;
     }
     case HEARTH_OP_GATE:
       require(buffer(op.x).width == 2 * buffer(op.out).width, "gate needs twice its width");
-      require(op.activation == HEARTH_ACT_SILU || op.activation == HEARTH_ACT_GELU_TANH,
+      require(op.activation >= 0 && op.activation < HEARTH_NUM_ACTIVATIONS,
               "gate has an unknown activation");
       break;
     case HEARTH_OP_EXPERTS:
@@ -213,8 +217,67 @@ void Model::check_op(const hearth_op& op) const {
           "sample does not fit");
       break;
     default:
+      check_encoder_op(op);
+  }
+}
+
+// Operations that encoders alone have.
+void Model::check_encoder_op(const hearth_op& op) const {
+  auto buffer = [&](int32_t i) {
+    require(i >= 0 && i < static_cast<int32_t>(buffers_.size()), "an operation names no buffer");
+    return buffers_[i];
+  };
+  switch (op.kind) {
+    case HEARTH_OP_ACTIVATE:
+      require(!buffer(op.x).group && op.activation >= 0 && op.activation < HEARTH_NUM_ACTIVATIONS,
+              "an activation is unknown");
+      break;
+    case HEARTH_OP_PATCHES:
+      require(!buffer(op.out).group && buffer(op.out).rows_kind == HEARTH_ROWS_TOKENS,
+              "patches do not fit");
+      break;
+    case HEARTH_OP_GRID_EMBED: {
+      int64_t side = op.count;
+      require(side > 0 && side < 1 << 12 && !buffer(op.x).group, "a grid does not fit");
+      const auto& w = checked_weight(op.weight, HEARTH_TABLE, side * side);
+      require(w.cols == buffer(op.x).width && !w.bits && w.dtype == HEARTH_F32,
+              "a grid is no table of floats of this width");
+      break;
+    }
+    case HEARTH_OP_REGROUP:
+      require(op.count == limits_.merge_rows && !buffer(op.x).group &&
+                  buffer(op.out).width == op.count * buffer(op.x).width &&
+                  buffer(op.out).rows_kind == HEARTH_ROWS_MERGED &&
+                  buffer(op.x).rows_kind != HEARTH_ROWS_MERGED,
+              "rows that are joined do not fit");
+      break;
+    case HEARTH_OP_EMIT:
+      require(!buffer(op.x).group && buffer(op.x).rows_kind == HEARTH_ROWS_MERGED,
+              "an output does not fit");
+      break;
+    default:
       fail(HEARTH_E_ARGUMENT, "unknown operation " + std::to_string(op.kind));
   }
+}
+
+// Of an encoder: which rows of which image, and where what it reads and writes lies.
+void Model::check_image(const hearth_plan& p, const hearth_result& result) const {
+  if (limits_.max_image_rows == 0) {
+    if (p.image_rows != 0) fail(HEARTH_E_PLAN, "image_rows, and this model encodes none");
+    return;
+  }
+  int64_t merge = limits_.merge_rows;
+  if (p.num_sequences != 1 || p.image_rows < 1 || p.image_rows > limits_.max_image_rows ||
+      int64_t{p.context[0]} + p.num_tokens > p.image_rows || p.context[0] % merge ||
+      p.num_tokens % merge || p.image_rows % merge || p.grid_height < 1 || p.grid_width < 1)
+    fail(HEARTH_E_PLAN, "rows " + std::to_string(p.context[0]) + " to " +
+                            std::to_string(p.context[0] + p.num_tokens) + " of an image of " +
+                            std::to_string(p.image_rows) + "; at most " +
+                            std::to_string(limits_.max_image_rows));
+  if (!p.patches || !result.features) fail(HEARTH_E_PLAN, "an image without patches or features");
+  for (const auto& group : groups_)
+    if (p.num_blocks * int64_t{limits_.block_size} < p.image_rows || group.shape.window)
+      fail(HEARTH_E_PLAN, "an image has too few blocks");
 }
 
 void Model::check_plan(const hearth_plan& p) const {

@@ -20,6 +20,7 @@ std::vector<int32_t> buffers_used(const hearth_op& op) {
   switch (op.kind) {
     case HEARTH_OP_EMBED:
     case HEARTH_OP_ANGLES:
+    case HEARTH_OP_PATCHES:
       return {op.out};
     case HEARTH_OP_ROPE:
     case HEARTH_OP_ADD:
@@ -28,6 +29,9 @@ std::vector<int32_t> buffers_used(const hearth_op& op) {
     case HEARTH_OP_KV_WRITE:
     case HEARTH_OP_SOFT_CAP:
     case HEARTH_OP_SAMPLE:
+    case HEARTH_OP_ACTIVATE:
+    case HEARTH_OP_GRID_EMBED:
+    case HEARTH_OP_EMIT:
       return {op.x};
     case HEARTH_OP_EXPERTS:
       return {op.x, op.y, op.out, op.routes, op.gated};

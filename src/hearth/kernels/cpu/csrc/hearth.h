@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 7
+#define HEARTH_ABI_VERSION 8
 
 enum {
   HEARTH_OK = 0,
@@ -28,9 +28,22 @@ enum {
 };
 enum { HEARTH_F32 = 0, HEARTH_BF16 = 1, HEARTH_F16 = 2 };
 enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
-enum { HEARTH_ROWS_TOKENS = 0, HEARTH_ROWS_LOGITS = 1 };
+// Of an encoder: IMAGE rows are all those of an image, and stay from run to run; MERGED ones are
+// the run's rows joined by merge_rows.
+enum {
+  HEARTH_ROWS_TOKENS = 0,
+  HEARTH_ROWS_LOGITS = 1,
+  HEARTH_ROWS_IMAGE = 2,
+  HEARTH_ROWS_MERGED = 3
+};
 enum { HEARTH_PAIR_HALF = 0, HEARTH_PAIR_INTERLEAVED = 1 };
-enum { HEARTH_ACT_SILU = 0, HEARTH_ACT_GELU_TANH = 1 };
+enum {
+  HEARTH_ACT_SILU = 0,
+  HEARTH_ACT_GELU_TANH = 1,
+  HEARTH_ACT_GELU = 2,
+  HEARTH_ACT_QUICK_GELU = 3,
+  HEARTH_NUM_ACTIVATIONS = 4
+};
 enum { HEARTH_SCORE_SOFTMAX = 0, HEARTH_SCORE_SIGMOID = 1 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
 // Whether the keys of a sequence are split among threads: as the step needs it; never; always.
@@ -52,6 +65,11 @@ enum {
   HEARTH_OP_SOFT_CAP,
   HEARTH_OP_EXPERTS,
   HEARTH_OP_QUANTIZE,
+  HEARTH_OP_ACTIVATE,
+  HEARTH_OP_PATCHES,
+  HEARTH_OP_GRID_EMBED,
+  HEARTH_OP_REGROUP,
+  HEARTH_OP_EMIT,
 };
 
 // One operation. x, y, out number buffers; weight and bias number weights, −1: none.
@@ -75,6 +93,8 @@ typedef struct hearth_op {
   int32_t scoring, normalize;  // HEARTH_SCORE_*; 0 or 1
   int32_t gated_codes;         // buffer of `gated` as int8 rows, or −1
   int32_t fused;               // so many of the following operations run in the same tiles
+  int32_t flag;                // NORM: 1 centered; ATTEND: 1 not causal; REGROUP: 1 interleaved
+  int32_t count;  // GRID_EMBED: rows of a side of the table; REGROUP: rows that are joined
 } hearth_op;
 
 typedef struct hearth_buffer {
@@ -115,6 +135,7 @@ typedef struct hearth_model_desc {
   int32_t vocab_size;
   int32_t max_tokens, max_sequences, max_logit_rows, max_model_len;
   int32_t block_size, kv_dtype;
+  int32_t max_image_rows, merge_rows;  // of an encoder; 0 and 1: there are no such buffers
   int32_t num_threads;
   int32_t attend_split;  // HEARTH_SPLIT_*
   const char* isa;       // "auto", "generic", "avx2", "avx512"
@@ -153,6 +174,12 @@ typedef struct hearth_plan {
   const int32_t* bias_start;  // [R+1]
   const int32_t* bias_tokens;
   const float* biases;
+  const float* const*
+      features;  // [T]; a row of an encoder's output instead of the token's, or null
+  // Of an encoder: one sequence, whose rows context[0] … of image_rows are computed.
+  int32_t image_rows;
+  int32_t grid_height, grid_width;  // patches
+  const float* patches;             // [T, width of the buffer that takes them]; or null
 } hearth_plan;
 
 // Written by hearth_run; hashes and logits only when the plan's flags ask for them, the best tokens
@@ -164,7 +191,8 @@ typedef struct hearth_result {
   float* logits;        // [R, vocab_size] or null
   int32_t* top_tokens;  // [R, K] or null
   float* top_logprobs;  // [R, K] or null
-  int32_t* ranks;  // [R]; of given tokens, 1 the best; 0 where one is sampled; null: no `given`
+  int32_t* ranks;   // [R]; of given tokens, 1 the best; 0 where one is sampled; null: no `given`
+  float* features;  // [image_rows / merge_rows, width of the emitted buffer], or null
 } hearth_result;
 
 typedef struct hearth_model hearth_model;

@@ -5,7 +5,8 @@
 
 namespace hearth {
 const Kernels kKernelsAvx512 = {
-    "avx512", linear, quant_linear, quant_linear_exact, quantize, fit,      norm,    head_norm,
-    gate,     attend, attend_merge, kv_write,           add,      soft_cap, maximum, exp_sum};
+    "avx512", linear, quant_linear, quant_linear_exact, quantize, fit,      norm,       head_norm,
+    gate,     attend, attend_merge, kv_write,           add,      activate, add_scaled, soft_cap,
+    maximum,  exp_sum};
 }  // namespace hearth
 #endif

@@ -4,6 +4,7 @@
 
 namespace hearth {
 const Kernels kKernelsGeneric = {
-    "generic", linear, quant_linear, quant_linear_exact, quantize, fit,      norm,    head_norm,
-    gate,      attend, attend_merge, kv_write,           add,      soft_cap, maximum, exp_sum};
+    "generic", linear, quant_linear, quant_linear_exact, quantize, fit,      norm,       head_norm,
+    gate,      attend, attend_merge, kv_write,           add,      activate, add_scaled, soft_cap,
+    maximum,   exp_sum};
 }  // namespace hearth

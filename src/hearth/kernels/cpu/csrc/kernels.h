@@ -81,6 +81,8 @@ struct NormArgs {
   int64_t width, padded;
   float eps;
   int rows;
+  const float* bias = nullptr;
+  bool centered = false;  // the mean is taken off first
 };
 
 struct HeadNormArgs {
@@ -97,7 +99,7 @@ struct GateArgs {
   int64_t ldo;
   int64_t width;
   int rows;
-  bool gelu;  // the tanh form of GELU; otherwise SiLU
+  int activation;  // HEARTH_ACT_*
 };
 
 // Neighbouring rows of a sequence, and the query heads that share a key/value head.
@@ -124,6 +126,7 @@ struct AttendArgs {
   // attend_partial_floats(rows · heads, head_dim) for each segment that any row sees.
   float* partials;
   int64_t first_segment, last_segment;
+  int64_t keys;  // > 0: every row sees so many keys, whatever its position
 };
 
 struct KvWriteArgs {
@@ -156,6 +159,9 @@ struct Kernels {
   void (*attend_merge)(const AttendArgs&);  // partials of all segments → out
   void (*kv_write)(const KvWriteArgs&);
   void (*add)(float* x, const float* y, int64_t count);
+  void (*activate)(float* x, int64_t count, int activation);  // count is a multiple of 16
+  // x += weight · y, `count` values, a multiple of 16.
+  void (*add_scaled)(float* x, const float* y, float weight, int64_t count);
   // x = cap · tanh(x / cap); count is a multiple of 16.
   void (*soft_cap)(float* x, float cap, int64_t count);
   // Largest value; count > 0.

@@ -72,7 +72,7 @@ struct Span {
 };
 
 inline int64_t end_of(const AttendArgs& a, int query) {
-  return a.position + query / a.heads + 1;
+  return a.keys > 0 ? a.keys : a.position + query / a.heads + 1;
 }
 inline int64_t first_of(const AttendArgs& a, int query) {
   return a.window > 0 ? larger(0, end_of(a, query) - a.window) : 0;

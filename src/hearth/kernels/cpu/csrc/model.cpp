@@ -57,6 +57,8 @@ Model::Model(const hearth_model_desc& desc)
   require(desc.num_threads > 0 && desc.num_threads <= 1024, "num_threads must be 1 to 1024");
   require(desc.block_size > 0 && desc.block_size % kKeyGroup == 0,
           "block_size must be a multiple of 16");
+  require(desc.max_image_rows >= 0 && desc.merge_rows > 0 && desc.merge_rows <= desc.max_tokens,
+          "merge_rows must be 1 to max_tokens");
   create_buffers(desc);
   create_groups(desc);
   check_program();
@@ -71,10 +73,20 @@ Model::Model(const hearth_model_desc& desc)
   team_ = std::make_unique<Team>(desc.num_threads);
 }
 
+int64_t Model::most_rows(int kind) const {
+  switch (kind) {
+    case HEARTH_ROWS_LOGITS:
+      return limits_.max_logit_rows;
+    case HEARTH_ROWS_IMAGE:
+      return limits_.max_image_rows;
+    case HEARTH_ROWS_MERGED:
+      return limits_.max_tokens / limits_.merge_rows;
+    default:
+      return limits_.max_tokens;
+  }
+}
+
 void Model::create_buffers(const hearth_model_desc& desc) {
-  auto most_rows = [&](int kind) {
-    return kind == HEARTH_ROWS_LOGITS ? desc.max_logit_rows : desc.max_tokens;
-  };
   int64_t floats = 0;
   for (int i = 0; i < desc.num_buffers; i++) {
     const hearth_buffer& b = desc.buffers[i];
@@ -127,7 +139,7 @@ void Model::create_tile_scratch() {
     if (step.form == Form::kGated) columns *= 2;
     if (step.form == Form::kAttend) {
       const hearth_op& attend = ops_[step.op];
-      rows = kAttendRows;
+      rows = attend_rows_;
       columns = round_up(attend.heads / attend.kv_heads * attend.head_dim, kRowPad);
     }
     floats = std::max(floats, rows * columns);
@@ -190,7 +202,9 @@ void Model::run(int first, int last, const hearth_plan& plan, const hearth_resul
   if (first_step_[first] < 0 || first_step_[last] < 0)
     fail(HEARTH_E_ARGUMENT, "the range cuts operations that run in the same tiles");
   check_plan(plan);
+  check_image(plan, result);
   check_sampling(plan, result);
+  image_row_ = plan.image_rows > 0 ? plan.context[0] : 0;
   if (first == 0) copy_blocks(plan);
   prepare(first, last, plan, result);
   team_->run({run_tile, this, stage_tiles_.data(), static_cast<int>(stages_.size())});
@@ -206,8 +220,7 @@ void Model::read_buffer(int buffer, int rows, float* out) const {
   if (buffer < 0 || buffer >= static_cast<int>(buffers_.size()))
     fail(HEARTH_E_ARGUMENT, "no such buffer");
   const Buffer& b = buffers_[buffer];
-  int most = b.rows_kind == HEARTH_ROWS_LOGITS ? limits_.max_logit_rows : limits_.max_tokens;
-  if (rows < 0 || rows > most) fail(HEARTH_E_ARGUMENT, "no so many rows");
+  if (rows < 0 || rows > most_rows(b.rows_kind)) fail(HEARTH_E_ARGUMENT, "no so many rows");
   if (b.is_tile) fail(HEARTH_E_ARGUMENT, "a buffer that stays within tiles cannot be read");
   for (int r = 0; r < rows; r++) {
     const float* row = b.data + r * b.stride;

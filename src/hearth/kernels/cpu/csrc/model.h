@@ -135,6 +135,8 @@ class Model {
   void create_expert_scratch();
   void check_program() const;
   void check_op(const hearth_op& op) const;
+  void check_encoder_op(const hearth_op& op) const;
+  void check_image(const hearth_plan& plan, const hearth_result& result) const;
   void check_tile_buffers() const;
   Form form_of(int first) const;  // throws Failure
   void check_experts(const hearth_op& op) const;
@@ -151,9 +153,13 @@ class Model {
   int tiles_of(const Step& step) const;
   int rows_of(const Buffer& buffer) const;
   int rows_of(const hearth_op& op) const;
+  // `index` counts from the first row of the run, also in a buffer of a whole image.
   float* row(int buffer, int64_t index) const {
-    return buffers_[buffer].data + index * buffers_[buffer].stride;
+    const Buffer& b = buffers_[buffer];
+    if (b.rows_kind == HEARTH_ROWS_IMAGE) index += image_row_;
+    return b.data + index * b.stride;
   }
+  int64_t most_rows(int kind) const;
 
   static void run_tile(void* self, int stage, int tile, int thread);
   void run_step(const Step& step, int tile, int thread);
@@ -171,6 +177,12 @@ class Model {
   void select(const hearth_op& op, int row);
   void soft_cap(const hearth_op& op, Rows rows);
   void sample(const hearth_op& op, int row, int thread);
+  // ops_encoder.cpp
+  void activate(const hearth_op& op, Rows rows);
+  void patches(const hearth_op& op, Rows rows);
+  void grid_embed(const hearth_op& op, int row);
+  void regroup(const hearth_op& op, int row);
+  void emit(const hearth_op& op, int row);
   // ops_linear.cpp
   int linear_tiles(const Step& step) const;
   int columns_a_tile(const Step& step) const;
@@ -227,7 +239,9 @@ class Model {
   int most_split_ = 0;                         // row tiles of a step that may be split
   std::unique_ptr<Arena> quant_scratch_;       // kQuantScratchBytes a thread
   std::vector<SampleScratch> sample_scratch_;  // [threads]
-  std::vector<RowTile> attend_tiles_;          // rows of one sequence, kAttendRows at most
+  int attend_rows_ = kAttendRows;              // of a sequence that a tile takes
+  std::vector<RowTile> attend_tiles_;          // rows of one sequence, attend_rows_ at most
+  int64_t image_row_ = 0;                      // of an encoder's run, the first
   std::vector<int32_t> row_sequence_;          // [max_tokens]
   std::vector<int32_t> previous_tokens_;       // results of the last step that sampled
   int num_previous_tokens_ = 0;

@@ -53,14 +53,18 @@ float element(const hearth_weight& weight, int64_t row, int64_t k) {
 }  // namespace
 
 int Model::rows_of(const Buffer& buffer) const {
-  return buffer.rows_kind == HEARTH_ROWS_LOGITS ? plan_->num_logit_rows : plan_->num_tokens;
+  if (buffer.rows_kind == HEARTH_ROWS_LOGITS) return plan_->num_logit_rows;
+  return buffer.rows_kind == HEARTH_ROWS_MERGED ? plan_->num_tokens / limits_.merge_rows
+                                                : plan_->num_tokens;
 }
 
 // The buffer whose rows an operation goes through.
 int own_buffer(const hearth_op& op) {
   bool in_place = op.kind == HEARTH_OP_ADD || op.kind == HEARTH_OP_ROPE ||
                   op.kind == HEARTH_OP_HEAD_NORM || op.kind == HEARTH_OP_SOFT_CAP ||
-                  op.kind == HEARTH_OP_KV_WRITE || op.kind == HEARTH_OP_SAMPLE;
+                  op.kind == HEARTH_OP_KV_WRITE || op.kind == HEARTH_OP_SAMPLE ||
+                  op.kind == HEARTH_OP_ACTIVATE || op.kind == HEARTH_OP_GRID_EMBED ||
+                  op.kind == HEARTH_OP_EMIT;
   return in_place ? op.x : op.out;
 }
 
@@ -150,6 +154,16 @@ void Model::run_rows(const hearth_op& op, Rows rows, int thread) {
       return soft_cap(op, rows);
     case HEARTH_OP_SAMPLE:
       return each([&](int r) { sample(op, r, thread); });
+    case HEARTH_OP_ACTIVATE:
+      return activate(op, rows);
+    case HEARTH_OP_PATCHES:
+      return patches(op, rows);
+    case HEARTH_OP_GRID_EMBED:
+      return each([&](int r) { grid_embed(op, r); });
+    case HEARTH_OP_REGROUP:
+      return each([&](int r) { regroup(op, r); });
+    case HEARTH_OP_EMIT:
+      return each([&](int r) { emit(op, r); });
   }
 }
 
@@ -160,7 +174,11 @@ void Model::embed(const hearth_op& op, int index) {
   const hearth_weight& table = weights_[op.weight];
   const hearth_layout& w = table.layout;
   float* out = row(op.out, index);
-  for (int64_t k = 0; k < w.cols; k++) out[k] = op.scale * element(table, token, k);
+  const float* feature = plan_->features ? plan_->features[index] : nullptr;
+  if (feature)
+    std::copy(feature, feature + w.cols, out);
+  else
+    for (int64_t k = 0; k < w.cols; k++) out[k] = op.scale * element(table, token, k);
   // Later operations add to whole rows: what a value that is not finite left behind the width by
   // an earlier step must not reach this one.
   std::fill(out + w.cols, out + buffers_[op.out].stride, 0.0f);
@@ -183,8 +201,17 @@ void Model::angles(const hearth_op& op, int index) {
 
 void Model::norm(const hearth_op& op, Rows rows) {
   const Buffer& x = buffers_[op.x];
-  kernels_.norm({row(op.x, rows.first), static_cast<const float*>(weights_[op.weight].data),
-                 row(op.out, rows.first), x.stride, x.width, x.stride, op.eps, rows.count});
+  NormArgs args{row(op.x, rows.first),
+                static_cast<const float*>(weights_[op.weight].data),
+                row(op.out, rows.first),
+                x.stride,
+                x.width,
+                x.stride,
+                op.eps,
+                rows.count};
+  if (op.bias >= 0) args.bias = static_cast<const float*>(weights_[op.bias].data);
+  args.centered = op.flag != 0;
+  kernels_.norm(args);
 }
 
 void Model::quantize(const hearth_op& op, int index) {
@@ -196,7 +223,7 @@ void Model::quantize(const hearth_op& op, int index) {
 void Model::gate(const hearth_op& op, Rows rows) {
   const Buffer &x = buffers_[op.x], &out = buffers_[op.out];
   kernels_.gate({row(op.x, rows.first), x.stride, row(op.out, rows.first), out.stride, out.width,
-                 rows.count, op.activation == HEARTH_ACT_GELU_TANH});
+                 rows.count, op.activation});
 }
 
 void Model::add(const hearth_op& op, Rows rows) {

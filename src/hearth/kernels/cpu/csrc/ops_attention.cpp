@@ -12,6 +12,8 @@
 namespace hearth {
 namespace {
 
+// Queries that share each look at the keys; fewer would read long contexts too often.
+constexpr int kQueriesATile = 32;
 constexpr int kPiecesAThread = 4;   // of equal work, so that one that is held up has little left
 constexpr int kSplitsAThread = 16;  // row tiles that may be split
 constexpr size_t kPartialBytes = 2 << 20;  // a thread; what finds no room there is not split
@@ -20,11 +22,14 @@ constexpr size_t kPartialBytes = 2 << 20;  // a thread; what finds no room there
 
 void Model::create_attend_scratch() {
   attend_work_.resize(groups_.size());
-  int most_kv_heads = 0;
+  int most_kv_heads = 0, most_heads = 1;
+  for (const auto& op : ops_)
+    if (op.kind == HEARTH_OP_ATTEND) most_heads = std::max(most_heads, op.heads / op.kv_heads);
+  attend_rows_ = std::max(kAttendRows, kQueriesATile / most_heads);
   for (const auto& op : ops_) {
     if (op.kind != HEARTH_OP_ATTEND) continue;
     int heads = op.heads / op.kv_heads;
-    int64_t floats = hearth::attend_scratch_floats(kAttendRows * heads, op.head_dim);
+    int64_t floats = hearth::attend_scratch_floats(attend_rows_ * heads, op.head_dim);
     attend_scratch_floats_ = std::max(attend_scratch_floats_, (floats + 63) / 64 * 64);
     auto& work = attend_work_[static_cast<size_t>(op.group)];
     work.most_heads = std::max(work.most_heads, heads);
@@ -48,6 +53,7 @@ void Model::create_attend_scratch() {
 }
 
 Model::Segments Model::segments_of(const RowTile& rows, int window) const {
+  if (plan_->image_rows > 0) return {0, (plan_->image_rows + kSegment - 1) / kSegment};
   int64_t position = static_cast<int64_t>(plan_->context[rows.sequence]) + rows.first -
                      plan_->row_start[rows.sequence];
   int64_t first = window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0;
@@ -57,8 +63,8 @@ Model::Segments Model::segments_of(const RowTile& rows, int window) const {
 void Model::plan_attention() {
   attend_tiles_.clear();
   for (int s = 0; s < plan_->num_sequences; s++)
-    for (int row = plan_->row_start[s]; row < plan_->row_start[s + 1]; row += kAttendRows)
-      attend_tiles_.push_back({row, std::min(kAttendRows, plan_->row_start[s + 1] - row), s});
+    for (int row = plan_->row_start[s]; row < plan_->row_start[s + 1]; row += attend_rows_)
+      attend_tiles_.push_back({row, std::min(attend_rows_, plan_->row_start[s + 1] - row), s});
   for (size_t g = 0; g < groups_.size(); g++)
     if (attend_work_[g].most_heads > 0) split_attention(attend_work_[g], groups_[g].shape);
 }
@@ -112,6 +118,7 @@ AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_h
   args.head_dim = op.head_dim;
   args.position =
       static_cast<int64_t>(plan_->context[sequence]) + rows.first - plan_->row_start[sequence];
+  args.keys = op.flag ? plan_->image_rows : 0;
   args.window = op.window;
   args.scale = op.scale;
   args.soft_cap = op.soft_cap;

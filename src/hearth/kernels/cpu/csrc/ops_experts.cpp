@@ -295,8 +295,7 @@ void Model::expert_gated(const hearth_op& op, int tile, int thread) {
       args.out = both + part * kPanel;
       kernels_.linear(args);
     }
-    kernels_.gate({both, 2 * kPanel, both, 2 * kPanel, kPanel, args.rows,
-                   op.activation == HEARTH_ACT_GELU_TANH});
+    kernels_.gate({both, 2 * kPanel, both, 2 * kPanel, kPanel, args.rows, op.activation});
     for (int r = 0; r < args.rows; r++) {
       int64_t t = pairs[r] / op.top_k, i = pairs[r] % op.top_k;
       float share = row(op.routes, t)[op.top_k + i];

@@ -168,12 +168,12 @@ void Model::gated_tile(const Step& step, int64_t first_panel, Rows rows, int thr
     for (int64_t p = 0; p < panels(columns); p++)
       linear_panel(ops[0], begin + first_panel + p, rows, out + p * kPanel, stride, thread);
   }
-  bool is_gelu = ops[1].activation == HEARTH_ACT_GELU_TANH;
+  int activation = ops[1].activation;
   if (step.fused == 1) {
     float* out = row(ops[1].out, rows.first) + first;
-    return kernels_.gate({both, stride, out, gated.stride, columns, rows.count, is_gelu});
+    return kernels_.gate({both, stride, out, gated.stride, columns, rows.count, activation});
   }
-  kernels_.gate({both, stride, both, stride, columns, rows.count, is_gelu});
+  kernels_.gate({both, stride, both, stride, columns, rows.count, activation});
   for (int r = 0; r < rows.count; r++)
     quantize_columns(ops[2], rows.first + r, first, columns, both + r * stride);
 }
