@@ -9,9 +9,9 @@ and asked about a screenshot of 1080 × 2400 with a prompt as long as the agent'
 with another screenshot (the second step, whose text is in the prefix cache).
 
 Stages: front end (decode, resize, tokenize: what is left of the time to the first token), encoder
-and text prefill (the engine's own clocks). Limits: int8 operations of the encoder's linear layers at
-the int8 peak and its attention at the fp32 peak, both measured in the same run. Memory: the peak
-of both processes without KV cache, beside the plan. Never asserts.
+and text prefill (the engine's own clocks). Limits: int8 operations of the encoder's linear layers
+at the int8 peak and its attention at the fp32 peak, both measured in the same run. Memory: the peak
+of both processes, beside the plan. Never asserts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from PIL import Image
 from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.program import Attend, EncoderProgram
 from hearth.core.spec import SlotKind
+from hearth.engine.images.resize import Size, num_tokens_of, resized_size
+from hearth.models.image_sizes import default_processor
 from hearth.models.loader import load_model_spec
 
 SYSTEM_TOKENS = 2000  # about, of the agent's Chinese system prompt with this tokenizer
@@ -80,7 +82,7 @@ def write_model(source: Path, directory: Path) -> None:
     """The configuration with a tokenizer that goes with it."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     tokenizer = json.loads((BUILT_IN_DIR / "tokenizer.json").read_text(encoding="utf-8"))
-    first = len(tokenizer["model"]["vocab"]) + 7
+    first = len(tokenizer["model"]["vocab"])
     plain = tokenizer["added_tokens"][0]
     tokenizer["added_tokens"] += [
         {**plain, "id": first + i, "content": token} for i, token in enumerate(TOKENS)
@@ -99,7 +101,7 @@ def write_model(source: Path, directory: Path) -> None:
 
 
 def screenshot(seed: int) -> str:
-    """A data URL of a screen: areas of one colour, with some texture; RGBA as the phone gives it."""
+    """A data URL of a screen: areas of one colour, some texture; RGBA as the phone gives it."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (SCREEN[1] // 60, SCREEN[0] // 60, 4))
     pixels = np.kron(coarse, np.ones((60, 60, 1))).astype(np.uint8)
@@ -151,6 +153,14 @@ class Served:
         counts: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=600).json()["engine"]
         return counts
 
+    def post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat; ends the program where it is refused."""
+        answer = httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=3600)
+        if answer.status_code != 200:
+            raise SystemExit(f"{answer.text}\n{Path(self.log.name).read_text()}")
+        found: dict[str, Any] = answer.json()
+        return found
+
     def peak_bytes(self) -> int:
         """Of both processes."""
         children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text()
@@ -167,54 +177,42 @@ def _status_kib(pid: str, name: str) -> int:
     return int(text.split(f"{name}:", 1)[1].split()[0])
 
 
-def ask(served: Served, number: int, encoder: EncoderProgram, ceiling: Ceiling) -> Step:
-    """One step of the conversation."""
+def ask(served: Served, number: int, image_tokens: int, limit_s: float) -> Step:
+    """One step of the conversation; its first token, then the others from the cache."""
     system = "tap swipe type " * (SYSTEM_TOKENS // 5)
     image = {"type": "image_url", "image_url": {"url": screenshot(number)}}
     text = {"type": "text", "text": f"step {number}: what is to be done?"}
-    body = {
+    body: dict[str, Any] = {
         "messages": [
             {"role": "system", "content": system},
             {"role": "user", "content": [image, text]},
         ],
-        "max_tokens": NEW_TOKENS,
         "temperature": 0.0,
-        "stream": True,
         "ignore_eos": True,
-        "stream_options": {"include_usage": True},
     }
     before, started = served.engine(), time.perf_counter()
-    first = at_first = last = 0.0
-    usage: dict[str, Any] = {}
-    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=3600) as answer:
-        for line in answer.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
-            usage = chunk.get("usage") or usage
-            last = time.perf_counter()
-            if not first and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                first = last
-                at_first = first - started
+    usage = served.post(body | {"max_tokens": 1})["usage"]
+    first_token_s = time.perf_counter() - started
     after = served.engine()
-    generated = max(1, after["generated_tokens"] - before["generated_tokens"])
-    token_s = (last - first) / max(1, generated - 1)
-    executed = after["execute_seconds"] - before["execute_seconds"] - token_s * (generated - 1)
-    image_tokens = usage["prompt_tokens"] - SYSTEM_TOKENS
-    details = usage.get("prompt_tokens_details") or {}
-    encode_s = after["encode_seconds"] - before["encode_seconds"]
+    served.post(body | {"max_tokens": 1 + NEW_TOKENS})
+    last = served.engine()
+    alone_s = _difference(after, last, "execute_seconds") / (1 + NEW_TOKENS)
     return Step(
         pixels=0,
         step=number,
         image_tokens=image_tokens,
         prompt_tokens=usage["prompt_tokens"],
-        cached_tokens=details.get("cached_tokens") or 0,
-        first_token_s=at_first,
-        encode_s=encode_s,
-        prefill_s=executed,
-        encode_limit_s=encoder_limit_s(encoder, max(1, image_tokens), ceiling),
-        token_s=token_s,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        first_token_s=first_token_s,
+        encode_s=_difference(before, after, "encode_seconds"),
+        prefill_s=_difference(before, after, "execute_seconds"),
+        encode_limit_s=limit_s,
+        token_s=alone_s,
     )
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any], name: str) -> float:
+    return float(after[name]) - float(before[name])
 
 
 def main() -> None:
@@ -231,13 +229,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, running_ceilings(2) as ceilings:
         write_model(options.config, Path(name))
         loaded = load_model_spec(name, quantize=options.quantize)
-        assert loaded.encoder is not None
+        encoder, vision = loaded.encoder, loaded.spec.vision
+        assert encoder is not None
+        assert vision is not None
         for pixels in map(int, options.pixels.split(",")):
             ceiling = ceilings.measure()
             served = Served(Path(name), pixels, ["--quantize", options.quantize, *options.flags])
+            spec = replace(default_processor(vision), max_pixels=pixels)
+            tokens = num_tokens_of(resized_size(Size(SCREEN[1], SCREEN[0]), spec), spec)
+            limit_s = encoder_limit_s(encoder, tokens, ceiling)
             try:
                 for number in (1, 2):
-                    step = ask(served, number, loaded.encoder, ceiling)
+                    step = ask(served, number, tokens, limit_s)
                     step.pixels = pixels
                     found.append(step)
                     print(step, f"front end {step.front_end_s:.2f} s", flush=True)

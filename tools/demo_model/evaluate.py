@@ -72,11 +72,14 @@ def is_right(answer: str, essential: tuple[str, ...]) -> bool:
 def transformers_answerer(directory: Path, dtype: str) -> Answerer:
     """Greedy answers of an exported directory, loaded the way any user of transformers would."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-    # `Any`: transformers types its automatic classes too loosely to follow.
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
+    config = transformers.AutoConfig.from_pretrained(directory)
+    # The class that the directory names: the automatic ones have no place for both of its kinds.
+    # `Any`: transformers types its models too loosely to follow.
+    kind: Any = getattr(transformers, config.architectures[0])
+    model: Any = kind.from_pretrained(directory, dtype=getattr(torch, dtype))
     model.eval()
 
     def answer(questions: list[str]) -> list[str]:

@@ -1,23 +1,42 @@
-"""`--served-model-name a b`: several values after one flag, as vLLM's command line takes them.
+"""The command line of `hearth serve` where it is more than Click knows: as vLLM's users write it.
 
-Click knows one value a flag. The arguments are rewritten before it reads them: each further value
-gets the flag in front of it.
+* `--served-model-name a b`: several values after one flag. Click knows one value a flag; each
+  further value gets the flag in front of it.
+* `--mm_processor_kwargs`: underscores in a flag's name are dashes.
+* Flags of other servers that have another name here are named with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperOption
 
 from hearth.cli.help import SectionedCommand
 
-SERVED_MODEL_NAME = "--served-model-name"
+REPEATED = ("--served-model-name", "--allowed-media-domains")
+
+_MODEL = "MODEL, without a flag: hearth serve DIRECTORY"
+_CACHE = "--image-cache-bytes"
+# Of vLLM and SGLang: what says the same here.
+_ELSEWHERE: Mapping[str, str] = {
+    "--context-length": "--max-model-len",
+    "--mm-process-config": "--max-pixels, or --mm-processor-kwargs '{\"max_pixels\": 5000000}'",
+    "--model": _MODEL,
+    "--model-path": _MODEL,
+    "--gpu-memory-utilization": "--kv-cache-memory-bytes",
+    "--mem-fraction-static": "--kv-cache-memory-bytes",
+    "--max-running-requests": "--max-num-seqs",
+    "--chunked-prefill-size": "--max-num-batched-tokens",
+    "--disable-radix-cache": "--no-enable-prefix-caching",
+    "--mm-processor-cache-gb": _CACHE,
+    "--mm-processor-cache-type": _CACHE,
+}
 
 
 class ServeCommand(SectionedCommand):
-    """A command with one flag that takes several values."""
+    """A command with flags that take several values, in the spellings of other servers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Typer's Click is private
         """Click's own, on the rewritten arguments."""
@@ -27,7 +46,44 @@ class ServeCommand(SectionedCommand):
             if isinstance(option, TyperOption)
             for name in (*option.opts, *option.secondary_opts)
         }
-        return super().parse_args(ctx, repeat_flag(args, SERVED_MODEL_NAME, flags))
+        rewritten = dashed(args, flags)
+        for name in _names(rewritten, flags):
+            if name not in flags and (ours := _ELSEWHERE.get(name.replace("_", "-"))):
+                ctx.fail(f"No such option: {name}; did you mean {ours}?")
+        for flag in REPEATED:
+            rewritten = repeat_flag(rewritten, flag, flags)
+        return super().parse_args(ctx, rewritten)
+
+
+def dashed(args: Sequence[str], takes_value: Mapping[str, bool]) -> list[str]:
+    """The arguments with dashes in place of underscores in the names of known flags.
+
+    `takes_value`: every flag, and whether a value follows it; values stay as they are.
+    """
+    found: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--":
+            return [*found, arg, *rest]
+        name, equals, value = arg.partition("=")
+        if name.startswith("--") and (flag := name.replace("_", "-")) in takes_value:
+            arg = f"{flag}{equals}{value}"
+        found.append(arg)
+        if takes_value.get(arg, False) and (following := next(rest, None)) is not None:
+            found.append(following)
+    return found
+
+
+def _names(args: Sequence[str], takes_value: Mapping[str, bool]) -> Iterator[str]:
+    """The names of the flags, known or not."""
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--":
+            return
+        if arg.startswith("--"):
+            yield arg.partition("=")[0]
+        if takes_value.get(arg, False):
+            next(rest, None)
 
 
 def repeat_flag(args: Sequence[str], flag: str, takes_value: Mapping[str, bool]) -> list[str]:

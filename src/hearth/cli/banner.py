@@ -71,9 +71,26 @@ class Banner:
                 else "--no-enable-prefix-caching",
             ),
             sampling_choice(self.model.defaults),
+            *self._images(),
         ]
         resolved = [c for c in self.ready.resolved.choices if c.name != "executor"]
         return [own[0], *resolved, *own[1:]]
+
+    def _images(self) -> list[Choice]:
+        """How many images a request may have, and how large they become."""
+        info = self.model.images
+        if info is None:
+            return []
+        spec = info.processor
+        most = min(spec.max_patches, info.max_patches) // spec.merge_size**2
+        counted = f", in {spec.frames} frames" if spec.frames > 1 else ""
+        return [
+            Choice(
+                "images",
+                f"{self.settings.media.limit_images} a request, {most:,} tokens each at most",
+                f"--limit-images; {spec.min_pixels:,} to {spec.max_pixels:,} pixels{counted}",
+            )
+        ]
 
     def warnings(self) -> list[str]:
         """What the user should know before relying on this server."""

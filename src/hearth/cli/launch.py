@@ -102,6 +102,7 @@ async def _run(
             model,
             max_body_bytes=settings.max_body_bytes,
             request_timeout_s=settings.request_timeout_s,
+            media=settings.media,
         )
         options = ServerOptions(settings.shutdown_timeout_s, settings.log_level == "debug")
         server = HttpServer(app, client, sock, options)

@@ -27,7 +27,8 @@ def option(flag: str, text: str, *, prefix: str = "", **settings: Any) -> Any:
     return typer.Option(flag, help=text, envvar=f"{ENV_PREFIX}{prefix}{name}", **settings)
 
 
-def _quantity(text: str | int) -> int:
+def quantity(text: str | int) -> int:
+    """A positive number with a unit. Raises what tells Click that the value is wrong."""
     try:
         return parse_quantity(str(text))
     except ValueError as error:
@@ -41,9 +42,9 @@ def _port(text: str | int) -> int:
     return int(digits)
 
 
-def _quantity_or_none(text: str | int) -> int:
-    """As `_quantity`, and 0."""
-    return 0 if str(text).strip() == "0" else _quantity(text)
+def quantity_or_none(text: str | int) -> int:
+    """As `quantity`, and 0. Raises what tells Click that the value is wrong."""
+    return 0 if str(text).strip() == "0" else quantity(text)
 
 
 Model = Annotated[
@@ -85,7 +86,7 @@ MaxBodyBytes = Annotated[
     option(
         "--max-body-bytes",
         "Largest request body, such as 32M.",
-        parser=_quantity,
+        parser=quantity,
         metavar="BYTES",
         rich_help_panel="HTTP",
     ),
@@ -155,7 +156,7 @@ MaxModelLen = Annotated[
         "--max-model-len",
         "Longest prompt and answer together, in tokens, such as 8192 or "
         "32K. Default: the model's own.",
-        parser=_quantity,
+        parser=quantity,
         metavar="TOKENS",
         rich_help_panel="Model",
         show_default=False,
@@ -167,7 +168,7 @@ Window = Annotated[
         "--window",
         "Limit the attention of every layer to the last so many tokens, for a model without a "
         "sliding window: bounds the KV cache; what lies further back is forgotten.",
-        parser=_quantity,
+        parser=quantity,
         metavar="TOKENS",
         rich_help_panel="Model",
         show_default=False,
@@ -220,7 +221,7 @@ KvCacheMemoryBytes = Annotated[
     option(
         "--kv-cache-memory-bytes",
         "Size of the KV cache, such as 2G or 512M. Default: from the free memory.",
-        parser=_quantity,
+        parser=quantity,
         metavar="BYTES",
         rich_help_panel="Engine",
         show_default=False,
@@ -232,7 +233,7 @@ WeightCacheBytes = Annotated[
         "--weight-cache-bytes",
         "Disk space for packed weights, such as 20G; the least recently used go first, 0 keeps "
         "none. Default: a quarter of the free space.",
-        parser=_quantity_or_none,
+        parser=quantity_or_none,
         metavar="BYTES",
         rich_help_panel="Engine",
         show_default=False,

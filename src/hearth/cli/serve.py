@@ -11,10 +11,12 @@ import os
 
 import typer
 
+from hearth.cli import image_options as image_flag
 from hearth.cli import options as flag
 from hearth.cli.config_file import Config
 from hearth.core.config import (
     DEFAULT_CODES,
+    DEFAULT_IMAGES,
     CacheConfig,
     CodesConfig,
     SchedulerConfig,
@@ -54,16 +56,39 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
     isa: flag.Isa = "auto",
+    limit_images: image_flag.LimitImages = None,
+    limit_mm_per_prompt: image_flag.LimitMmPerPrompt = "",
+    max_pixels: image_flag.MaxPixels = None,
+    min_pixels: image_flag.MinPixels = None,
+    mm_processor_kwargs: image_flag.MmProcessorKwargs = "",
+    image_cache_bytes: image_flag.ImageCacheBytes = DEFAULT_IMAGES.cache_bytes,
+    allowed_local_media_path: image_flag.AllowedLocalMediaPath = "",
+    allowed_media_domains: image_flag.AllowedMediaDomains = None,
+    allow_private_media_addresses: image_flag.AllowPrivateMediaAddresses = False,
+    chat_template_content_format: image_flag.ChatTemplateContentFormat = "auto",
     log_level: flag.LogLevel = "info",
     config: Config = None,  # noqa: ARG001 -- read before all others
 ) -> None:
     """Serve a model over an OpenAI-compatible HTTP API."""
-    from hearth.cli import settings
+    from hearth.cli import image_settings, settings
     from hearth.cli.launch import configure_logging, launch
     from hearth.cli.main import known_variables
 
     configure_logging(log_level)
     model_dir = settings.find_model(model)
+    images = image_settings.ImageFlags(
+        limit_images=limit_images,
+        limit_mm_per_prompt=limit_mm_per_prompt,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
+        mm_processor_kwargs=mm_processor_kwargs,
+        image_cache_bytes=image_cache_bytes,
+        allowed_local_media_path=allowed_local_media_path,
+        allowed_media_domains=allowed_media_domains,
+        allow_private_media_addresses=allow_private_media_addresses,
+        chat_template_content_format=chat_template_content_format,
+    )
+    unknown = flag.unknown_variables(os.environ, known_variables())
     engine = settings.EngineFlags(
         dtype=dtype,
         quantize=quantize,
@@ -83,6 +108,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         executor=executor,
         threads=threads,
         isa=isa,
+        images=image_settings.images_config(images),
     )
     chosen = settings.ServeSettings(
         engine=settings.engine_config(model_dir, engine),
@@ -94,6 +120,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         shutdown_timeout_s=shutdown_timeout,
         request_timeout_s=request_timeout,
         log_level=log_level,
-        warnings=tuple(flag.unknown_variables(os.environ, known_variables())),
+        warnings=(*unknown, *image_settings.image_warnings(images)),
+        media=image_settings.media_config(images),
     )
     raise typer.Exit(launch(chosen))

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hearth.core.config import (
+    DEFAULT_IMAGES,
+    DEFAULT_MEDIA,
     CacheConfig,
     CodesConfig,
     DeviceConfig,
     EngineConfig,
+    ImagesConfig,
+    MediaConfig,
     ModelConfig,
     SchedulerConfig,
     SpeculationConfig,
@@ -36,6 +40,7 @@ class ServeSettings:
     request_timeout_s: float
     log_level: str
     warnings: tuple[str, ...] = ()
+    media: MediaConfig = DEFAULT_MEDIA
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class EngineFlags:
     threads: int | None
     isa: str
     weight_cache: WeightCacheConfig
+    images: ImagesConfig = DEFAULT_IMAGES
 
 
 def find_model(model: str | None) -> Path:
@@ -142,4 +148,5 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
         speculation=SpeculationConfig(flags.speculative),
         device=DeviceConfig(flags.threads, flags.executor, flags.isa),
         weight_cache=flags.weight_cache,
+        images=flags.images,
     )

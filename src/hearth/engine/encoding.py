@@ -21,10 +21,11 @@ from collections.abc import Sequence as Rows
 import numpy as np
 from numpy.typing import NDArray
 
-from hearth.core.errors import HearthError, RequestError
+from hearth.core.errors import HearthError
 from hearth.core.images import ImageInput, ImageProcessorSpec
 from hearth.core.step import ImageEncoder
 from hearth.engine.images.patches import patch_rows
+from hearth.engine.images.pixels import open_pixels
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.reuse import matched_hashes
 from hearth.engine.sequence import Sequence, SequenceState
@@ -145,11 +146,7 @@ class Encoding:
     def _begin(self, image: ImageInput) -> None:
         """Opens the pixels. Raises RequestError, KernelError."""
         spec = self._processor
-        shape = (image.grid_height * spec.patch_size, image.grid_width * spec.patch_size, 3)
-        try:
-            pixels = np.memmap(image.path, np.uint8, "r", shape=shape)
-        except (OSError, ValueError) as error:
-            raise RequestError(f"the pixels of an image cannot be read: {error}") from error
+        pixels = open_pixels(image, spec.patch_size)
         self._encoder.start(
             lambda first, count: patch_rows(pixels, spec, first, count),
             image.grid_height,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from hearth import __version__
+from hearth.core.config import DEFAULT_MEDIA, MediaConfig
 from hearth.serve.chat_service import ChatService
 from hearth.serve.completion_service import CompletionService
 from hearth.serve.engine_port import EnginePort
@@ -30,6 +31,9 @@ from hearth.serve.http.schemas import ChatCompletionRequest
 from hearth.serve.http.tokens import tokens_router
 from hearth.serve.model import ServedModel
 
+if TYPE_CHECKING:
+    from hearth.engine.images.loader import ImageLoader
+
 OPENAPI_URL = "/openapi.json"
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -46,10 +50,15 @@ def create_app(
     *,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     request_timeout_s: float = 0.0,
+    media: MediaConfig = DEFAULT_MEDIA,
 ) -> FastAPI:
-    """The application; it starts nothing and owns neither engine nor model."""
+    """The application; it starts nothing and owns neither engine nor model.
+
+    An image that is fetched or read for a request may be as large as a body.
+    """
     app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
-    chat = ChatService(engine, model, request_timeout_s=request_timeout_s)
+    loader = _image_loader(model, media, max_body_bytes)
+    chat = ChatService(engine, model, request_timeout_s=request_timeout_s, loader=loader)
     completion = CompletionService(engine, model, request_timeout_s=request_timeout_s)
     bodies = Bodies(max_body_bytes)
     routers = (
@@ -66,6 +75,15 @@ def create_app(
     install_error_handlers(app)
     _document(app)
     return app
+
+
+def _image_loader(model: ServedModel, media: MediaConfig, max_bytes: int) -> ImageLoader | None:
+    """What loads images for this model; None, and nothing imported, where it takes none."""
+    if model.images is None:
+        return None
+    from hearth.engine.images.loader import ImageLoader
+
+    return ImageLoader(model.images, media, max_bytes)
 
 
 def _answer_head(router: APIRouter) -> None:

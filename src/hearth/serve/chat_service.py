@@ -1,25 +1,45 @@
 """Chat: from messages to a job of the pipeline. Knows nothing of HTTP.
 
-messages ─ render ─ encode ─▶ Pipeline.job
+messages ─ render ─ encode ─ images in the place of their tokens ─▶ Pipeline.job
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hearth.core.errors import RequestError
+from hearth.core.units import format_count
+from hearth.engine.images.sources import ImageSource
+from hearth.serve.engine_port import EnginePort
+from hearth.serve.image_prompts import ChatPrompt, placed
+from hearth.serve.model import ServedModel
 from hearth.serve.pipeline import Call, Pipeline
 from hearth.serve.running_answer import Job
+
+if TYPE_CHECKING:
+    from hearth.engine.images.loader import ImageLoader
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as a chat template gets them.
+
+    `images`: one for each part {"type": "image"} of the messages, in their order.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    images: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCall(Call):
-    """A conversation to go on with."""
+    """A conversation to go on with; `messages` and `images` as Conversation has them."""
 
     messages: tuple[dict[str, Any], ...]
+    images: tuple[ImageSource, ...] = ()
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # go on with the last message instead of answering it
@@ -27,36 +47,69 @@ class ChatCall(Call):
 
 
 class ChatService(Pipeline):
-    """Answers chats with one model on one engine."""
+    """Answers chats with one model on one engine; without a `loader` they have no images."""
 
     prompt_param = "messages"
 
+    def __init__(
+        self,
+        engine: EnginePort,
+        model: ServedModel,
+        *,
+        request_timeout_s: float = 0.0,
+        loader: ImageLoader | None = None,
+    ) -> None:
+        super().__init__(engine, model, request_timeout_s=request_timeout_s)
+        self._loader = loader
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether messages may have images."""
+        return self._loader is not None
+
     async def prepare(self, call: ChatCall) -> Job:
-        """Renders, encodes and checks. Raises RequestError and its kinds, OverloadedError."""
+        """Renders, encodes, loads images and checks; the job's images are the caller's to close.
+
+        Raises RequestError and its kinds, OverloadedError.
+        """
         self.engine.check_room()
         self.model.resolve_name(call.model)  # before the work on what may be a long prompt
+        if call.images and call.truncate_prompt_tokens is not None:
+            raise RequestError(
+                "truncate_prompt_tokens is not permitted with images: it could cut one in two",
+                hint="leave truncate_prompt_tokens out, or leave the images out",
+                param="truncate_prompt_tokens",
+            )
         prompt = await self.encode(
-            call.messages,
+            Conversation(call.messages, call.images),
             variables=call.template_variables,
             add_generation_prompt=call.add_generation_prompt,
             continue_final_message=call.continue_final_message,
             may_be_cut=call.truncate_prompt_tokens is not None,
         )
-        echo = _echo_of(call.messages[-1]) if call.echo else ""
-        bad_words = await self.words_of(call)
-        return self.job(call, prompt, f"chatcmpl-{uuid.uuid4().hex}", echo, bad_words)
+        try:
+            echo = _echo_of(call.messages[-1]) if call.echo else ""
+            bad_words = await self.words_of(call)
+            request_id = f"chatcmpl-{uuid.uuid4().hex}"
+            return self.job(call, prompt.tokens, request_id, echo, bad_words, prompt.images)
+        except BaseException:
+            prompt.close()
+            raise
 
     async def encode(
         self,
-        messages: tuple[dict[str, Any], ...],
+        conversation: Conversation,
         *,
         variables: Mapping[str, Any],
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         may_be_cut: bool = False,
-    ) -> list[int]:
-        """The prompt's tokens; `may_be_cut`: more than fit will do. Raises RequestError."""
+    ) -> ChatPrompt:
+        """The prompt; the caller closes it. `may_be_cut`: more than fit will do.
+
+        Raises RequestError, and OverloadedError where images find no room.
+        """
         text = self.model.text
         if text.template is None:
             raise RequestError(
@@ -64,8 +117,9 @@ class ChatService(Pipeline):
                 hint="put a chat_template.jinja into the model directory and restart",
                 param="messages",
             )
+        self._check_images(conversation.images)
         rendered = text.template.render(
-            messages,
+            conversation.messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             variables=variables,
@@ -75,7 +129,34 @@ class ChatService(Pipeline):
         prompt = await text.tokenizer.encode_async(rendered, add_special_tokens=add_special_tokens)
         if not prompt:
             raise RequestError("the messages render to an empty prompt", param="messages")
-        return prompt
+        if not conversation.images:
+            return ChatPrompt(prompt)
+        return await self._with_images(prompt, conversation.images)
+
+    def _check_images(self, images: Sequence[ImageSource]) -> None:
+        """Raises RequestError for images that the model does not take, and for too many."""
+        if not images:
+            return
+        if self._loader is None:
+            raise RequestError(
+                f"{images[0].where}: this model takes no images", param=images[0].where
+            )
+        limit = self._loader.media.limit_images
+        if len(images) > limit:
+            raise RequestError(
+                f"images in the messages: {format_count(len(images))} (permitted: "
+                f"{format_count(limit)})",
+                hint="leave older images out, or start the server with a larger --limit-images",
+                param=images[limit].where,
+            )
+
+    async def _with_images(self, prompt: list[int], sources: Sequence[ImageSource]) -> ChatPrompt:
+        """Loads the images and puts them in their places. Raises RequestError, OverloadedError."""
+        assert self._loader is not None
+        assert self.image_token is not None
+        self.image_token.check_count(prompt, len(sources), self.prompt_param)
+        loaded = await self._loader.load(sources)
+        return placed(prompt, self.image_token, sources, loaded)
 
 
 def _echo_of(message: Mapping[str, Any]) -> str:
@@ -83,4 +164,4 @@ def _echo_of(message: Mapping[str, Any]) -> str:
     if message["role"] != "assistant":
         return ""
     content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "".join(p.get("text", "") for p in content)

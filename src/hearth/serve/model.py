@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hearth.core.config import Resolved
 from hearth.core.errors import ModelNotServedError, TokenizerError
+from hearth.core.images import ImageInfo
 from hearth.engine.text.chat_template import ChatTemplate, load_chat_template
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.models.generation_config import GenerationDefaults
@@ -34,6 +35,7 @@ class ServedModel:
     created: int
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     executor: str = "cpu"  # what runs it: ExecutorInfo.name
+    images: ImageInfo | None = None  # None: it takes none
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -85,4 +87,5 @@ def served_model(
         created=created,
         defaults=defaults,
         executor=executor,
+        images=resolved.images,
     )

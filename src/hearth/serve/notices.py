@@ -16,6 +16,7 @@ UNKNOWN_FIELD = "unknown_field"  # a field that no version of hearth knows
 OVERRIDDEN_FIELD = "overridden_field"  # two fields contradict each other; the message says who won
 
 TRUNCATED_PROMPT = "truncated_prompt"  # the request asked for it; the message says how much
+IMAGE_READ = "image_read"  # not all of an image was taken, or it is not what it was said to be
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from hearth.core.errors import ContextOverflowError, RequestError
 from hearth.core.request import Request
 from hearth.core.units import format_count
 from hearth.serve.engine_port import EnginePort
+from hearth.serve.image_prompts import ImageToken, PromptImages
 from hearth.serve.model import ServedModel
 from hearth.serve.running_answer import Job, RunningAnswer
 from hearth.serve.sampling import SamplingChoices, bad_word_tokens, resolve_sampling
@@ -59,6 +60,7 @@ class Pipeline:
         self.engine = engine
         self.model = model
         self.request_timeout_s = request_timeout_s
+        self.image_token = _image_token(model)
 
     def submit(self, job: Job) -> RunningAnswer:
         """Starts the job; the caller must close what it gets.
@@ -83,23 +85,28 @@ class Pipeline:
         request_id: str,
         echo: str = "",
         bad_words: BadWords = (),
+        images: PromptImages | None = None,
     ) -> Job:
         """A job for tokens, truncated where the call asks. Raises RequestError and its kinds."""
         model_name = self.model.resolve_name(call.model)
         self.check_token_ids("stop_token_ids", call.stop_token_ids)
         self.check_token_ids("logit_bias", call.sampling.logit_bias)
         kept = self.truncated(call, prompt)
+        if images is None and self.image_token is not None:
+            self.image_token.check_count(kept, 0, self.prompt_param)
+        num_image_tokens = 0 if images is None else images.num_tokens
         stops = call.stop_token_ids | (frozenset() if call.ignore_eos else self._eos)
         request = Request(
             request_id=request_id,
             prompt=tuple(kept),
-            max_tokens=self._max_tokens(len(kept), call.max_tokens),
+            max_tokens=self._max_tokens(len(kept), call.max_tokens, num_image_tokens),
             sampling=replace(
                 resolve_sampling(call.sampling, self.model.defaults), bad_words=bad_words
             ),
             stop_token_ids=stops,
             priority=call.priority,
             deadline=self._deadline(call),
+            images=() if images is None else images.inputs,
         )
         self._check_min_tokens(request)
         return Job(
@@ -110,6 +117,7 @@ class Pipeline:
             call.n,
             echo,
             num_truncated=len(prompt) - len(kept),
+            images=images,
         )
 
     def truncated(self, call: Call, prompt: Sequence[int]) -> Sequence[int]:
@@ -155,8 +163,11 @@ class Pipeline:
                 param=param,
             )
 
-    def _max_tokens(self, num_prompt: int, asked: int | None) -> int:
-        """The answer's bound, resolved against the context. Raises ContextOverflowError."""
+    def _max_tokens(self, num_prompt: int, asked: int | None, num_image_tokens: int = 0) -> int:
+        """The answer's bound, resolved against the context. Raises ContextOverflowError.
+
+        `num_image_tokens`: so many of the prompt's tokens stand for images.
+        """
         limit = self.model.max_model_len
         room = limit - num_prompt
         needed = 0 if asked == 0 else 1
@@ -168,9 +179,13 @@ class Pipeline:
                 else f"set max_tokens to {format_count(room)} or less, or shorten the "
                 f"{self.prompt_param}"
             )
+            of_images = ""
+            if num_image_tokens:
+                of_images = f" ({format_count(num_image_tokens)} of them for images)"
+                hint += "; smaller images have fewer tokens"
             raise ContextOverflowError(
-                f"the prompt has {format_count(num_prompt)} tokens{wanted}, but the context "
-                f"(max_model_len) is {format_count(limit)} tokens",
+                f"the prompt has {format_count(num_prompt)} tokens{of_images}{wanted}, but the "
+                f"context (max_model_len) is {format_count(limit)} tokens",
                 hint=hint,
                 param=self.prompt_param if room < needed else "max_tokens",
             )
@@ -188,3 +203,11 @@ class Pipeline:
                 hint=f"lower min_tokens, raise max_tokens or shorten the {self.prompt_param}",
                 param="min_tokens",
             )
+
+
+def _image_token(model: ServedModel) -> ImageToken | None:
+    """The token that stands for images; None: the model takes none."""
+    if model.images is None:
+        return None
+    token_id = model.images.token_id
+    return ImageToken(token_id, model.text.tokenizer.token_text(token_id) or f"of id {token_id}")

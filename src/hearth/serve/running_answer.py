@@ -24,6 +24,7 @@ from hearth.core.errors import (
 from hearth.core.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from hearth.engine.text.stop import StopMatcher
 from hearth.serve.engine_port import EnginePort
+from hearth.serve.image_prompts import PromptImages
 from hearth.serve.merge import merged
 from hearth.serve.model import ServedModel
 from hearth.serve.prompt_scores import PromptScores, scores_for
@@ -34,7 +35,8 @@ class Job:
     """A request that fits the context and can be submitted; `request` is that of choice 0.
 
     `echo`: what every answer begins with. `num_truncated`: tokens that were left out at the
-    prompt's beginning, because the call asked for it.
+    prompt's beginning, because the call asked for it. `images`: those of the prompt, which whoever
+    runs the job keeps until its last choice has ended.
     """
 
     request: Request
@@ -44,6 +46,7 @@ class Job:
     n: int = 1
     echo: str = ""
     num_truncated: int = 0
+    images: PromptImages | None = None
 
     def request_of(self, choice: int) -> Request:
         """The request of one choice; those after the first share its prompt's blocks and scores."""
@@ -67,6 +70,7 @@ class Usage:
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int
+    num_image_tokens: int = 0  # of the prompt's
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,11 @@ class Delta:
 
 
 class RunningAnswer:
-    """A submitted job. `deltas` is consumed once; `close` frees the engine's sequences."""
+    """A submitted job. `deltas` is consumed once; `close` frees the engine's sequences and images.
+
+    Images live until the last choice has had its terminal event, and are given back at the latest
+    by `close`.
+    """
 
     def __init__(self, engine: EnginePort, model: ServedModel, job: Job) -> None:
         """Raises what the engine's `submit` raises; then none of the choices runs."""
@@ -107,12 +115,15 @@ class RunningAnswer:
             len(self.job.request.prompt),
             sum(choice.num_completion for choice in self._choices),
             self._choices[0].num_cached,
+            self.job.images.num_tokens if self.job.images is not None else 0,
         )
 
     def close(self) -> None:
         """Cancels the engine's requests that have not ended. May be called twice."""
         for choice in self._choices:
             choice.close()
+        if self.job.images is not None:
+            self.job.images.close()
 
     def deltas(self) -> AsyncIterator[Delta]:
         """Text as it comes, then one delta with the finish reason, for every choice.

@@ -8,6 +8,7 @@ import shlex
 
 from rich.console import Console
 from tests.unit.serve.fake_engine import toy_model
+from tests.unit.serve.image_model import image_model
 
 from hearth.cli.banner import Banner, curl_line, print_banner
 from hearth.cli.clock import StartupClock
@@ -15,6 +16,7 @@ from hearth.cli.settings import EngineFlags, ServeSettings, engine_config, find_
 from hearth.core.config import DEFAULT_CODES, Choice, Resolved, WeightCacheConfig
 from hearth.core.step import ExecutorInfo
 from hearth.engine.messages import Ready
+from hearth.serve.model import ServedModel
 
 CACHE = WeightCacheConfig()
 FLAGS = EngineFlags(
@@ -54,7 +56,12 @@ READY = Ready(
 )
 
 
-def banner_text(host: str = "127.0.0.1", width: int = 80, template: str | None = "x") -> str:
+def banner_text(
+    host: str = "127.0.0.1",
+    width: int = 80,
+    template: str | None = "x",
+    model: ServedModel | None = None,
+) -> str:
     model_dir = find_model(None)
     settings = ServeSettings(
         engine=engine_config(model_dir, FLAGS),
@@ -72,7 +79,8 @@ def banner_text(host: str = "127.0.0.1", width: int = 80, template: str | None =
     clock.end("python")
     output = io.StringIO()
     console = Console(file=output, width=width, highlight=False, soft_wrap=True)
-    print_banner(Banner(settings, 8123, toy_model(template), READY, clock), console)
+    model = model or toy_model(template)
+    print_banner(Banner(settings, 8123, model, READY, clock), console)
     return output.getvalue()
 
 
@@ -97,6 +105,12 @@ def test_what_a_user_must_know_is_a_warning() -> None:
     assert "no chat template" not in banner_text()
     assert "no chat template" in banner_text(template=None)
     assert "no authentication" in banner_text(host="0.0.0.0")
+
+
+def test_images_and_their_bounds_are_told_where_a_model_takes_them() -> None:
+    told = "images: 10 a request, 64 tokens each at most (--limit-images; 12,544 to 100,352 pixels"
+    assert f"{told}, in 2 frames)" in banner_text(model=image_model())
+    assert "images:" not in banner_text()
 
 
 def test_the_curl_line_is_one_line_even_on_a_narrow_screen() -> None:

@@ -77,7 +77,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         "messages.0.content.0",
-        "image parts are not supported yet",
+        "this model takes no images",
     ),
     (
         {"messages": [{"role": "user", "content": [{"type": "hologram"}]}]},

@@ -185,3 +185,29 @@ def test_an_unreadable_template_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TokenizerError, match="cannot be read"):
         load_chat_template(tmp_path, TokenizerConfig())
+
+
+def test_image_parts_are_the_template_s_to_write() -> None:
+    template = ChatTemplate(templates.GLM4, {})
+    content = [{"type": "image"}, {"type": "text", "text": "what?"}, {"type": "image"}]
+    image = "<|begin_of_image|><|image|><|end_of_image|>"
+    rendered = template.render([{"role": "user", "content": content}])
+    assert rendered == f"[gMASK]<sop><|user|>\n{image}what?{image}<|assistant|>\n"
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_list_that_a_template_would_print_raw_is_joined(role: str) -> None:
+    template = ChatTemplate(templates.GLM4, {})
+    parts = [{"type": "text", "text": text} for text in ("be brief", "be kind")]
+    user = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    listed = template.render([{"role": role, "content": parts}, user])
+    joined = template.render([{"role": role, "content": "be brief\nbe kind"}, user])
+    assert listed == joined
+    assert "'type'" not in listed
+    assert parts[0] == {"type": "text", "text": "be brief"}  # the caller's is as it was
+
+
+def test_a_template_of_strings_leaves_images_out() -> None:
+    template = ChatTemplate(templates.CHATML, {})
+    content = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    assert "user\nwhat?<|im_end|>" in template.render([{"role": "user", "content": content}])

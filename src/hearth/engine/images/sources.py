@@ -80,6 +80,8 @@ def decode_base64(text: str) -> bytes:
     """
     if not text:
         raise RequestError("the data URL holds no data behind its comma")
+    if len(text) % 4 or text.endswith("==="):  # more padding than there can be passes else
+        raise _not_base64(text)
     pieces: list[bytes] = []
     for start in range(0, len(text), _CHUNK_CHARS):
         part = text[start : start + _CHUNK_CHARS]

@@ -89,7 +89,6 @@ class _Group:
             else:
                 self.cached[block] = None
 
-
     def expire(self, blocks: Sequence[int]) -> None:
         """Of these, the ones that nobody uses are evicted next, the last one first."""
         for block in blocks:

@@ -84,7 +84,9 @@ def usage_body(usage: Usage) -> UsageBody:
         prompt_tokens=usage.num_prompt_tokens,
         completion_tokens=usage.num_completion_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.num_cached_tokens),
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=usage.num_cached_tokens, image_tokens=usage.num_image_tokens or None
+        ),
     )
 
 

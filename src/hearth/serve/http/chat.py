@@ -99,8 +99,10 @@ def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         body = await bodies.read(request, ChatCompletionRequest)
-        job = await service.prepare(with_timeout(call_of(body), request, body))
+        call = with_timeout(call_of(body, takes_images=service.takes_images), request, body)
+        job = await service.prepare(call)
         notices = [*notices_of(body), *truncation_notices(job.num_truncated)]
+        notices += job.images.notices if job.images else ()
         log_notices(job.request.request_id, notices)
         shows_usage = bool(body.stream_options and body.stream_options.include_usage)
         answer = _ChatAnswer(
@@ -114,7 +116,9 @@ def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
             wants_logprobs=job.request.sampling.num_logprobs >= 0,
         )
         chat = service.submit(job)
-        if body.stream:
+        is_stream = body.stream
+        del body, call  # an answer may run for long, and images as base64 have megabytes
+        if is_stream:
             return EventStream(_stream(answer, chat), chat.close, answer.request_id)
         return await whole_response(request, _complete(answer, chat), chat)
 

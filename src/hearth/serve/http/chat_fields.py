@@ -14,7 +14,9 @@ from pydantic_core import from_json
 
 from hearth.core.errors import RequestError
 from hearth.core.units import format_count
-from hearth.serve.chat_service import ChatCall
+from hearth.engine.images.sources import ImageSource
+from hearth.serve.chat_service import ChatCall, Conversation
+from hearth.serve.http.image_parts import IMAGE_PARTS, PERMITTED, image_of
 from hearth.serve.http.schemas import AnswerFields, ChatCompletionRequest, ChatMessage, ContentPart
 from hearth.serve.notices import (
     IGNORED_FIELD,
@@ -59,10 +61,8 @@ _WITHOUT_EFFECT = frozenset(
 )
 # Variables of a chat template that have fields of their own.
 _OWN_VARIABLES = frozenset({"messages", "add_generation_prompt"})
+_TEXT_PART = '{"type": "text", "text": "…"}'
 _MEDIA_PARTS = {
-    "image_url": "image",
-    "input_image": "image",
-    "image": "image",
     "video_url": "video",
     "video": "video",
     "input_audio": "audio",
@@ -71,12 +71,14 @@ _MEDIA_PARTS = {
 }
 
 
-def call_of(body: ChatCompletionRequest) -> ChatCall:
+def call_of(body: ChatCompletionRequest, *, takes_images: bool = False) -> ChatCall:
     """The call that the body asks for. Raises RequestError for what cannot be answered."""
     _refuse_other_chats(body)
     max_tokens = body.max_completion_tokens
+    conversation = conversation_of(body.messages, takes_images=takes_images)
     return ChatCall(
-        messages=messages_of(body.messages),
+        messages=conversation.messages,
+        images=conversation.images,
         model=body.model,
         sampling=sampling_of(
             body,
@@ -99,9 +101,13 @@ def call_of(body: ChatCompletionRequest) -> ChatCall:
     )
 
 
-def messages_of(messages: Sequence[ChatMessage]) -> tuple[dict[str, Any], ...]:
-    """The messages as the chat template gets them. Raises RequestError."""
-    return tuple(_message_of(index, message) for index, message in enumerate(messages))
+def conversation_of(messages: Sequence[ChatMessage], *, takes_images: bool) -> Conversation:
+    """The messages as the chat template gets them, and their images. Raises RequestError."""
+    found: list[dict[str, Any]] = []
+    images: list[ImageSource] = []
+    for index, message in enumerate(messages):
+        found.append(_message_of(index, message, takes_images, images))
+    return Conversation(tuple(found), tuple(images))
 
 
 def given_or_none(num_logprobs: int | None) -> int:
@@ -282,18 +288,24 @@ def _refuse_other_chats(body: ChatCompletionRequest) -> None:
         )
 
 
-def _message_of(index: int, message: ChatMessage) -> dict[str, Any]:
-    """The message as the chat template gets it: fields that are not given are absent."""
+def _message_of(
+    index: int, message: ChatMessage, takes_images: bool, images: list[ImageSource]
+) -> dict[str, Any]:
+    """The message as the chat template gets it: fields that are not given are absent.
+
+    Its images are added to `images`.
+    """
     given = message.model_dump(exclude_none=True)
     content = message.content
     where = f"messages.{index}.content"
     if isinstance(content, list):
-        given["content"] = [_part_of(f"{where}.{i}", part) for i, part in enumerate(content)]
+        parts = enumerate(content)
+        given["content"] = [_part_of(f"{where}.{i}", p, takes_images, images) for i, p in parts]
     elif content is None:
         if message.role != "assistant" or not message.tool_calls:
             raise RequestError(
                 f"{where}: a message of role {message.role!r} needs content "
-                "(permitted: a string or a list of text parts)",
+                "(permitted: a string or a list of parts)",
                 param=where,
             )
         given["content"] = ""
@@ -302,17 +314,29 @@ def _message_of(index: int, message: ChatMessage) -> dict[str, Any]:
     return given
 
 
-def _part_of(where: str, part: ContentPart) -> dict[str, str]:
+def _part_of(
+    where: str, part: ContentPart, takes_images: bool, images: list[ImageSource]
+) -> dict[str, str]:
+    permitted = _TEXT_PART + (f" and {PERMITTED}" if takes_images else "")
+    if part.type in IMAGE_PARTS and not takes_images:
+        raise RequestError(
+            f"{where}: this model takes no images (permitted: {permitted})",
+            hint="send text only, or serve a model that takes images",
+            param=where,
+        )
+    if part.type in IMAGE_PARTS:
+        images.append(image_of(where, part))
+        return {"type": "image"}
     if part.type in _MEDIA_PARTS:
         raise RequestError(
             f"{where}: {_MEDIA_PARTS[part.type]} parts are not supported yet "
-            '(permitted: {"type": "text", "text": "…"})',
-            hint="send text only",
+            f"(permitted: {permitted})",
+            hint="leave the part out",
             param=where,
         )
     if part.type not in ("text", "input_text"):
         raise RequestError(
-            f'{where}.type: {part.type!r} is not a kind of content part (permitted: "text")',
+            f"{where}.type: {part.type!r} is not a kind of content part (permitted: {permitted})",
             param=f"{where}.type",
         )
     if part.text is None:

@@ -73,4 +73,6 @@ def _counts(stats: EngineStats) -> EngineCounts:
         drafts=stats.num_drafts,
         draft_tokens=stats.num_draft_tokens,
         accepted_tokens=stats.num_accepted_tokens,
+        images_encoded=stats.num_images,
+        encode_seconds=stats.encode_s,
     )

@@ -40,8 +40,12 @@ class Open(BaseModel):
 class ContentPart(Open):
     """One part of a content list."""
 
-    type: str = Field(description='"text"')
+    type: str = Field(description='"text" or, where the model takes images, "image_url"')
     text: str | None = Field(default=None, description="a string")
+    image_url: Any = Field(
+        default=None,
+        description='{"url": "data:image/png;base64,…", "detail": "auto"}, or the URL alone',
+    )
 
 
 def _content_tag(value: object) -> str | None:
@@ -74,7 +78,7 @@ class ChatMessage(Open):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="system, developer, user, assistant or tool"
     )
-    content: Content | None = Field(default=None, description="a string or a list of text parts")
+    content: Content | None = Field(default=None, description="a string or a list of parts")
     name: str | None = Field(default=None, description="a string")
     tool_calls: _Objects | None = Field(default=None, description="a list of objects")
     tool_call_id: str | None = Field(default=None, description="a string")
@@ -265,6 +269,8 @@ class EngineCounts(BaseModel):
     drafts: int = Field(description="Of a sequence in a step, by speculation.")
     draft_tokens: int = Field(description="All that were proposed, and verified.")
     accepted_tokens: int = Field(description="Of the drafted ones.")
+    images_encoded: int = Field(default=0, description="By the vision encoder.")
+    encode_seconds: float = Field(default=0.0, description="Time in the vision encoder.")
 
 
 class Health(BaseModel):
@@ -302,6 +308,8 @@ class PromptTokensDetails(BaseModel):
     """Where prompt tokens came from."""
 
     cached_tokens: int
+    # As in vLLM and SGLang; not there where there are no images.
+    image_tokens: int | None = Field(default=None, exclude_if=lambda count: count is None)
 
 
 class UsageBody(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from hearth.core.errors import RequestError
 from hearth.serve.chat_service import ChatService
 from hearth.serve.http.answers import BODY_ERRORS, body_documentation, error_responses
 from hearth.serve.http.body import Bodies
-from hearth.serve.http.chat_fields import messages_of
+from hearth.serve.http.chat_fields import conversation_of
 from hearth.serve.http.completion_schemas import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -94,17 +94,19 @@ def _json(body: dict[str, Any]) -> Response:
     return Response(_encoder.encode(body), media_type="application/json")
 
 
-async def _tokens_of(service: ChatService, body: TokenizeRequest) -> list[int]:
+async def _tokens_of(service: ChatService, body: TokenizeRequest) -> Sequence[int]:
     """Raises RequestError."""
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("tokenize takes prompt or messages, one of the two", param="prompt")
     if body.messages is not None:
-        return await service.encode(
-            messages_of(body.messages),
+        prompt = await service.encode(
+            conversation_of(body.messages, takes_images=service.takes_images),
             variables=body.chat_template_kwargs or {},
             add_generation_prompt=body.add_generation_prompt is not False,
             add_special_tokens=bool(body.add_special_tokens),
         )
+        prompt.close()  # of images only the number of their tokens is wanted
+        return prompt.tokens
     assert body.prompt is not None
     specials = True if body.add_special_tokens is None else body.add_special_tokens
     tokenizer = service.model.text.tokenizer

@@ -12,8 +12,11 @@
 namespace hearth {
 namespace {
 
-// Queries that share each look at the keys; fewer would read long contexts too often.
+// Queries that share each look at the keys; fewer would read long contexts too often. An image's
+// keys (6.9 MB a head for 13,416 patches) come from far away: 32 queries have 55 % of the peak, 96
+// have 66 %.
 constexpr int kQueriesATile = 32;
+constexpr int kImageQueries = 96;
 constexpr int kPiecesAThread = 4;   // of equal work, so that one that is held up has little left
 constexpr int kSplitsAThread = 16;  // row tiles that may be split
 constexpr size_t kPartialBytes = 2 << 20;  // a thread; what finds no room there is not split
@@ -25,7 +28,8 @@ void Model::create_attend_scratch() {
   int most_kv_heads = 0, most_heads = 1;
   for (const auto& op : ops_)
     if (op.kind == HEARTH_OP_ATTEND) most_heads = std::max(most_heads, op.heads / op.kv_heads);
-  attend_rows_ = std::max(kAttendRows, kQueriesATile / most_heads);
+  int queries = limits_.max_image_rows > 0 ? kImageQueries : kQueriesATile;
+  attend_rows_ = std::max(kAttendRows, queries / most_heads);
   for (const auto& op : ops_) {
     if (op.kind != HEARTH_OP_ATTEND) continue;
     int heads = op.heads / op.kv_heads;

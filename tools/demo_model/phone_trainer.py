@@ -1,0 +1,108 @@
+"""One process's share of training the phone agent: the model, its optimizer, its average.
+
+Every process holds the same weights: gradients are averaged before the optimizer's step, and the
+learning rate and the progress are those of the first process.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tools.demo_model import phone_model
+from tools.demo_model.phone_batches import BatchMaker
+from tools.demo_model.phone_export import export_phone_model
+from tools.demo_model.phone_losses import CellHeads
+from tools.demo_model.phone_model import new_model
+from tools.demo_model.phone_tokenizer import extended_tokenizer, names
+from tools.demo_model.tokenizer import token_id
+from torch import distributed
+
+STATE_FILE = "training.pt"
+MAX_GRADIENT_NORM = 1.0
+WEIGHT_DECAY = 0.02
+AVERAGE_DECAY = 0.99
+
+
+class Trainer:
+    """Owns `training.pt` in the output directory, and `model` beside it."""
+
+    def __init__(self, output: Path, text_model: Path, *, is_compiled: bool = False) -> None:
+        self.output = output
+        self.tokenizer = extended_tokenizer(text_model)
+        self.maker = BatchMaker(self.tokenizer)
+        self.model = new_model(self.tokenizer, text_model)
+        candidates = [self.maker.image, *(token_id(self.tokenizer, one) for one in names())]
+        self.heads = CellHeads(candidates)
+        self._parameters = [*self.model.parameters(), *self.heads.parameters()]
+        groups = [
+            {"params": [p for p in self._parameters if p.dim() >= 2]},
+            {"params": [p for p in self._parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
+        )
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.step = 0
+        self._load()
+        if is_compiled:
+            phone_model.compile_passes()
+
+    def _load(self) -> None:
+        path = self.output / STATE_FILE
+        if not path.exists():
+            return
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step = state["average"], state["step"]
+        print(f"goes on from step {self.step}", flush=True)
+
+    def save(self) -> None:
+        """Writes the state to go on from, and the averaged weights as a model directory."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / STATE_FILE
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+        export_phone_model(self.average, self.model.config, self.tokenizer, self.output / "model")
+
+    def update(self, loss: torch.Tensor, learning_rate: float, progress: float) -> float:
+        """One step of the optimizer and of the average; returns the first process's progress."""
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        rate, agreed = self._agree(learning_rate, progress)
+        torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step))
+        weights = self.model.state_dict()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(weights.values()), 1 - decay)
+        return agreed
+
+    def _agree(self, learning_rate: float, progress: float) -> tuple[float, float]:
+        """Averages the gradients over the processes, and takes the first one's numbers."""
+        if not distributed.is_initialized():
+            return learning_rate, progress
+        num = distributed.get_world_size()
+        is_first = distributed.get_rank() == 0
+        numbers = torch.tensor([learning_rate, progress]) * (num if is_first else 0)
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        flat = torch.cat([*(one.flatten() for one in grads), numbers])
+        distributed.all_reduce(flat)
+        flat /= num
+        at = 0
+        for one in grads:
+            one.copy_(flat[at : at + one.numel()].view_as(one))
+            at += one.numel()
+        return float(flat[-2]), float(flat[-1])
