@@ -13,7 +13,7 @@ from tests.support.engines import EngineSizes
 from tests.support.executors import NAMES
 from tests.support.hf_models import NUM_NEW_TOKENS
 from tests.support.vision_engine import VisionRig
-from tests.support.vision_models import PLANS, ExpectedVision, expect_vision
+from tests.support.vision_models import PLANS, SEEDS, ExpectedVision, expect_vision
 
 from hearth.core.request import FinishReason
 from hearth.core.spec import ModelSpec, RopePairing
@@ -28,10 +28,12 @@ IMAGE_LOGITS_TOLERANCE = 1e-3
 MakeRig = Callable[..., VisionRig]
 
 
-@pytest.fixture(scope="session")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> ExpectedVision:
-    """What transformers answers; computed once."""
-    return expect_vision(tmp_path_factory.mktemp("glm4v"))
+@pytest.fixture(scope="session", params=list(SEEDS))
+def expected(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> ExpectedVision:
+    """What transformers answers for each family; computed once."""
+    return expect_vision(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(params=NAMES)
@@ -161,7 +163,9 @@ def swapped_axes(spec: ModelSpec) -> ModelSpec:
 
 
 def other_pairing(spec: ModelSpec) -> ModelSpec:
-    return replace(spec, rope=replace(spec.rope, pairing=RopePairing.HALF))
+    is_half = spec.rope.pairing is RopePairing.HALF
+    other = RopePairing.INTERLEAVED if is_half else RopePairing.HALF
+    return replace(spec, rope=replace(spec.rope, pairing=other))
 
 
 @pytest.mark.parametrize("broken", [without_mrope, swapped_axes, other_pairing])

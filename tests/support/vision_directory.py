@@ -52,7 +52,7 @@ def write_directory(directory: Path, seed: int = 5) -> Path:
         "max_position_embeddings": 4096,
         "eos_token_id": [0, 4, 6, STOP_TOKEN],
     }
-    build_model(seed, config).save_pretrained(directory)
+    build_model(seed, config=config).save_pretrained(directory)
     tokenizer = json.loads((BUILT_IN_DIR / "tokenizer.json").read_text(encoding="utf-8"))
     plain = tokenizer["added_tokens"][0]
     tokenizer["added_tokens"] += [

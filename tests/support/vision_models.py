@@ -1,4 +1,4 @@
-"""A random Glm4v of odd sizes, conversations with images, and what transformers makes of them.
+"""Random models that see, conversations with images, and what transformers makes of them.
 
 Weights are as in `hf_models`: random, sharp, every norm and bias showing. Images are smooth random
 colours with noise, given to transformers as the pixel values that its own processor makes of them,
@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tests.support.hf_models import NUM_NEW_TOKENS, _randomize
-from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+from transformers import (
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
 from hearth.core.images import ImageInput
@@ -68,6 +73,48 @@ CONFIG: dict[str, Any] = {
         "attention_bias": False,
     },
 }
+
+QWEN2_VL: dict[str, Any] = {
+    "image_token_id": IMAGE_TOKEN,
+    "vision_start_token_id": BEGIN_TOKEN,
+    "vision_end_token_id": END_TOKEN,
+    "video_token_id": 10,
+    "text_config": {
+        "vocab_size": 211,
+        "hidden_size": 84,
+        "intermediate_size": 132,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "use_sliding_window": False,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 2, 3],
+        },
+    },
+    "vision_config": {
+        "depth": 3,
+        "embed_dim": 72,
+        "hidden_size": 84,
+        "num_heads": 3,
+        "mlp_ratio": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+    },
+}
+CLASSES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "glm4v": (Glm4vConfig, Glm4vForConditionalGeneration, CONFIG),
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, QWEN2_VL),
+}
+# Chosen so that greedy answers vary and the best logits lie apart.
+SEEDS = {"glm4v": 3, "qwen2_vl": 14}
 
 
 @dataclass(frozen=True)
@@ -138,13 +185,14 @@ def make_picture(random: np.random.Generator, height: int, width: int) -> Pictur
     return Picture(pixels, made["pixel_values"].float(), (grid[1], grid[2]))
 
 
-def build_model(seed: int, config: dict[str, Any] = CONFIG) -> Any:
+def build_model(seed: int, family: str = "glm4v", config: dict[str, Any] | None = None) -> Any:
     """The transformers model, float32, with random weights."""
     torch.manual_seed(seed)
-    make_config: Any = Glm4vConfig
-    plain = make_config(**config, attn_implementation="eager", tie_word_embeddings=False)
-    model: Any = Glm4vForConditionalGeneration(plain)
-    model.eval()
+    make_config, make_model, default = CLASSES[family]
+    plain = make_config(
+        **(config or default), attn_implementation="eager", tie_word_embeddings=False
+    )
+    model = make_model(plain).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _randomize(name, parameter, tied=False)
@@ -156,8 +204,8 @@ def build_model(seed: int, config: dict[str, Any] = CONFIG) -> Any:
                 "visual.blocks" in name and parameter.ndim == 2
             ):  # sharper, it would enlarge roundings
                 parameter.mul_(0.5)
-            if "merger.down_proj" in name:  # features as large as embeddings
-                parameter.mul_(0.1)
+            if name.endswith(("merger.down_proj.weight", "merger.mlp.2.weight")):
+                parameter.mul_(0.1)  # features as large as embeddings
     return model
 
 
@@ -179,9 +227,10 @@ def converse(
 PLANS: tuple[tuple[int, ...], ...] = ((), (0,), (1, 2, 3), (2,), (), (3, 0))
 
 
-def expect_vision(path: Path, seed: int = 3) -> ExpectedVision:
+def expect_vision(path: Path, family: str = "glm4v", seed: int | None = None) -> ExpectedVision:
     """Saves the model in `path`, and records what transformers answers."""
-    model = build_model(seed)
+    seed = SEEDS[family] if seed is None else seed
+    model = build_model(seed, family)
     model.save_pretrained(path)
     random = np.random.default_rng(seed)
     pictures = tuple(make_picture(random, *side) for side in SIDES)

@@ -25,14 +25,13 @@ from tools.demo_model.phone_tokenizer import (
     BEGIN_OF_IMAGE,
     END_OF_ANSWER,
     IMAGE,
-    names,
 )
 from tools.demo_model.tokenizer import ASSISTANT, IGNORED_LABEL, token_id
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
 
 from hearth.demo_phone.drawing import draw_screen
-from hearth.demo_phone.layout import layout
-from hearth.demo_phone.words import APPS, BUTTONS, QUERIES, SWITCHES, WIDGETS
+from hearth.demo_phone.layout import Box, Element, layout
+from hearth.demo_phone.words import ALL_NAMES, APPS, QUERIES
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -40,17 +39,20 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 DIGIT_WEIGHTS = {1: (0.3,), 2: (1.0, 0.2), 3: (2.0, 1.0, 0.2)}
 POOL_EXAMPLES = 128
 LENGTH_STEP = 16
-_NAMES = {**APPS, **SWITCHES, **BUTTONS, **WIDGETS, **QUERIES}
+NAMES = (*ALL_NAMES, *QUERIES.values())
+_NUMBERS = {one.key: number for number, one in enumerate(NAMES, 1)}
+_QUERY_KEYS = {text: one.key for one in QUERIES.values() for text in (one.en, one.zh)}
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneBatch:
     """What one step learns from; n images of one size and their conversations.
 
-    `patches` [n, patches, 588]. Of each cell, [n, rows · columns]: `cells`, the token of the name
-    there (the image token: none), `cell_states`, 0 none, 1 off, 2 on, 3 a second page's icon, and
-    `centers` [.., 2], of the element there, 0 to 999, or IGNORED_LABEL. `ids`, `labels` int64
-    [n, tokens], `weights` of the labels, `positions` [3, n, tokens].
+    `patches` [n, patches, 588]. Of each cell, [n, rows · columns]: `cells`, which of NAMES is
+    there, counted from 1 (0: none, IGNORED_LABEL: an element's edge), `cell_states`, 0 none, 1 off,
+    2 on, 3 a second page's icon, and `centers` [.., 2], of the element there, 0 to 999, or
+    IGNORED_LABEL. `ids`, `labels` int64 [n, tokens], `weights` of the labels, `positions`
+    [3, n, tokens].
     """
 
     patches: torch.Tensor
@@ -85,6 +87,16 @@ def screen_pixels(screen: Screen, rng: random.Random) -> np.ndarray:
     return np.asarray(drawn.resize((width, height), Image.Resampling.BICUBIC))
 
 
+def _core(one: Element) -> Box:
+    """The part of an element where its icon and its name are."""
+    if one.is_on is not None:
+        return Box(one.box.left, one.box.top, 0.5, one.box.bottom)
+    if one.key in APPS:
+        width, height = one.box.right - one.box.left, one.box.bottom - one.box.top
+        return one.box.shrunk(0.2 * width, 0.1 * height)
+    return one.box
+
+
 class BatchMaker:
     """Turns examples into batches with one tokenizer."""
 
@@ -94,7 +106,6 @@ class BatchMaker:
         self._begin = token_id(tokenizer, BEGIN_OF_IMAGE)
         self._assistant = token_id(tokenizer, ASSISTANT)
         self._end = token_id(tokenizer, END_OF_ANSWER)
-        self._names = {text: token_id(tokenizer, text) for text in names()}
         self._digits = {token_id(tokenizer, digit) for digit in "0123456789"}
         # Of the examples, those that are questions; may change while batches are taken.
         self.question_share = 0.0
@@ -162,23 +173,25 @@ class BatchMaker:
 
     def _cells(self, screen: Screen, rows: int, columns: int) -> list[np.ndarray]:
         """Names, states and centres of the elements, by cells."""
-        cells = np.full(rows * columns, self.image, dtype=np.int64)
+        cells = np.zeros(rows * columns, dtype=np.int64)
         states = np.zeros(rows * columns, dtype=np.int64)
         centers = np.full((rows * columns, 2), IGNORED_LABEL, dtype=np.int64)
         for one in layout(screen.state, screen.look):
-            name = _NAMES[one.key].in_(screen.state.language)
-            if one.key == "field" and screen.state.text:
-                name = screen.state.text
+            is_written = one.key == "field" and screen.state.text
+            key = _QUERY_KEYS[screen.state.text] if is_written else one.key
+            core = _core(one)
             for row in range(rows):
                 for column in range(columns):
-                    if one.box.holds((column + 0.5) / columns, (row + 0.5) / rows):
-                        at = row * columns + column
-                        cells[at] = self._names[name]
-                        centers[at] = one.center
-                        if one.is_on is not None:
-                            states[at] = 1 + one.is_on
-                        elif screen.state.app is None and screen.state.page == 1:
-                            states[at] = 3
+                    x, y = (column + 0.5) / columns, (row + 0.5) / rows
+                    if not one.box.holds(x, y):
+                        continue
+                    at = row * columns + column
+                    cells[at] = _NUMBERS[key] if core.holds(x, y) else IGNORED_LABEL
+                    centers[at] = one.center
+                    if one.is_on is not None:
+                        states[at] = 1 + one.is_on
+                    elif screen.state.app is None and screen.state.page == 1:
+                        states[at] = 3
         return [cells, states, centers]
 
     def encode(

@@ -24,23 +24,23 @@ NUM_DIGIT_CLASSES = 40  # tens and units of x and y in hundredths: four times te
 
 
 class CellHeads(nn.Module):
-    """Reads a cell's features: the name among `candidates` (token ids), the state, the place."""
+    """Reads a cell's features: the name, the state, the place.
 
-    def __init__(self, candidates: list[int]) -> None:
+    `names` [num_names, 2]: the tokens of each name in both languages; the first row is of nothing.
+    A cell says both at once, so that it need not know the language of the screen.
+    """
+
+    def __init__(self, names: torch.Tensor) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.state = nn.Linear(HIDDEN, NUM_STATES)
         self.place = nn.Linear(HIDDEN, NUM_DIGIT_CLASSES)
-        self.candidates: torch.Tensor
-        self.register_buffer("candidates", torch.tensor(candidates), persistent=False)
-        weights = torch.ones(len(candidates))
+        self.names: torch.Tensor
+        self.register_buffer("names", names, persistent=False)
+        weights = torch.ones(len(names))
         weights[0] = NOTHING_WEIGHT
         self.weights: torch.Tensor
         self.register_buffer("weights", weights, persistent=False)
-        index = torch.zeros(max(candidates) + 1, dtype=torch.int64)
-        index[torch.tensor(candidates)] = torch.arange(len(candidates))
-        self.index: torch.Tensor
-        self.register_buffer("index", index, persistent=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ def cell_loss(
     """What the cells of a batch should show."""
     flat = functional.rms_norm(features.float(), (HIDDEN,)).flatten(0, 1)
     # The embedding is a fixed aim here: a moving one is learned several times as slowly.
-    table = model.model.language_model.embed_tokens.weight.detach()[heads.candidates]
+    table = model.model.language_model.embed_tokens.weight.detach()[heads.names].mean(1)
     logits = functional.linear(flat, functional.rms_norm(table, (HIDDEN,))) * heads.scale
-    wanted = heads.index[batch.cells.flatten()]
+    wanted = batch.cells.flatten()
     # Names are what takes longest.
     loss = 2 * functional.cross_entropy(logits / HIDDEN**0.5, wanted, heads.weights)
     states = batch.cell_states.flatten()
@@ -74,7 +74,8 @@ def cell_loss(
     places = heads.place(flat[is_element]).view(-1, 4, 10)
     loss = loss + functional.cross_entropy(places.flatten(0, 1), digits.flatten())
     with torch.no_grad():
-        right = (logits[is_element].argmax(-1) == wanted[is_element]).float().mean()
+        is_named = wanted > 0
+        right = (logits[is_named].argmax(-1) == wanted[is_named]).float().mean()
         at_place = (places.argmax(-1)[:, :2] == digits[:, :2]).all(-1).float().mean()
     return CellLoss(loss, right.item(), at_place.item())
 

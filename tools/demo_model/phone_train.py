@@ -40,7 +40,6 @@ from torch import distributed, multiprocessing
 TEXT_MODEL = Path("src/hearth/demo_model")
 WARMUP_STEPS = 50
 FINAL_SHARE = 0.03
-VISION_RATE_FACTOR = 1.3
 CELL_SHARE = 0.3
 TEXT_SHARE = 0.5
 TEXT_POOL = 1500
@@ -92,8 +91,7 @@ def train_vision(trainer: Trainer, options: Options, rank: int) -> None:
             features = features_of(trainer.model, batch)
         found = cell_loss(trainer.model, trainer.heads, features, batch)
         # The rate ends at a half: the second stage goes on from there.
-        rate = VISION_RATE_FACTOR * options.learning_rate
-        rate *= rate_share(clock.num_steps, clock.progress / 2)
+        rate = options.learning_rate * rate_share(clock.num_steps, clock.progress / 2)
         clock.progress = trainer.update(found.loss, rate, clock.now)
         clock.report(loss=found.loss.item(), name=found.name_accuracy, place=found.place_accuracy)
         if rank == 0 and clock.is_due(options.save_minutes):

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from tools.demo_model import phone_model
-from tools.demo_model.phone_batches import BatchMaker
+from tools.demo_model.phone_batches import NAMES, BatchMaker
 from tools.demo_model.phone_export import export_phone_model
 from tools.demo_model.phone_losses import CellHeads
 from tools.demo_model.phone_model import new_model
-from tools.demo_model.phone_tokenizer import extended_tokenizer, names
+from tools.demo_model.phone_tokenizer import extended_tokenizer
 from tools.demo_model.tokenizer import token_id
 from torch import distributed
 
@@ -31,8 +31,11 @@ class Trainer:
         self.tokenizer = extended_tokenizer(text_model)
         self.maker = BatchMaker(self.tokenizer)
         self.model = new_model(self.tokenizer, text_model)
-        candidates = [self.maker.image, *(token_id(self.tokenizer, one) for one in names())]
-        self.heads = CellHeads(candidates)
+        pairs = [(self.maker.image, self.maker.image)]
+        pairs += [
+            (token_id(self.tokenizer, one.en), token_id(self.tokenizer, one.zh)) for one in NAMES
+        ]
+        self.heads = CellHeads(torch.tensor(pairs))
         self._parameters = [*self.model.parameters(), *self.heads.parameters()]
         groups = [
             {"params": [p for p in self._parameters if p.dim() >= 2]},

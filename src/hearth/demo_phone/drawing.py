@@ -18,6 +18,7 @@ from hearth.demo_phone.look import Color, Look
 from hearth.demo_phone.state import SETTINGS, PhoneState
 from hearth.demo_phone.words import (
     APPS,
+    BUTTON_PAIRS,
     BUTTONS,
     LAUNCHER,
     QUERIES,
@@ -34,10 +35,20 @@ if TYPE_CHECKING:
 FONT_PATH = Path(__file__).parent / "font.ttf"
 WHITE: Color = (255, 255, 255)
 ON: Color = (46, 160, 90)
+# By the dialog's buttons: what it asks, and the colour of its sign.
 DIALOG_TEXTS = {
-    "en": ("New version", "Share data?", "Turn it on?", "Save this?", "Read the terms"),
-    "zh": ("有新版本", "是否分享?", "是否打开?", "是否保存?", "请读条款"),
+    "en": (
+        ("Save this?", "Turn it on?"),
+        ("Share data?", "Use the camera?"),
+        ("New version", "Terms"),
+    ),
+    "zh": (("是否保存?", "是否打开?"), ("分享数据?", "使用相机?"), ("有新版本", "使用条款")),
 }
+DIALOG_SIGNS: tuple[tuple[str, Color], ...] = (
+    ("?", (40, 110, 230)),
+    ("!", (240, 130, 20)),
+    ("i", (30, 160, 90)),
+)
 
 
 @cache
@@ -49,7 +60,7 @@ def _font(size: int) -> FreeTypeFont:
 
 def all_characters() -> str:
     """Every character that a screen can show, sorted; the font holds these and no others."""
-    texts = [text for pair in DIALOG_TEXTS.values() for text in pair]
+    texts = [text for table in DIALOG_TEXTS.values() for pair in table for text in pair]
     for names in (APPS, SWITCHES, BUTTONS, WIDGETS, QUERIES):
         texts += [one.en + one.zh for one in names.values()]
     ascii_characters = "".join(map(chr, range(32, 127)))
@@ -181,9 +192,12 @@ class _Canvas:
         for one in surface(self.state, self.look):
             box = one.box
             words = SWITCHES[one.key].in_(self.state.language)
-            self.text(
-                words, Box(0.07, box.top, 0.72, box.bottom), self.look.ink, self.unit * 1.25, "lm"
-            )
+            label = Box(0.26, box.top, 0.76, box.bottom)
+            self.text(words, label, self.look.ink, self.unit * 1.25, "lm")
+            side = 0.72 * (box.bottom - box.top) * self.height
+            y = (box.top + box.bottom) / 2 * self.height - side / 2
+            is_round = self.look.is_round
+            draw_icon(self.draw, one.key, 0.05 * self.width, y, side, is_round=is_round)
             middle, half = (box.top + box.bottom) / 2, 0.035 * self.width / self.height
             track = self._pixels(Box(0.78, middle - half, 0.93, middle + half))
             radius = half * self.height
@@ -260,19 +274,21 @@ class _Canvas:
         """The card over the screen, its question and its two buttons."""
         card = dialog_box(self.look)
         self.draw.rounded_rectangle(self._pixels(card), self.unit, fill=self.look.paper)
-        texts = DIALOG_TEXTS[self.state.language]
-        words = texts[self.look.seed % len(texts)]
-        self.text(
-            words,
-            Box(card.left, card.top + 0.02, card.right, card.top + 0.13),
-            self.look.ink,
-            self.unit * 1.3,
-        )
+        number = self.state.dialog or 0
+        words = DIALOG_TEXTS[self.state.language][number][self.look.seed % 2]
+        title = Box(card.left + 0.2, card.top + 0.02, card.right - 0.02, card.top + 0.13)
+        self.text(words, title, self.look.ink, self.unit * 1.3)
+        sign, color = DIALOG_SIGNS[number]
+        left, middle = (card.left + 0.04) * self.width, (card.top + 0.075) * self.height
+        side = 0.15 * self.width
+        self.draw.ellipse((left, middle - side / 2, left + side, middle + side / 2), fill=color)
+        circle = Box(card.left + 0.04, card.top + 0.02, card.left + 0.19, card.top + 0.13)
+        self.text(sign, circle, WHITE, self.unit * 1.6)
         for one in layout(self.state, self.look):
+            is_agreeing = one.key == BUTTON_PAIRS[number][0]
+            color = self._mixed(self.look.accent, 0.45) if is_agreeing else self.look.faint
             self.draw.rounded_rectangle(
-                self._pixels(one.box.shrunk(0.01, 0.006)),
-                self.unit * 0.5,
-                fill=self._mixed(self.look.accent, 0.3),
+                self._pixels(one.box.shrunk(0.01, 0.006)), self.unit * 0.5, fill=color
             )
             self.text(
                 BUTTONS[one.key].in_(self.state.language), one.box, self.look.ink, self.unit * 1.15

@@ -1,4 +1,4 @@
-"""The icons of the apps: a colour and a simple shape each, drawn with Pillow.
+"""The icons of apps and switches: a colour and a simple shape each, drawn with Pillow.
 
 Shapes are lists of strokes in a square of 0 to 1: "ellipse", "box" (filled), "ring" (outline),
 "line" and "shape" (a filled polygon), each in white, or in the icon's own colour where "-" leads.
@@ -204,12 +204,69 @@ ICONS: dict[str, tuple[Color, tuple[Stroke, ...]]] = {
     ),
 }
 
+# The settings' rows have small ones of their own.
+SWITCH_ICONS: dict[str, tuple[Color, tuple[Stroke, ...]]] = {
+    "wifi": (
+        (30, 120, 240),
+        (
+            ("shape", (0.05, 0.3, 0.95, 0.3, 0.5, 0.9)),
+            ("-shape", (0.22, 0.42, 0.78, 0.42, 0.5, 0.8)),
+            ("ellipse", (0.38, 0.6, 0.62, 0.84)),
+        ),
+    ),
+    "bluetooth": (
+        (20, 60, 160),
+        (
+            ("line", (0.5, 0.1, 0.5, 0.9)),
+            ("line", (0.25, 0.3, 0.75, 0.7)),
+            ("line", (0.25, 0.7, 0.75, 0.3)),
+        ),
+    ),
+    "airplane": (
+        (250, 150, 30),
+        (
+            ("shape", (0.5, 0.08, 0.6, 0.4, 0.95, 0.62, 0.05, 0.62, 0.4, 0.4)),
+            ("box", (0.43, 0.3, 0.57, 0.88)),
+        ),
+    ),
+    "hotspot": (
+        (40, 170, 90),
+        (("ring", (0.08, 0.08, 0.92, 0.92)), ("box", (0.38, 0.38, 0.62, 0.62))),
+    ),
+    "dark": (
+        (60, 50, 110),
+        (("ellipse", (0.15, 0.15, 0.85, 0.85)), ("-ellipse", (0.4, 0.1, 0.95, 0.65))),
+    ),
+    "location": (
+        (225, 60, 60),
+        (("ellipse", (0.25, 0.1, 0.75, 0.6)), ("shape", (0.28, 0.45, 0.72, 0.45, 0.5, 0.95))),
+    ),
+    "nfc": ((0, 150, 150), (("box", (0.15, 0.15, 0.3, 0.85)), ("box", (0.7, 0.15, 0.85, 0.85)))),
+    "quiet": ((130, 60, 200), (("box", (0.12, 0.4, 0.88, 0.6)),)),
+    "saver": ((130, 190, 40), (("box", (0.28, 0.2, 0.72, 0.92)), ("box", (0.4, 0.08, 0.6, 0.2)))),
+    "rotation": (
+        (240, 110, 160),
+        (("ring", (0.12, 0.12, 0.88, 0.88)), ("shape", (0.6, 0.05, 0.98, 0.3, 0.6, 0.5))),
+    ),
+    "torch": (
+        (240, 205, 30),
+        (
+            ("shape", (0.2, 0.1, 0.8, 0.1, 0.62, 0.45, 0.38, 0.45)),
+            ("box", (0.38, 0.45, 0.62, 0.92)),
+        ),
+    ),
+    "updates": (
+        (110, 110, 110),
+        (("shape", (0.5, 0.9, 0.15, 0.5, 0.85, 0.5)), ("box", (0.38, 0.1, 0.62, 0.55))),
+    ),
+}
+
 
 def draw_icon(
     draw: ImageDraw, key: str, left: float, top: float, side: float, *, is_round: bool
 ) -> None:
-    """Draws the icon of an app into the square at (left, top); lengths in pixels."""
-    color, strokes = ICONS[key]
+    """Draws the icon of an app or a switch into the square at (left, top); lengths in pixels."""
+    color, strokes = ICONS[key] if key in ICONS else SWITCH_ICONS[key]
     square = (left, top, left + side, top + side)
     if is_round:
         draw.ellipse(square, fill=color)
