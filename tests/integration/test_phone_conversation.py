@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,3 +124,81 @@ def test_the_start_up_check_of_the_agent_is_answered(client: OpenAI) -> None:
         timeout=30,
     )
     assert answer.choices
+
+
+def _data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (9, 200, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _bomb() -> bytes:
+    """A header that promises 60,000 × 60,000 pixels."""
+    data = bytearray(_png(8, 8))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    return bytes(data)
+
+
+BAD_IMAGES = {
+    "truncated": _data_url(_png(300, 300)[:-200]),
+    "decompression bomb": _data_url(_bomb()),
+    "text instead of base64": "data:image/png;base64,this is no base64!",
+    "text as an image": _data_url(b"hello", "image/png"),
+    "an SVG": _data_url(b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml"),
+    "1 × 5000": _data_url(_png(1, 5000)),
+    "empty": "data:image/png;base64,",
+    "an address": "http://127.0.0.1:1/screen.png",
+    "a file": "file:///etc/passwd",
+}
+
+
+@pytest.mark.parametrize("url", BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
+def test_a_bad_image_is_refused_and_the_server_goes_on(phone_server: Server, url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 2}
+    answer = httpx.post(f"{phone_server.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "messages.0.content.0" in json.dumps(error)
+    assert httpx.get(f"{phone_server.url}/health").json()["status"] == "UP"
+
+
+def test_more_images_than_allowed_and_bodies_of_50_mb_are_refused(phone_server: Server) -> None:
+    part = {"type": "image_url", "image_url": {"url": _data_url(_png(60, 60))}}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": [part] * 11}]}
+    url = f"{phone_server.url}/v1/chat/completions"
+    answer = httpx.post(url, json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "limit-images" in answer.text
+    large = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 50_000_000}}
+    body = {"messages": [{"role": "user", "content": [large]}]}
+    assert httpx.post(url, json=body, timeout=60).status_code == 413
+    assert httpx.get(f"{phone_server.url}/health").json()["status"] == "UP"
+
+
+def test_decoding_goes_on_while_an_image_is_encoded(phone_server: Server, client: OpenAI) -> None:
+    """A stream that runs gets tokens between the chunks of another request's image."""
+    stream = client.chat.completions.create(
+        model="autoglm-phone-9b",
+        messages=[{"role": "user", "content": "Count."}],
+        max_tokens=3000,
+        temperature=0.0,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(stream))
+    before = httpx.get(f"{phone_server.url}/health").json()["engine"]
+    message: Any = user(77, with_image=True)
+    client.chat.completions.create(
+        model="autoglm-phone-9b", messages=[message], max_tokens=1, temperature=0.0
+    )
+    after = httpx.get(f"{phone_server.url}/health").json()["engine"]
+    assert after["images_encoded"] == before["images_encoded"] + 1
+    assert after["generated_tokens"] - before["generated_tokens"] > 3
+    stream.close()
