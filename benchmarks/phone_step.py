@@ -1,7 +1,7 @@
 """One step of a phone agent on a model of AutoGLM-Phone-9B's shapes: seconds of each stage.
 
     python -m benchmarks.phone_step CONFIG_DIR [--pixels 9633792,5000000,1250000]
-                                    [--quantize int4] [--json FILE] [-- FLAGS OF hearth serve]
+                                    [--quantize int4] [--steps 2] [--json FILE] [-- FLAGS OF hearth serve]
 
 CONFIG_DIR holds config.json and preprocessor_config.json; weights are random, the tokenizer is the
 built-in model's with the tokens of images behind it. For each bound of pixels a server is started
@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--pixels", default="9633792,5000000,1250000")
     parser.add_argument("--quantize", default="int4")
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*")
     options = parser.parse_args()
@@ -239,7 +240,7 @@ def main() -> None:
             tokens = num_tokens_of(resized_size(Size(SCREEN[1], SCREEN[0]), spec), spec)
             limit_s = encoder_limit_s(encoder, tokens, ceiling)
             try:
-                for number in (1, 2):
+                for number in range(1, options.steps + 1):
                     step = ask(served, number, tokens, limit_s)
                     step.pixels = pixels
                     found.append(step)

@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from hearth.demo_phone.drawing import draw_screen
 from hearth.demo_phone.layout import Box, Element, layout
 from hearth.demo_phone.words import ALL_NAMES, APPS, QUERIES
 
+Number = TypeVar("Number", int, float)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 # A coordinate's first digit decides, its last one hardly matters.
@@ -97,6 +99,10 @@ def _core(one: Element) -> Box:
     return one.box
 
 
+def _padded(row: list[Number], width: int, padding: Number) -> list[Number]:
+    return row + [padding] * (width - len(row))
+
+
 class BatchMaker:
     """Turns examples into batches with one tokenizer."""
 
@@ -148,27 +154,23 @@ class BatchMaker:
         pixels = np.stack([screen_pixels(one.screen, rng) for one in group])
         normal = (pixels.astype(np.float32) / 255 - MEAN) / STD
         marked = [self._cells(one.screen, rows, columns) for one in group]
+        cells, states, centers = (torch.from_numpy(np.stack(one)) for one in zip(*marked))
         encoded = [self.encode(one, rows, columns) for one in group]
-        longest = max(len(ids) for ids, _, _ in encoded)
-        width = -(-longest // LENGTH_STEP) * LENGTH_STEP
-        ids = torch.zeros(len(group), width, dtype=torch.int64)
-        labels = torch.full((len(group), width), IGNORED_LABEL, dtype=torch.int64)
-        weights = torch.ones(len(group), width)
-        places = np.empty((3, len(group), width), dtype=np.int64)
-        for at, (row_ids, row_labels, row_weights) in enumerate(encoded):
-            ids[at, : len(row_ids)] = torch.tensor(row_ids)
-            labels[at, : len(row_ids)] = torch.tensor(row_labels)
-            weights[at, : len(row_ids)] = torch.tensor(row_weights)
-            places[:, at] = position_ids(row_ids.index(self.image), rows, columns, width)
+        width = -(-max(len(ids) for ids, _, _ in encoded) // LENGTH_STEP) * LENGTH_STEP
+        places = [
+            position_ids(ids.index(self.image), rows, columns, width) for ids, _, _ in encoded
+        ]
         return PhoneBatch(
             to_patches(torch.from_numpy(normal).permute(0, 3, 1, 2)),
             rows,
             columns,
-            *(torch.from_numpy(np.stack([one[part] for one in marked])) for part in range(3)),
-            ids,
-            labels,
-            weights,
-            torch.from_numpy(places),
+            cells,
+            states,
+            centers,
+            torch.tensor([_padded(ids, width, 0) for ids, _, _ in encoded]),
+            torch.tensor([_padded(labels, width, IGNORED_LABEL) for _, labels, _ in encoded]),
+            torch.tensor([_padded(weights, width, 1.0) for _, _, weights in encoded]),
+            torch.from_numpy(np.stack(places, 1)),
         )
 
     def _cells(self, screen: Screen, rows: int, columns: int) -> list[np.ndarray]:

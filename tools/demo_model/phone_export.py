@@ -30,7 +30,7 @@ def export_phone_model(
     settings |= {"architectures": ["Glm4vForConditionalGeneration"], "dtype": "bfloat16"}
     settings.pop("_name_or_path", None)
     _write_json(directory / "config.json", settings)
-    ends = config.text_config.eos_token_id
+    ends = settings["text_config"]["eos_token_id"]
     generation = {
         "do_sample": True,
         "temperature": 0.2,

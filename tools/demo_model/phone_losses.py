@@ -105,8 +105,8 @@ def answer_loss(
     with torch.no_grad():
         counted = weight >= 1
         right = logits.argmax(-1) == targets[wanted]
-        rows = wanted.nonzero()[:, 0][counted & ~right]
-        steps_right = 1 - len(rows.unique()) / len(batch.ids)
+        wrong_rows = wanted.nonzero()[:, 0][counted & ~right].tolist()
+        steps_right = 1 - len(set(wrong_rows)) / len(batch.ids)
         accuracy = right[counted].float().mean().item()
     return AnswerLoss((each * weight).sum() / weight.sum(), accuracy, steps_right)
 

@@ -231,7 +231,7 @@ def _text_layers(
             project(mixed).view(num, num_tokens, -1, attn.head_dim).transpose(1, 2)
             for project in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
-        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)  # type: ignore[no-untyped-call]  # its types
         k, v = (one.repeat_interleave(attn.num_key_value_groups, 1) for one in (k, v))
         mixed = functional.scaled_dot_product_attention(
             q.to(v.dtype), k.to(v.dtype), v, is_causal=True

@@ -35,7 +35,8 @@ from tools.demo_model.phone_tokenizer import extended_tokenizer
 from tools.demo_model.phone_trainer import Trainer
 from tools.demo_model.tokenizer import Encoder
 from tools.demo_model.train import Batch, make_batches
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 TEXT_MODEL = Path("src/hearth/demo_model")
 WARMUP_STEPS = 50
@@ -45,6 +46,7 @@ TEXT_SHARE = 0.5
 TEXT_POOL = 1500
 REPORT_STEPS = 25
 NUM_HELD_OUT_BATCHES = 6
+LONGEST_STEP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +158,15 @@ def _report_held_out(trainer: Trainer, batches: list[PhoneBatch]) -> None:
 class _Clock:
     """The time of a stage, and its reports: the means of the last steps.
 
-    `progress` is what all processes have agreed on, `now` what this process's clock says.
+    `progress` is what all processes have agreed on, `now` what this process's clock says. A stop
+    of the whole process (SIGSTOP, a sleeping machine) counts as one long step.
     """
 
     def __init__(self, minutes: float, rank: int) -> None:
         self._minutes = minutes
         self._rank = rank
-        self._start = self._last_save = time.monotonic()
+        self._last_step = self._last_save = time.monotonic()
+        self._seconds = 0.0
         self.progress = 0.0 if minutes > 0 else 1.0
         self.num_steps = 0
         self._sums: dict[str, float] = {}
@@ -170,7 +174,7 @@ class _Clock:
     @property
     def now(self) -> float:
         """0 to 1 over the stage."""
-        return (time.monotonic() - self._start) / 60 / self._minutes
+        return self._seconds / 60 / self._minutes
 
     def is_due(self, minutes: float) -> bool:
         """Whether so many minutes have passed since this was last true."""
@@ -182,14 +186,16 @@ class _Clock:
 
     def report(self, **values: float) -> None:
         """One more step; the first process prints every few."""
+        now = time.monotonic()
+        self._seconds += min(now - self._last_step, LONGEST_STEP_S)
+        self._last_step = now
         self.num_steps += 1
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         if self.num_steps % REPORT_STEPS == 0:
             text = " ".join(f"{k} {v / REPORT_STEPS:.4f}" for k, v in self._sums.items())
-            seconds = time.monotonic() - self._start
             if self._rank == 0:
-                print(f"step {self.num_steps} {seconds:.0f} s {text}", flush=True)
+                print(f"step {self.num_steps} {self._seconds:.0f} s {text}", flush=True)
             self._sums.clear()
 
 
@@ -243,7 +249,7 @@ def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options, f"{folder}/meeting")
-        multiprocessing.spawn(run, arguments, nprocs=options.num_processes)
+        spawn(run, arguments, nprocs=options.num_processes)  # type: ignore[no-untyped-call]  # torch
 
 
 if __name__ == "__main__":

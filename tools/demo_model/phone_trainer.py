@@ -37,7 +37,7 @@ class Trainer:
         ]
         self.heads = CellHeads(torch.tensor(pairs))
         self._parameters = [*self.model.parameters(), *self.heads.parameters()]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in self._parameters if p.dim() >= 2]},
             {"params": [p for p in self._parameters if p.dim() < 2], "weight_decay": 0.0},
         ]

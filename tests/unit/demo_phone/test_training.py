@@ -18,7 +18,7 @@ from tools.demo_model.phone_steps import (
     step_examples,
 )
 from tools.demo_model.phone_tokenizer import END_OF_ANSWER, IMAGE, extended_tokenizer, names
-from tools.demo_model.tokenizer import IGNORED_LABEL
+from tools.demo_model.tokenizer import IGNORED_LABEL, token_id
 
 from hearth.demo_phone.messages import PastStep, step_messages
 from hearth.demo_phone.parser import parse_action, split_reply
@@ -66,7 +66,7 @@ def test_the_last_answer_of_a_step_is_an_action_and_has_the_labels(maker: BatchM
 def test_every_answer_about_a_screen_has_labels(maker: BatchMaker) -> None:
     example: Example = question_example(random.Random(3))
     _, labels, _ = maker.encode(example, 15, 7)
-    end = extended_tokenizer(TEXT_MODEL).token_to_id(END_OF_ANSWER)
+    end = token_id(extended_tokenizer(TEXT_MODEL), END_OF_ANSWER)
     assert labels.count(end) == example.text.count(END_OF_ANSWER) > 1
 
 
@@ -92,7 +92,7 @@ def test_the_chat_template_gives_the_text_of_training() -> None:
 def test_the_training_pass_is_what_transformers_computes(
     maker: BatchMaker, question_share: float
 ) -> None:
-    model = new_model(extended_tokenizer(TEXT_MODEL), TEXT_MODEL).eval()
+    model = new_model(extended_tokenizer(TEXT_MODEL), TEXT_MODEL).train(False)
     batch = first_batch(maker, question_share)
     num = len(batch.ids)
     frames = batch.patches.view(-1, 3, 1, 14, 14).expand(-1, 3, 2, 14, 14).reshape(-1, 1176)
