@@ -33,9 +33,11 @@ TOLERANCE = 1e-4
 TIED_LARGEST, TIED_MEAN = 5e-2, 1e-2
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> ExpectedVision:
-    return expect_vision(tmp_path_factory.mktemp("glm4v-kernels"))
+@pytest.fixture(scope="module", params=["glm4v", "qwen2_5_vl"])
+def expected(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> ExpectedVision:
+    return expect_vision(tmp_path_factory.mktemp("kernels"), request.param)
 
 
 def encode(
@@ -131,6 +133,7 @@ def test_the_library_refuses_rows_outside_of_the_image(expected: ExpectedVision)
     for broken in (
         {"image_rows": MAX_PATCHES + 4},
         {"image_rows": 4},
+        {"num_windows": 1, "window_start": 0},
         {"num_tokens": 6},
         {"num_blocks": 0},
         {"patches": 0},

@@ -20,6 +20,8 @@ from tests.support.hf_models import NUM_NEW_TOKENS, _randomize
 from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
@@ -109,12 +111,28 @@ QWEN2_VL: dict[str, Any] = {
         "temporal_patch_size": 2,
     },
 }
+QWEN2_5_VL: dict[str, Any] = {
+    **QWEN2_VL,
+    "vision_config": {
+        "depth": 4,
+        "hidden_size": 72,
+        "out_hidden_size": 84,
+        "intermediate_size": 90,
+        "num_heads": 3,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "window_size": 3 * TOKEN_PIXELS,  # windows of 3 × 3 tokens
+        "fullatt_block_indexes": [1, 3],
+    },
+}
 CLASSES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "glm4v": (Glm4vConfig, Glm4vForConditionalGeneration, CONFIG),
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, QWEN2_VL),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, QWEN2_5_VL),
 }
 # Chosen so that greedy answers vary and the best logits lie apart.
-SEEDS = {"glm4v": 3, "qwen2_vl": 14}
+SEEDS = {"glm4v": 3, "qwen2_vl": 14, "qwen2_5_vl": 13}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ class BufferSpec:
 
 @dataclass(frozen=True, slots=True)
 class KvGroupSpec:
-    """Layers that share block tables: all with the same window (0: full attention)."""
+    """Layers that share block tables: all with the same window (0: full attention).
+
+    −1, of an encoder: a patch sees those of its own window of the image.
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -343,7 +346,8 @@ class EncoderProgram:
 
     A phase is operations `phases[i]` … `phases[i + 1]` − 1. Within it the rows of an image may be
     taken some at a time, in order (multiples of `merge_rows`); the next one begins when all are
-    through. `program` has one KV group, for the layer at hand.
+    through. `program` has a KV group for the layer at hand; where some layers attend within windows
+    of `window_tokens`² tokens, two, and patches of a window follow each other.
     """
 
     program: StepProgram
@@ -351,3 +355,4 @@ class EncoderProgram:
     patch_values: int
     merge_rows: int
     output_size: int
+    window_tokens: int = 0

@@ -251,7 +251,9 @@ class PlainMlpSpec:
 
 @dataclass(frozen=True, slots=True)
 class VisionAttentionSpec:
-    """Attention of every row of an image to all of its rows. k and v rows are one matrix.
+    """Attention of every row of an image to all of its rows, or to those of its window.
+
+    k and v rows are one matrix.
 
     q stands by itself: keys and values of all rows are there before the first row attends, and
     what attends needs no buffer for the whole image.
@@ -263,6 +265,7 @@ class VisionAttentionSpec:
     q: LinearSpec
     kv: LinearSpec
     out: LinearSpec
+    is_windowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +315,7 @@ class VisionSpec:
     position_table: str | None = None
     position_grid: int = 0
     final_norm: NormSpec | None = None
+    window_tokens: int = 0  # side of a window, where layers attend within windows
 
 
 @dataclass(frozen=True, slots=True)

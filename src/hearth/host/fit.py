@@ -188,9 +188,10 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     if images is None:
         return ()
     patches, program = format_count(images.max_patches), images.encoder.program
-    (group,) = program.kv_groups
     blocks = ceil_div(images.max_patches, ENCODER_BLOCK_ROWS)
-    keys = blocks * kv_block_bytes(group, ENCODER_BLOCK_ROWS, request.dtype)
+    keys = blocks * sum(
+        kv_block_bytes(group, ENCODER_BLOCK_ROWS, request.dtype) for group in program.kv_groups
+    )
     rows = encoder_bytes(images.encoder, images.max_patches, request.fusion is not None)
     threads = request.num_threads
     codes = CODES_BYTES * threads if any(slot.quant.bits for slot in program.slots) else 0

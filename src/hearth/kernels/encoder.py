@@ -7,6 +7,7 @@ within a phase some at a time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
 from hearth.core.program import EncoderProgram
-from hearth.core.step import StepPlan
+from hearth.core.step import PatchSource, StepPlan
 
 
 def patch_places(grid_height: int, grid_width: int, merge: int) -> NDArray[np.int32]:
@@ -23,6 +24,56 @@ def patch_places(grid_height: int, grid_width: int, merge: int) -> NDArray[np.in
     down, across = np.indices((grid_height, grid_width), np.int32)
     ordered = (places.reshape(blocks).transpose(0, 2, 1, 3).ravel() for places in (down, across))
     return np.stack(list(ordered))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOrder:
+    """The order in which an encoder takes the tokens of an image: window by window.
+
+    `tokens`: [n], the natural number of each; `window_start`: patches at which windows begin, and
+    all of them at the end; None where there are no windows.
+    """
+
+    tokens: NDArray[np.int64]
+    window_start: NDArray[np.int32] | None
+
+
+def token_order(program: EncoderProgram, grid_height: int, grid_width: int) -> TokenOrder:
+    """Of an image in patches."""
+    merge, side = math.isqrt(program.merge_rows), program.window_tokens
+    height, width = grid_height // merge, grid_width // merge
+    numbers = np.arange(height * width).reshape(height, width)
+    if not side:
+        return TokenOrder(numbers.ravel(), None)
+    windows = [
+        numbers[top : top + side, left : left + side].ravel()
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]
+    ends = np.cumsum([0, *map(len, windows)]) * program.merge_rows
+    return TokenOrder(np.concatenate(windows), ends.astype(np.int32))
+
+
+def ordered_places(
+    program: EncoderProgram, order: TokenOrder, grid_height: int, grid_width: int
+) -> NDArray[np.int32]:
+    """Row and column of each patch in the encoder's order, [2, patches]."""
+    places = patch_places(grid_height, grid_width, math.isqrt(program.merge_rows))
+    by_token = places.reshape(2, -1, program.merge_rows)
+    return np.ascontiguousarray(by_token[:, order.tokens].reshape(2, -1))
+
+
+def ordered_patches(
+    patches: PatchSource, order: TokenOrder, merge_rows: int, first: int, count: int
+) -> NDArray[np.float32]:
+    """Patches `first` … of the encoder's order, from a source in the natural one."""
+    if order.window_start is None:
+        return patches(first, count)
+    tokens = order.tokens[first // merge_rows : (first + count) // merge_rows]
+    breaks = np.flatnonzero(np.diff(tokens) != 1) + 1
+    runs = np.split(tokens, breaks)  # of tokens that are neighbours
+    parts = [patches(int(run[0]) * merge_rows, len(run) * merge_rows) for run in runs]
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +113,7 @@ class EncoderWalk:
 
 def check_grid(program: EncoderProgram, grid_height: int, grid_width: int, max_patches: int) -> int:
     """The number of patches of an image. Raises KernelError where it is none for this encoder."""
-    merge = round(program.merge_rows**0.5)
+    merge = math.isqrt(program.merge_rows)
     num_patches = grid_height * grid_width
     if grid_height < 1 or grid_width < 1 or grid_height % merge or grid_width % merge:
         raise KernelError(

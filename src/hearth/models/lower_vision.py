@@ -92,7 +92,10 @@ def lower_vision(spec: ModelSpec) -> EncoderProgram | None:
         buffers=tuple(writer.buffers),
         ops=tuple(writer.ops),
         slots=spec.slots,
-        kv_groups=(KvGroupSpec(1, attention.num_heads, attention.head_dim),),
+        kv_groups=tuple(
+            KvGroupSpec(1, attention.num_heads, attention.head_dim, window)
+            for window in ((0, -1) if vision.window_tokens else (0,))
+        ),
         vocab_size=1,
     )
     return EncoderProgram(
@@ -101,7 +104,13 @@ def lower_vision(spec: ModelSpec) -> EncoderProgram | None:
         patch_values=vision.patch_values,
         merge_rows=vision.merge_size**2,
         output_size=output,
+        window_tokens=vision.window_tokens,
     )
+
+
+def _group(attention: VisionAttentionSpec) -> int:
+    """Keys and values of layers with windows lie apart: how work is cut is a group's."""
+    return int(attention.is_windowed)
 
 
 def _write_embedding(writer: _Writer) -> None:
@@ -126,7 +135,7 @@ def _write_keys(writer: _Writer, layer: VisionLayerSpec) -> None:
     heads, head_dim = attention.num_heads, attention.head_dim
     writer.ops += [
         Rope(keys, writer.angles, heads, head_dim, writer.spec.rope),
-        KvWrite(keys, 0, 0, num_heads=0, num_kv_heads=heads, head_dim=head_dim),
+        KvWrite(keys, _group(attention), 0, num_heads=0, num_kv_heads=heads, head_dim=head_dim),
     ]
 
 
@@ -146,12 +155,13 @@ def _write_attention(writer: _Writer, attention: VisionAttentionSpec, normed: in
         Attend(
             queries,
             mixed,
-            group=0,
+            group=_group(attention),
             layer=0,
             num_heads=heads,
             num_kv_heads=heads,
             head_dim=head_dim,
             scale=attention.scale,
+            window=-1 if attention.is_windowed else 0,
             causal=False,
         ),
     ]

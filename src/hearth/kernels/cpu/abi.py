@@ -18,7 +18,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {
@@ -242,6 +242,8 @@ class CPlan(CStructure):
         ("grid_height", c_int32),
         ("grid_width", c_int32),
         ("patches", c_void_p),
+        ("num_windows", c_int32),
+        ("window_start", c_void_p),
     )
 
 

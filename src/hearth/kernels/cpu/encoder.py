@@ -21,7 +21,14 @@ from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
 from hearth.kernels.cpu.library import check, load_library, resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
-from hearth.kernels.encoder import EncoderChunk, EncoderWalk, check_grid, patch_places
+from hearth.kernels.encoder import (
+    EncoderChunk,
+    EncoderWalk,
+    check_grid,
+    ordered_patches,
+    ordered_places,
+    token_order,
+)
 from hearth.kernels.fuse import fuse
 from hearth.kernels.packing import ENCODER_BLOCK_ROWS, ENCODER_CHUNK_ROWS
 
@@ -45,7 +52,8 @@ class CpuEncoder:
         self._max_patches = max_patches
         num_blocks = ceil_div(max_patches, ENCODER_BLOCK_ROWS)
         limits = StepLimits(ENCODER_CHUNK_ROWS, 1, 1, num_blocks * ENCODER_BLOCK_ROWS)
-        kv = KvConfig(ENCODER_BLOCK_ROWS, (num_blocks,), str(kv_dtype))
+        groups = len(program.program.kv_groups)
+        kv = KvConfig(ENCODER_BLOCK_ROWS, (num_blocks,) * groups, str(kv_dtype))
         encoded = encode_program(
             program.program,
             weights,
@@ -96,7 +104,7 @@ class CpuEncoder:
         """See `ImageEncoder`."""
         assert self._image is not None, "there is no image"
         assert self._image.walk.is_done, "the image is not done"
-        return self._image.features
+        return self._image.features()
 
     def close(self) -> None:
         """Ends the threads and releases the memory; a second call does nothing."""
@@ -117,12 +125,14 @@ class _Image:
     ) -> None:
         num_rows = grid_height * grid_width
         self.walk = EncoderWalk(program, num_rows)
-        self.features = np.zeros((num_rows // program.merge_rows, program.output_size), np.float32)
+        self._output = np.zeros((num_rows // program.merge_rows, program.output_size), np.float32)
         self._patches = patches
         self._grid = (grid_height, grid_width)
         self._num_rows = num_rows
-        merge = round(program.merge_rows**0.5)
-        self._places = patch_places(grid_height, grid_width, merge)
+        self._num_groups = len(program.program.kv_groups)
+        self._merge_rows = program.merge_rows
+        self._order = token_order(program, grid_height, grid_width)
+        self._places = ordered_places(program, self._order, grid_height, grid_width)
         self._none = np.zeros((ENCODER_CHUNK_ROWS, program.patch_values), np.float32)
         self._blocks = np.arange(ceil_div(num_rows, ENCODER_BLOCK_ROWS), dtype=np.int32)
         self._arrays: tuple[NDArray[np.int32] | NDArray[np.float32], ...] = ()
@@ -132,9 +142,13 @@ class _Image:
         first, count = chunk.first_row, chunk.num_rows
         positions = np.zeros((3, count), np.int32)
         positions[1:] = self._places[:, first : first + count]
-        patches = self._patches(first, count) if chunk.first_op == 0 else self._none
-        tokens, slots = np.zeros(count, np.int32), np.arange(first, first + count, dtype=np.int32)
-        ends = np.array([0, count, first, 0, len(self._blocks)], np.int32)
+        patches = self._none
+        if chunk.first_op == 0:
+            patches = ordered_patches(self._patches, self._order, self._merge_rows, first, count)
+        tokens, groups = np.zeros(count, np.int32), self._num_groups
+        slots = np.tile(np.arange(first, first + count, dtype=np.int32), groups)
+        ends = np.array([0, count, first, *[0, len(self._blocks)] * groups], np.int32)
+        windows = self._order.window_start
         self._arrays = (positions, patches, tokens, slots, ends)
         plan = abi.CPlan(
             num_tokens=count,
@@ -152,5 +166,13 @@ class _Image:
             grid_height=self._grid[0],
             grid_width=self._grid[1],
             patches=patches.ctypes.data,
+            num_windows=0 if windows is None else len(windows) - 1,
+            window_start=None if windows is None else windows.ctypes.data,
         )
-        return plan, abi.CResult(features=self.features.ctypes.data)
+        return plan, abi.CResult(features=self._output.ctypes.data)
+
+    def features(self) -> NDArray[np.float32]:
+        """The output, in the image's own order of tokens."""
+        found = np.empty_like(self._output)
+        found[self._order.tokens] = self._output
+        return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hearth.core.errors import KernelError
 from hearth.core.program import EncoderProgram
 from hearth.core.step import PatchSource
-from hearth.kernels.encoder import check_grid, patch_places
+from hearth.kernels.encoder import check_grid, ordered_places, token_order
 from hearth.kernels.reference.forward import WeightLookup, forward
 from hearth.kernels.reference.kv import PassKv, SequenceRows, StepTensors
 
@@ -40,18 +40,26 @@ class ReferenceEncoder:
 
     def encode(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """The features of patches [n, values] of an image; differentiable."""
-        merge = round(self._program.merge_rows**0.5)
-        places = torch.from_numpy(patch_places(*grid, merge).astype(np.int64))
-        count = patches.shape[0]
+        program, count = self._program, patches.shape[0]
+        order = token_order(program, *grid)
+        tokens = torch.from_numpy(order.tokens)
+        places = torch.from_numpy(ordered_places(program, order, *grid).astype(np.int64))
+        by_token = patches.reshape(-1, program.merge_rows, patches.shape[-1])
+        windows = None
+        if order.window_start is not None:
+            sizes = torch.from_numpy(np.diff(order.window_start).astype(np.int64))
+            windows = torch.repeat_interleave(sizes)
         step = StepTensors(
             tokens=torch.zeros(count, dtype=torch.long),
             positions=torch.cat((torch.zeros(1, count, dtype=torch.long), places)),
             sequences=(SequenceRows(0, count, 0),),
             logit_rows=torch.zeros(0, dtype=torch.long),
-            patches=patches,
+            patches=by_token[tokens].flatten(0, 1),
             grid=grid,
+            windows=windows,
         )
-        return forward(self._program.program, self._weights, step, PassKv())
+        output = forward(program.program, self._weights, step, PassKv())
+        return torch.empty_like(output).index_copy(0, tokens, output)
 
     def advance(self, num_rows: int) -> bool:
         """See `ImageEncoder`: all of it, at once."""

@@ -264,6 +264,10 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     if op.soft_cap:
         scores = _soft_cap(scores, op.soft_cap)
     if not op.causal:
+        if op.window:
+            assert run.step.windows is not None, "an image has its windows"
+            other = run.step.windows[:, None] != run.step.windows[None, :]
+            scores = scores.masked_fill(other, float("-inf"))
         return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), values)
     row = rows.context + torch.arange(own.shape[0])[:, None]
     key = stored.first_index + torch.arange(keys.shape[0])[None, :]

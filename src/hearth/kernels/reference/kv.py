@@ -57,6 +57,7 @@ class StepTensors:
     features: torch.Tensor | None = None
     patches: torch.Tensor | None = None
     grid: tuple[int, int] = (0, 0)
+    windows: torch.Tensor | None = None  # [T]; the number of each patch's window
 
 
 @dataclass(frozen=True, slots=True)

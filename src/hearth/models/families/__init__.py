@@ -31,6 +31,7 @@ FAMILIES: dict[str, str] = {
     "Glm4MoeForCausalLM": "hearth.models.families.glm4_moe",
     "Glm4vForConditionalGeneration": "hearth.models.families.glm4v",
     "Qwen2VLForConditionalGeneration": "hearth.models.families.qwen2_vl",
+    "Qwen2_5_VLForConditionalGeneration": "hearth.models.families.qwen2_vl",
 }
 
 

@@ -138,7 +138,9 @@ class VisionParts:
         source = (f"{self.prefix}{tensor}.weight", side * side)
         return self.table.grid(f"vision.{name}", self.sizes.hidden_size, source)
 
-    def attention(self, layer: int, *, qkv_bias: bool, out_bias: bool) -> VisionAttentionSpec:
+    def attention(
+        self, layer: int, *, qkv_bias: bool, out_bias: bool, is_windowed: bool = False
+    ) -> VisionAttentionSpec:
         """The attention of a layer whose checkpoint keeps q, k and v in one tensor."""
         sizes, base = self.sizes, f"{self.prefix}blocks.{layer}.attn"
         width = sizes.hidden_size
@@ -159,6 +161,7 @@ class VisionParts:
             q=part("q", 0, width),
             kv=part("kv", width, 2 * width),
             out=self.linear(f"layers.{layer}.attention_out", out, width, cols=width, bias=out_bias),
+            is_windowed=is_windowed,
         )
 
     def plain_mlp(self, name: str, tensor: str, inner: int, activation: Activation) -> PlainMlpSpec:
@@ -168,15 +171,21 @@ class VisionParts:
         down = self.linear(f"{name}.down", f"{tensor}.fc2", width, cols=inner, bias=True)
         return PlainMlpSpec(up, activation, down)
 
-    def mlp(self, name: str, tensor: str, width: int, inner: int) -> MlpSpec:
-        """A gated MLP without biases."""
+    def mlp(self, name: str, tensor: str, width: int, inner: int, *, bias: bool = False) -> MlpSpec:
+        """A gated MLP."""
         base = f"{self.prefix}{tensor}"
-        gate, up = (f"{base}.{part}_proj.weight" for part in ("gate", "up"))
-        gate_up = self.table.linear(f"vision.{name}.gate_up", width, (gate, inner), (up, inner))
-        down = (f"{base}.down_proj.weight", width)
+        gate, up, out = (f"{base}.{part}_proj" for part in ("gate", "up", "down"))
+        both = ((f"{gate}.weight", inner), (f"{up}.weight", inner))
+        gate_up = self.table.linear(f"vision.{name}.gate_up", width, *both)
+        down = self.table.linear(f"vision.{name}.down", inner, (f"{out}.weight", width))
+        if not bias:
+            return MlpSpec(inner, Activation.SILU, gate_up, down)
+        biases = ((f"{gate}.bias", inner), (f"{up}.bias", inner))
         return MlpSpec(
             inner,
             Activation.SILU,
             gate_up,
-            self.table.linear(f"vision.{name}.down", inner, down),
+            down,
+            gate_up_bias=self.table.bias(gate_up, *biases),
+            down_bias=self.table.bias(down, (f"{out}.bias", width)),
         )

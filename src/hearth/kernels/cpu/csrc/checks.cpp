@@ -187,7 +187,7 @@ void Model::check_op(const hearth_op& op) const {
           "attention does not fit its KV group");
       if (attends)
         require(buffer(op.out).width == width && op.soft_cap >= 0.0f && op.window == g.window &&
-                    (!op.flag || (limits_.max_image_rows > 0 && op.window == 0)),
+                    (op.flag != 0) == (limits_.max_image_rows > 0) && op.window >= -op.flag,
                 "attention has another width than its output");
       break;
     }
@@ -275,9 +275,18 @@ void Model::check_image(const hearth_plan& p, const hearth_result& result) const
                             std::to_string(p.image_rows) + "; at most " +
                             std::to_string(limits_.max_image_rows));
   if (!p.patches || !result.features) fail(HEARTH_E_PLAN, "an image without patches or features");
-  for (const auto& group : groups_)
-    if (p.num_blocks * int64_t{limits_.block_size} < p.image_rows || group.shape.window)
+  for (size_t g = 0; g < groups_.size(); g++) {
+    int64_t listed = p.block_start[2 * g + 1] - p.block_start[2 * g];
+    if (listed * limits_.block_size < p.image_rows || p.first_block[g] != 0)
       fail(HEARTH_E_PLAN, "an image has too few blocks");
+    if (groups_[g].shape.window < 0 && p.num_windows < 1)
+      fail(HEARTH_E_PLAN, "an image without its windows");
+  }
+  if (p.num_windows < 1) return;
+  if (!p.window_start) fail(HEARTH_E_PLAN, "an image without its windows");
+  check_offsets("window_start", p.window_start, p.num_windows, 0, p.image_rows);
+  if (p.window_start[p.num_windows] != p.image_rows)
+    fail(HEARTH_E_PLAN, "window_start does not cover the rows");
 }
 
 void Model::check_plan(const hearth_plan& p) const {

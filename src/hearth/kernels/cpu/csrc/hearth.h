@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 8
+#define HEARTH_ABI_VERSION 9
 
 enum {
   HEARTH_OK = 0,
@@ -120,7 +120,8 @@ typedef struct hearth_weight {
 } hearth_weight;
 
 typedef struct hearth_group {
-  int32_t layers, kv_heads, head_dim, window;
+  int32_t layers, kv_heads, head_dim;
+  int32_t window;  // tokens that a row sees; 0: all; −1, of an encoder: those of its own window
   int64_t blocks;
 } hearth_group;
 
@@ -180,6 +181,9 @@ typedef struct hearth_plan {
   int32_t image_rows;
   int32_t grid_height, grid_width;  // patches
   const float* patches;             // [T, width of the buffer that takes them]; or null
+  // Windows of an image: rows window_start[i] … window_start[i + 1] − 1, all of its rows in order.
+  int32_t num_windows;
+  const int32_t* window_start;  // [num_windows + 1]; null where no group has windows of its own
 } hearth_plan;
 
 // Written by hearth_run; hashes and logits only when the plan's flags ask for them, the best tokens

@@ -126,7 +126,7 @@ struct AttendArgs {
   // attend_partial_floats(rows · heads, head_dim) for each segment that any row sees.
   float* partials;
   int64_t first_segment, last_segment;
-  int64_t keys;  // > 0: every row sees so many keys, whatever its position
+  int64_t first_key, keys;  // keys > 0: every row sees first_key … keys − 1, whatever its position
 };
 
 struct KvWriteArgs {

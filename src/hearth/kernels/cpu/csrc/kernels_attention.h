@@ -75,6 +75,7 @@ inline int64_t end_of(const AttendArgs& a, int query) {
   return a.keys > 0 ? a.keys : a.position + query / a.heads + 1;
 }
 inline int64_t first_of(const AttendArgs& a, int query) {
+  if (a.keys > 0) return a.first_key;
   return a.window > 0 ? larger(0, end_of(a, query) - a.window) : 0;
 }
 inline Span span_of(const AttendArgs& a, int query, int64_t base) {

@@ -80,6 +80,9 @@ class Model {
     int64_t first, last;  // absolute numbers; `last` is behind the last one
     int64_t count() const { return last - first; }
   };
+  struct Keys {
+    int64_t first, last;  // `last` is behind the last one
+  };
   // Some of the segments of keys that a row tile sees, or all of them (pieces 1).
   struct AttendTile {
     int row_tile;
@@ -201,6 +204,7 @@ class Model {
   void head_norm(const hearth_op& op, int row, int first_head, int last_head);
   void rope(const hearth_op& op, int row, int first_head, int last_head);
   // ops_attention.cpp
+  Keys keys_of(const RowTile& rows, int window) const;
   Segments segments_of(const RowTile& rows, int window) const;
   void plan_attention();
   void split_attention(AttendWork& work, const hearth_group& group);

@@ -56,8 +56,20 @@ void Model::create_attend_scratch() {
     work.tiles.reserve(rows + static_cast<size_t>(most_split_) + kPiecesAThread * threads);
 }
 
+// Of an image: all rows, or those of the window that a row tile lies in.
+Model::Keys Model::keys_of(const RowTile& rows, int window) const {
+  if (window == 0) return {0, plan_->image_rows};
+  const int32_t* behind = plan_->window_start + plan_->num_windows + 1;
+  int32_t row = plan_->context[0] + rows.first;
+  const int32_t* next = std::upper_bound(plan_->window_start, behind, row);
+  return {next[-1], next[0]};
+}
+
 Model::Segments Model::segments_of(const RowTile& rows, int window) const {
-  if (plan_->image_rows > 0) return {0, (plan_->image_rows + kSegment - 1) / kSegment};
+  if (plan_->image_rows > 0) {
+    Keys keys = keys_of(rows, window);
+    return {keys.first / kSegment, (keys.last + kSegment - 1) / kSegment};
+  }
   int64_t position = static_cast<int64_t>(plan_->context[rows.sequence]) + rows.first -
                      plan_->row_start[rows.sequence];
   int64_t first = window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0;
@@ -67,8 +79,14 @@ Model::Segments Model::segments_of(const RowTile& rows, int window) const {
 void Model::plan_attention() {
   attend_tiles_.clear();
   for (int s = 0; s < plan_->num_sequences; s++)
-    for (int row = plan_->row_start[s]; row < plan_->row_start[s + 1]; row += attend_rows_)
-      attend_tiles_.push_back({row, std::min(attend_rows_, plan_->row_start[s + 1] - row), s});
+    for (int row = plan_->row_start[s]; row < plan_->row_start[s + 1];) {
+      RowTile tile{row, std::min(attend_rows_, plan_->row_start[s + 1] - row), s};
+      if (plan_->num_windows > 0)  // no tile lies in two windows
+        tile.rows = static_cast<int>(
+            std::min<int64_t>(tile.rows, keys_of(tile, -1).last - plan_->context[0] - row));
+      attend_tiles_.push_back(tile);
+      row += tile.rows;
+    }
   for (size_t g = 0; g < groups_.size(); g++)
     if (attend_work_[g].most_heads > 0) split_attention(attend_work_[g], groups_[g].shape);
 }
@@ -122,7 +140,11 @@ AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_h
   args.head_dim = op.head_dim;
   args.position =
       static_cast<int64_t>(plan_->context[sequence]) + rows.first - plan_->row_start[sequence];
-  args.keys = op.flag ? plan_->image_rows : 0;
+  if (op.flag) {
+    Keys keys = keys_of(rows, op.window);
+    args.first_key = keys.first;
+    args.keys = keys.last;
+  }
   args.window = op.window;
   args.scale = op.scale;
   args.soft_cap = op.soft_cap;
