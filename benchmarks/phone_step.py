@@ -1,7 +1,7 @@
 """One step of a phone agent on a model of AutoGLM-Phone-9B's shapes: seconds of each stage.
 
-    python -m benchmarks.phone_step CONFIG_DIR [--pixels 9633792,5000000,1250000]
-                                    [--quantize int4] [--steps 2] [--json FILE] [-- FLAGS OF hearth serve]
+    python -m benchmarks.phone_step CONFIG_DIR [--pixels 9633792,5000000,1250000] [--steps 2]
+                                    [--quantize int4] [--json FILE] [-- FLAGS OF hearth serve]
 
 CONFIG_DIR holds config.json and preprocessor_config.json; weights are random, the tokenizer is the
 built-in model's with the tokens of images behind it. For each bound of pixels a server is started

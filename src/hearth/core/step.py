@@ -148,6 +148,11 @@ class ImageEncoder(Protocol):
         """Of one image."""
         ...
 
+    @property
+    def output_size(self) -> int:
+        """Values of an output row."""
+        ...
+
     def start(self, patches: PatchSource, grid_height: int, grid_width: int) -> None:
         """Begins an image, in patches; forgets the one before. Raises KernelError: too large."""
         ...

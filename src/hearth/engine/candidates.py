@@ -46,8 +46,15 @@ def find_candidates(
         whole = min(sequence.num_known + 1, sequence.max_known)
         matched = matched_hashes(sequence, blocks)
         fits = blocks.reserve(reserved, matched, whole, step_tokens)
+        num_matched = len(matched) * blocks.block_size
+        images = sequence.images
+        if images is not None and images.num_usable(num_matched) == 0:
+            # It could not use its place yet; those behind it may pass, beside its blocks.
+            if not fits:
+                break
+            continue
         if fits or not (running or found):
-            found[sequence] = sequence.num_known - len(matched) * blocks.block_size
+            found[sequence] = sequence.num_known - num_matched
         if not fits or len(found) == num_places:
             break
     return found

@@ -39,7 +39,7 @@ class StepDecision:
         that is not encoded yet: the sequence has to wait.
         """
         if sequence.images is not None:
-            budget = max(0, min(budget, sequence.images.num_ready - start))
+            budget = min(budget, sequence.images.num_usable(start))
         num_left = self.max_logit_rows - self.num_rows
         if sequence.is_scored and num_left:
             return min(sequence.num_known - start, budget)

@@ -1,13 +1,13 @@
 """Encoding: which images the encoder works on, and the outputs that are kept.
 
 Between two steps the encoder computes a few patches, so that running answers go on meanwhile; more
-of them where nobody waits for a step. One image at a time: first those that running sequences wait
-for, then those of waiting ones, in rank order. Images whose tokens the prefix cache holds are not
-encoded.
+of them where nobody waits for a step. One image at a time, in the order of the sequences' ranks.
+Images whose tokens the prefix cache holds are not encoded.
 
-Outputs are kept by the image's digest within a budget of bytes, the least recently used go first.
-Those that a running sequence still needs stay; no new image is begun where it would not fit beside
-them, unless there are none: so each image that is begun can be used up.
+Outputs are kept by the image's digest within a budget of bytes. Room is set aside for the images of
+one sequence after the other; one is begun only where it fits beside those of sequences that rank
+before it (the first always is), so that no output pushes out another that is needed sooner.
+Otherwise the least recently used go first.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from heapq import merge
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hearth.core.errors import HearthError
+from hearth.core.errors import CapacityError, HearthError, RequestError
 from hearth.core.images import ImageInput, ImageProcessorSpec
+from hearth.core.request import Request
 from hearth.core.step import ImageEncoder
 from hearth.engine.images.patches import patch_rows
 from hearth.engine.images.pixels import open_pixels
@@ -35,6 +39,29 @@ logger = logging.getLogger("hearth.engine")
 # Patches a turn: while others decode (some 30 ms of a 9 B model's encoder on two cores), and alone.
 BUSY_ROWS = 96
 IDLE_ROWS = 192
+# Sequences with images that are looked at in a step; those behind them wait.
+MAX_LOOKED_AT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that cannot be encoded, and why.
+
+    `is_file`: its file could not be read: other requests may show it from files of their own.
+    """
+
+    image: ImageInput
+    error: HearthError
+    is_file: bool
+
+    def concerns(self, sequence: Sequence) -> bool:
+        """Whether a sequence cannot go on for it."""
+        shown = sequence.images.inputs if sequence.images else ()
+        return any(
+            image.digest == self.image.digest
+            and (not self.is_file or image.path == self.image.path)
+            for image in shown
+        )
 
 
 class Encoding:
@@ -52,8 +79,8 @@ class Encoding:
         self._cache_bytes = cache_bytes
         self._clock = clock
         self._outputs: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._wanted: dict[bytes, int] = {}  # digests in the order of rank: bytes of those before
         self._needed: list[ImageInput] = []  # not encoded, the most urgent first
-        self._pinned: set[bytes] = set()
         self._current: ImageInput | None = None
         self.num_encoded = 0
         self.encode_s = 0.0
@@ -63,110 +90,135 @@ class Encoding:
         """Of all outputs that are kept."""
         return sum(output.nbytes for output in self._outputs.values())
 
-    @property
-    def has_work(self) -> bool:
-        """Whether `advance` would compute something."""
-        return self._current is not None or any(map(self._may_begin, self._needed))
+    def check(self, request: Request) -> None:
+        """Raises RequestError for images that are not of this encoder's kind or size."""
+        for image in request.images:
+            num_patches = image.grid_height * image.grid_width
+            if image.num_tokens * self._processor.merge_size**2 != num_patches:
+                raise RequestError("an image has another grid than tokens", param="messages")
+            if num_patches > self._encoder.max_patches:
+                raise RequestError(
+                    f"an image has {num_patches:,} patches, the encoder has room for "
+                    f"{self._encoder.max_patches:,}",
+                    param="messages",
+                )
 
     def refresh(
         self, running: Iterable[Sequence], waiting: Iterable[Sequence], blocks: BlockManager
     ) -> None:
-        """Brings the sequences' images up to date before a step is planned."""
-        self._needed, self._pinned = [], set()
-        for sequence in running:
-            self._look_at(sequence, sequence.num_computed)
-        for sequence in waiting:
-            if sequence.images is not None:
-                matched = matched_hashes(sequence, blocks)
-                self._look_at(sequence, len(matched) * blocks.block_size)
-        if self._current is not None and all(
-            image.digest != self._current.digest for image in self._needed
-        ):
+        """Brings the sequences' images up to date before a step is planned; both are by rank."""
+        self._needed, self._wanted = [], {}
+        num_looked_at = num_bytes = 0
+        for sequence in merge(running, waiting, key=attrgetter("rank")):
+            if sequence.images is None:
+                continue
+            if num_looked_at == MAX_LOOKED_AT and sequence.state is SequenceState.WAITING:
+                sequence.images.wait_for(0)
+                continue
+            num_looked_at += 1
+            num_computed = sequence.num_computed
+            if sequence.state is SequenceState.WAITING:
+                num_computed = len(matched_hashes(sequence, blocks)) * blocks.block_size
+            num_bytes = self._look_at(sequence, num_computed, num_bytes)
+        if self._current is not None and self._current.digest not in self._wanted:
             self._current = None  # whoever wanted it has gone
 
-    def advance(self, *, is_busy: bool) -> HearthError | None:
-        """Computes some patches. Returns why the image at hand failed, if it did; see `failed`."""
-        if self._current is None:
-            self._current = next(filter(self._may_begin, self._needed), None)
-            if self._current is None:
-                return None
-            try:
-                self._begin(self._current)
-            except HearthError as error:
-                return error
+    def advance(self, *, is_busy: bool) -> FailedImage | None:
+        """Computes some patches. Returns the image that failed, if one did; it is forgotten."""
+        if self._current is None and (failed := self._begin_next()) is not None:
+            return failed
+        image = self._current
+        if image is None:
+            return None
         started = self._clock()
-        is_done = self._encoder.advance(BUSY_ROWS if is_busy else IDLE_ROWS)
+        try:
+            is_done = self._encoder.advance(BUSY_ROWS if is_busy else IDLE_ROWS)
+        except HearthError as error:
+            self._current = None
+            return FailedImage(image, error, is_file=False)
         self.encode_s += self._clock() - started
         if is_done:
-            self._keep(self._current.digest, self._encoder.features())
             self._current = None
             self.num_encoded += 1
+            self._keep(image.digest, self._encoder.features())
         return None
-
-    def take_failed(self) -> bytes:
-        """The digest of the image that has just failed; it is forgotten."""
-        assert self._current is not None, "no image failed"
-        digest, self._current = self._current.digest, None
-        return digest
 
     def close(self) -> None:
         """Closes the encoder."""
         self._encoder.close()
 
-    def _look_at(self, sequence: Sequence, num_computed: int) -> None:
-        """Which of a sequence's images are there, and which one it waits for."""
-        images = sequence.images
-        if images is None:
-            return
-        awaited: int | None = None
-        for index, image in enumerate(images.inputs):
-            output = self._outputs.get(image.digest)
-            if image.first_token + image.num_tokens <= num_computed or awaited is not None:
-                images.forget(index)
-            elif output is None:
-                images.forget(index)
-                awaited = index
-                self._needed.append(image)
-            else:
-                self._outputs.move_to_end(image.digest)
-                images.note_ready(index, output)
-                if sequence.state is SequenceState.RUNNING:
-                    self._pinned.add(image.digest)
-        images.wait_for(awaited)
+    def _look_at(self, sequence: Sequence, num_computed: int, num_bytes: int) -> int:
+        """Which of a sequence's images are there, and which one it waits for.
 
-    def _may_begin(self, image: ImageInput) -> bool:
-        """Whether an image's output has room beside those that are being used up."""
-        if not self._pinned:
-            return True
-        pinned = [self._outputs[digest] for digest in self._pinned if digest in self._outputs]
-        row_bytes = max((output.nbytes // len(output) for output in pinned), default=0)
-        held = sum(output.nbytes for output in pinned)
-        return held + image.num_tokens * row_bytes <= self._cache_bytes
+        `num_bytes`: set aside for those before it; returns that and what its own images take.
+        """
+        images = sequence.images
+        assert images is not None, "only sequences with images are looked at"
+        awaited: int | None = None
+        images.num_past = 0
+        for index, image in enumerate(images.inputs):
+            end = image.first_token + image.num_tokens
+            output = self._outputs.get(image.digest)
+            if end <= num_computed:
+                # Computed, or to be taken from the prefix cache: where less of it is found after
+                # all, the sequence waits until it has been looked at again.
+                images.keep(index, None)
+                images.num_past = end
+                continue
+            images.keep(index, output if awaited is None else None)
+            if image.digest not in self._wanted:
+                self._wanted[image.digest] = num_bytes
+                num_bytes += image.num_tokens * self._encoder.output_size * 4
+            if output is not None:
+                self._outputs.move_to_end(image.digest)
+            else:
+                awaited = index if awaited is None else awaited
+                self._needed.append(image)
+        images.wait_for(awaited)
+        return num_bytes
+
+    def _begin_next(self) -> FailedImage | None:
+        """Begins the most urgent image that has room; returns one that cannot be begun."""
+        for image in self._needed:
+            before = self._wanted[image.digest]
+            num_bytes = image.num_tokens * self._encoder.output_size * 4
+            if before and before + num_bytes > self._cache_bytes:
+                continue
+            try:
+                self._begin(image)
+            except RequestError as error:
+                return FailedImage(image, error, is_file=True)
+            except HearthError as error:
+                return FailedImage(image, error, is_file=False)
+            self._current = image
+            return None
+        return None
 
     def _begin(self, image: ImageInput) -> None:
-        """Opens the pixels. Raises RequestError, KernelError."""
+        """Opens the pixels. Raises RequestError (the file), KernelError, CapacityError."""
         spec = self._processor
         pixels = open_pixels(image, spec.patch_size)
-        self._encoder.start(
-            lambda first, count: patch_rows(pixels, spec, first, count),
-            image.grid_height,
-            image.grid_width,
-        )
+        try:
+            self._encoder.start(
+                lambda first, count: patch_rows(pixels, spec, first, count),
+                image.grid_height,
+                image.grid_width,
+            )
+        except MemoryError as error:
+            raise CapacityError("no memory is left for the output of an image") from error
 
     def _keep(self, digest: bytes, output: NDArray[np.float32]) -> None:
-        """Keeps an output, and lets the oldest ones go that nobody is using."""
+        """Keeps an output, and lets go what is needed last while there are too many."""
         self._outputs[digest] = output
-        for old in list(self._outputs):
+        unwanted = [old for old in self._outputs if old not in self._wanted]
+        last_first = [old for old in reversed(self._wanted) if old in self._outputs]
+        for old in (*unwanted, *last_first):
             if self.num_bytes <= self._cache_bytes:
                 return
-            if old != digest and old not in self._pinned:
+            if old != digest:
                 del self._outputs[old]
 
 
-def sequences_with(digest: bytes, sequences: Rows[Sequence]) -> list[Sequence]:
-    """Those that show an image."""
-    return [
-        sequence
-        for sequence in sequences
-        if sequence.images and any(image.digest == digest for image in sequence.images.inputs)
-    ]
+def failed_sequences(failed: FailedImage, sequences: Rows[Sequence]) -> list[Sequence]:
+    """Those that cannot go on for a failed image."""
+    return [sequence for sequence in sequences if failed.concerns(sequence)]

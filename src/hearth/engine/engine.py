@@ -19,7 +19,7 @@ from hearth.core.events import EngineObserver, EngineStats
 from hearth.core.request import Request, TokenLogprobs
 from hearth.core.step import Executor, KvConfig, StepLimits, StepPlan, StepResult
 from hearth.engine.decision import StepDecision
-from hearth.engine.encoding import Encoding, sequences_with
+from hearth.engine.encoding import Encoding, failed_sequences
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.logprobs import prompt_logprobs, row_logprobs
 from hearth.engine.messages import WireEvent
@@ -92,8 +92,10 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues a request; one that cannot be run gets its ERROR event."""
         try:
-            if request.images and self._encoding is None:
-                raise RequestError("this model takes no images", param="messages")
+            if request.images:
+                if self._encoding is None:
+                    raise RequestError("this model takes no images", param="messages")
+                self._encoding.check(request)
             self.scheduler.submit(request)
         except RequestError as error:
             if error.param == "request_id":  # an event would end the request that has the id
@@ -135,16 +137,13 @@ class Engine:
 
     def _encode(self, encoding: Encoding, *, is_busy: bool) -> None:
         """Some patches of an image; one that cannot be encoded ends the requests that show it."""
-        try:
-            error = encoding.advance(is_busy=is_busy)
-        except HearthError as failure:
-            error = failure
-        if error is None:
+        failed = encoding.advance(is_busy=is_busy)
+        if failed is None:
             return
-        logger.error("engine_image_failed %s", error)
+        logger.error("engine_image_failed %s", failed.error)
         running, waiting = self.scheduler.sequences
-        for sequence in sequences_with(encoding.take_failed(), [*running, *waiting]):
-            self.scheduler.abort(sequence, error)
+        for sequence in failed_sequences(failed, [*running, *waiting]):
+            self.scheduler.abort(sequence, failed.error)
 
     def take_events(self) -> list[WireEvent]:
         """News since the last call or step, without making a step."""

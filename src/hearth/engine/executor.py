@@ -209,7 +209,15 @@ def _create_cpu(
     encoder = None
     if loaded.encoder is not None:
         kv_dtype = DType(shape.kv.dtype)
-        encoder = CpuEncoder(loaded.encoder, load.weights, run.max_patches, threads, isa, kv_dtype)
+        encoder = CpuEncoder(
+            loaded.encoder,
+            load.weights,
+            run.max_patches,
+            threads,
+            isa,
+            kv_dtype,
+            patterns_of(config),
+        )
     return CreatedExecutor(executor, (load.choice,), load.warnings, encoder)
 
 

@@ -22,15 +22,18 @@ class SequenceImages:
     """What a sequence with images keeps beside its counters.
 
     `num_ready`: tokens that can be computed by now; an image that is not encoded stands there.
+    `num_past`: images up to there are taken to be computed, and nothing before may be.
     `features`: of each image that is encoded and has tokens left to compute, [tokens, hidden].
     """
 
-    __slots__ = ("delta", "features", "inputs", "num_ready", "positions")
+    __slots__ = ("_keys", "delta", "features", "inputs", "num_past", "num_ready", "positions")
 
     def __init__(self, inputs: Rows[ImageInput], num_prompt: int) -> None:
         self.inputs = tuple(inputs)
         self.positions, self.delta = positions_of(self.inputs, num_prompt)
         self.num_ready = inputs[0].first_token
+        self.num_past = 0
+        self._keys: dict[int, dict[int, bytes]] = {}  # by the size of a block
         self.features: list[NDArray[np.float32] | None] = [None] * len(inputs)
 
     def positions_from(self, start: int, count: int) -> NDArray[np.int32]:
@@ -42,7 +45,9 @@ class SequenceImages:
 
     def extra_keys(self, block_size: int) -> dict[int, bytes]:
         """What the blocks with tokens of images depend on beside their tokens."""
-        keys: dict[int, bytes] = {}
+        if block_size in self._keys:
+            return self._keys[block_size]
+        keys = self._keys.setdefault(block_size, {})
         for image in self.inputs:
             last = image.first_token + image.num_tokens - 1
             place = (image.first_token % block_size).to_bytes(4, "little")
@@ -50,13 +55,13 @@ class SequenceImages:
                 keys[block] = keys.get(block, b"") + image.digest + place
         return keys
 
-    def note_ready(self, index: int, features: NDArray[np.float32]) -> None:
-        """Image `index` is encoded; those before it are, or are computed."""
-        self.features[index] = features
+    def num_usable(self, start: int) -> int:
+        """How many tokens from `start` on can be computed by now."""
+        return max(0, self.num_ready - start) if start >= self.num_past else 0
 
-    def forget(self, index: int) -> None:
-        """Image `index` has no tokens left to compute, or must be encoded anew."""
-        self.features[index] = None
+    def keep(self, index: int, features: NDArray[np.float32] | None) -> None:
+        """Image `index` is encoded; None: it is not, or has no tokens left to compute."""
+        self.features[index] = features
 
     def wait_for(self, index: int | None) -> None:
         """Tokens from image `index` on cannot be computed yet; None: all can."""

@@ -300,7 +300,10 @@ class StepBuilder:
         for sequence, start, count in zip(
             decision.sequences, decision.starts, decision.num_tokens, strict=True
         ):
-            if sequence.images is not None:
+            images = sequence.images
+            if images is not None and count == 1 and start >= images.positions.shape[1]:
+                positions[:, first_row] = start + images.delta
+            elif sequence.images is not None:
                 own = slice(first_row, first_row + count)
                 positions[:, own] = sequence.images.positions_from(start, count)
                 rows.add(sequence.images, start, count, first_row)

@@ -42,6 +42,7 @@ EXTRA_ROWS = 64
 SPLIT_BYTES = 2 * MIB
 # A thread's sums and unpacked codes of a tile of a quantized layer (csrc/kernels.h).
 CODES_BYTES = 88 * 1024
+IMAGE_QUERIES = 96  # patches that a thread attends with together (csrc/ops_attention.cpp)
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
 
@@ -192,18 +193,27 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     keys = blocks * sum(
         kv_block_bytes(group, ENCODER_BLOCK_ROWS, request.dtype) for group in program.kv_groups
     )
-    rows = encoder_bytes(images.encoder, images.max_patches, request.fusion is not None)
     threads = request.num_threads
+    rows = encoder_bytes(images.encoder, images.max_patches, threads if request.fusion else 0)
+    split = SPLIT_BYTES * threads if request.fusion is not None and threads > 1 else 0
+    attention = threads * IMAGE_QUERIES * (2 * round_up(program.kv_groups[0].head_dim, 16) + 68) * 4
     codes = CODES_BYTES * threads if any(slot.quant.bits for slot in program.slots) else 0
     output = images.max_patches // images.encoder.merge_rows * images.encoder.output_size * 4
     return (
-        MemoryItem("encoder", keys + rows + codes + output, f"one image of {patches} patches"),
+        MemoryItem(
+            "encoder",
+            keys + rows + codes + split + attention + output,
+            f"one image of {patches} patches",
+        ),
         MemoryItem("images", images.cache_bytes, "--image-cache-bytes, outputs of the encoder"),
     )
 
 
-def encoder_bytes(encoder: EncoderProgram, max_patches: int, is_fused: bool) -> int:
-    """Bytes of an encoder's buffers: some for a whole image, the others for a chunk of it."""
+def encoder_bytes(encoder: EncoderProgram, max_patches: int, fused_threads: int) -> int:
+    """Bytes of an encoder's buffers: some for a whole image, the others for a chunk of it.
+
+    `fused_threads`: 0 where operations run one by one.
+    """
     chunk = min(ENCODER_CHUNK_ROWS, max_patches)
     rows = {
         BufferRows.TOKENS: chunk,
@@ -212,9 +222,9 @@ def encoder_bytes(encoder: EncoderProgram, max_patches: int, is_fused: bool) -> 
         BufferRows.MERGED: ceil_div(chunk, encoder.merge_rows),
     }
     program = encoder.program
-    without_memory = (
-        fuse(program, 1, cuts=encoder.phases).tile_buffers if is_fused else frozenset[int]()
-    )
+    without_memory = frozenset[int]()
+    if fused_threads:
+        without_memory = fuse(program, fused_threads, cuts=encoder.phases).tile_buffers
     return sum(
         round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS) * rows[buffer.rows]
         for number, buffer in enumerate(program.buffers)

@@ -8,6 +8,7 @@ never on how many patches went together.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from hearth.kernels.encoder import (
     ordered_places,
     token_order,
 )
-from hearth.kernels.fuse import fuse
+from hearth.kernels.fuse import ALL_PATTERNS, Pattern, fuse
 from hearth.kernels.packing import ENCODER_BLOCK_ROWS, ENCODER_CHUNK_ROWS
 
 
@@ -44,6 +45,7 @@ class CpuEncoder:
         threads: int,
         isa: str = "auto",
         kv_dtype: DType = DType.BFLOAT16,
+        patterns: Iterable[Pattern] = ALL_PATTERNS,
     ) -> None:
         """Raises ConfigError, KernelError, CapacityError."""
         self._library = load_library()
@@ -59,7 +61,7 @@ class CpuEncoder:
             weights,
             limits,
             kv,
-            fuse(program.program, threads, cuts=program.phases),
+            fuse(program.program, threads, patterns, program.phases),
         )
         desc = encoded.desc
         desc.kv_dtype = abi.DTYPE_CODES[kv_dtype]
@@ -75,6 +77,11 @@ class CpuEncoder:
     def max_patches(self) -> int:
         """Of one image."""
         return self._max_patches
+
+    @property
+    def output_size(self) -> int:
+        """See `ImageEncoder`."""
+        return self._program.output_size
 
     def start(self, patches: PatchSource, grid_height: int, grid_width: int) -> None:
         """See `ImageEncoder`. Raises KernelError."""

@@ -31,6 +31,11 @@ class ReferenceEncoder:
         """Of one image."""
         return self._max_patches
 
+    @property
+    def output_size(self) -> int:
+        """See `ImageEncoder`."""
+        return self._program.output_size
+
     def start(self, patches: PatchSource, grid_height: int, grid_width: int) -> None:
         """See `ImageEncoder`. Raises KernelError."""
         count = check_grid(self._program, grid_height, grid_width, self._max_patches)

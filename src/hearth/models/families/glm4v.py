@@ -60,9 +60,16 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
         aliases={"mrope": "default"},
     )
     rope = read_rope(text, rotation, RopeContext(sizes.max_position_embeddings, served))
-    shape = AttentionShape(qkv_bias=text.flag("attention_bias", default=True))
+    shape = AttentionShape(qkv_bias=True)  # whatever attention_bias says
+    tied = text.flag("tie_word_embeddings", default=False)
     decoder = Decoder(
-        "glm4v", "Glm4vForConditionalGeneration", config, sizes, rope, prefix=TEXT_PREFIX
+        "glm4v",
+        "Glm4vForConditionalGeneration",
+        config,
+        sizes,
+        rope,
+        tied=tied,
+        prefix=TEXT_PREFIX,
     )
 
     # As in GLM-4: the tensor's post_attention_layernorm is the norm before the MLP.

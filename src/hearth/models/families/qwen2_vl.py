@@ -64,7 +64,8 @@ def build_spec(config: ConfigJson, dtype: DType, served: int | None = None) -> M
     architecture = str(config.values["architectures"][0])
     is_newer = architecture == "Qwen2_5_VLForConditionalGeneration"
     family = "qwen2_5_vl" if is_newer else "qwen2_vl"
-    decoder = Decoder(family, architecture, config, sizes, rope, prefix=TEXT_PREFIX)
+    tied = text.flag("tie_word_embeddings", default=False)
+    decoder = Decoder(family, architecture, config, sizes, rope, tied=tied, prefix=TEXT_PREFIX)
     windows = from_some_layer(text, sizes.num_layers)
     attentions = (AttentionShape(qkv_bias=True, window=window) for window in windows)
     spec = decoder.with_llama_layers(dtype, attentions)

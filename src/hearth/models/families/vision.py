@@ -79,9 +79,11 @@ def read_vision_sizes(config: ConfigJson, defaults: VisionDefaults) -> VisionSiz
         channels=config.integer("in_channels", minimum=1, maximum=64, default=3),
         patch_size=config.integer("patch_size", minimum=1, maximum=256, default=14),
         temporal_patch_size=config.integer("temporal_patch_size", minimum=1, maximum=16, default=2),
-        merge_size=config.integer("spatial_merge_size", minimum=1, maximum=16, default=2),
+        merge_size=config.integer("spatial_merge_size", minimum=1, maximum=8, default=2),
         eps=config.number("rms_norm_eps", above=0.0, maximum=1.0, default=defaults.eps),
     )
+    if config.has("head_dim") and config.values["head_dim"] != sizes.head_dim:
+        raise config.error("head_dim", f"{sizes.head_dim}, {hidden} / num_heads")
     if sizes.channels != 3:
         raise config.error("in_channels", "3: images have red, green and blue")
     return sizes
@@ -94,7 +96,7 @@ def axial_rope(config: ConfigJson, head_dim: int) -> RopeSpec:
     """
     section = config.section("rope_parameters") or ConfigJson(config.source, {})
     kind = section.text("rope_type", default="axial")
-    if kind not in ("axial", "default"):
+    if kind != "axial":
         raise ModelError(f'{section.source}: rope_type is {kind!r}; permitted: "axial"')
     theta = section.number("rope_theta", above=0.0, maximum=1e15, default=DEFAULT_THETA)
     quarter = head_dim // 4

@@ -227,6 +227,8 @@ void Model::check_encoder_op(const hearth_op& op) const {
     require(i >= 0 && i < static_cast<int32_t>(buffers_.size()), "an operation names no buffer");
     return buffers_[i];
   };
+  require(op.kind == HEARTH_OP_ACTIVATE || limits_.max_image_rows > 0,
+          "an operation of encoders in another program");
   switch (op.kind) {
     case HEARTH_OP_ACTIVATE:
       require(!buffer(op.x).group && op.activation >= 0 && op.activation < HEARTH_NUM_ACTIVATIONS,

@@ -24,6 +24,7 @@ float far_weight(float d) {  // 1 < |d| < 2
 
 // The place of cell `cell` of `cells` on a grid of `size`, in torch's steps: to -1 ... 1 and back.
 Taps taps_of(int cell, int cells, int size) {
+  cell = std::clamp(cell, 0, cells - 1);
   float norm = (static_cast<float>(cell) + 0.5f) / static_cast<float>(cells) * 2.0f - 1.0f;
   float place = ((norm + 1.0f) * static_cast<float>(size) - 1.0f) / 2.0f;
   float begin = std::floor(place), d = place - begin;
