@@ -47,10 +47,13 @@ def drafted(server: Server) -> dict[str, int]:
 def test_every_answer_is_the_same_and_the_counts_tell_of_drafts(
     server: Server, plain: Server
 ) -> None:
-    before = drafted(server)
-    for fields in FIELDS:
-        assert answer(server, **fields) == answer(plain, **fields), fields
-    after = drafted(server)
+    before = after = drafted(server)
+    for _ in range(10):  # a busy machine can make drafts look dear for a while
+        for fields in FIELDS:
+            assert answer(server, **fields) == answer(plain, **fields), fields
+        after = drafted(server)
+        if after["accepted_tokens"] > before["accepted_tokens"]:
+            break
     assert after["accepted_tokens"] > before["accepted_tokens"]
     assert after["draft_tokens"] >= after["accepted_tokens"]
     assert drafted(plain) == {"drafts": 0, "draft_tokens": 0, "accepted_tokens": 0}

@@ -6,6 +6,7 @@ the same function (a test compares them); it saves the loops over single images 
 """
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from transformers.models.glm4v.modeling_glm4v import (
 )
 
 HIDDEN = 192
+# Before the text model's six: they look names up in the image, see phone_lookup.
+NUM_LOOKUP_LAYERS = 2
 PATCH, MERGE = 14, 2
 CELL = PATCH * MERGE
 # 2 · height · width of a resized screen at most: some 105 tokens of 28 × 28 pixels.
@@ -49,7 +52,7 @@ def phone_config(tokenizer: Tokenizer) -> Glm4vConfig:
         "vocab_size": PADDED_VOCABULARY_SIZE,
         "hidden_size": HIDDEN,
         "intermediate_size": 512,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": NUM_LOOKUP_LAYERS + 6,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "max_position_embeddings": MAX_CONTEXT_TOKENS,
@@ -90,12 +93,19 @@ def new_model(tokenizer: Tokenizer, text_model: Path) -> Glm4vForConditionalGene
     model = Glm4vForConditionalGeneration(phone_config(tokenizer))
     old = {k: v.float() for k, v in load_file(text_model / "model.safetensors").items()}
     embedding = old.pop("model.embed_tokens.weight")
-    weights = {k.replace("model.", "", 1): v for k, v in old.items()}
+    weights = {_behind_lookup(k.removeprefix("model.")): v for k, v in old.items()}
     weights["embed_tokens.weight"] = extended_embedding(embedding, tokenizer, text_model)
-    model.model.language_model.load_state_dict(weights)
+    model.model.language_model.load_state_dict(weights, strict=False)  # no lookup in them
     model.tie_weights()
     _start_vision(model)
     return model
+
+
+def _behind_lookup(name: str) -> str:
+    """The name of a text model's weight, with its layer further back."""
+    return re.sub(
+        r"layers\.(\d+)", lambda match: f"layers.{int(match[1]) + NUM_LOOKUP_LAYERS}", name
+    )
 
 
 def _start_vision(model: Glm4vForConditionalGeneration) -> None:

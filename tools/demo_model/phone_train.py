@@ -47,6 +47,7 @@ TEXT_POOL = 1500
 REPORT_STEPS = 25
 NUM_HELD_OUT_BATCHES = 6
 LONGEST_STEP_S = 20.0
+FROZEN_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def train_everything(trainer: Trainer, options: Options, rank: int) -> None:
         # Questions teach finding things; steps, which come to lead, what to do with it.
         share = options.question_share * (1.5 - clock.progress)
         trainer.maker.question_share = share
+        # Until the rest has learned to use it, its gradients would only take the lookup away.
+        trainer.freeze_lookup(clock.progress < FROZEN_SHARE)
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             features = features_of(trainer.model, batch)
@@ -208,6 +211,7 @@ def run(rank: int, options: Options, meeting_place: str) -> None:
     )
     trainer = Trainer(options.output, options.text_model, is_compiled=options.is_compiled)
     train_vision(trainer, options, rank)
+    trainer.learn_lookup(options.seed)
     train_everything(trainer, options, rank)
     distributed.destroy_process_group()
 

@@ -11,6 +11,7 @@ import torch
 from tools.demo_model import phone_model
 from tools.demo_model.phone_batches import NAMES, BatchMaker
 from tools.demo_model.phone_export import export_phone_model
+from tools.demo_model.phone_lookup import lookup_parameters, train_lookup
 from tools.demo_model.phone_losses import CellHeads
 from tools.demo_model.phone_model import new_model
 from tools.demo_model.phone_tokenizer import extended_tokenizer
@@ -46,6 +47,7 @@ class Trainer:
         )
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.step = 0
+        self.has_lookup = False
         self._load()
         if is_compiled:
             phone_model.compile_passes()
@@ -59,6 +61,7 @@ class Trainer:
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
+        self.has_lookup = state["has_lookup"]
         print(f"goes on from step {self.step}", flush=True)
 
     def save(self) -> None:
@@ -71,11 +74,29 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
+            "has_lookup": self.has_lookup,
         }
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
         export_phone_model(self.average, self.model.config, self.tokenizer, self.output / "model")
+
+    def learn_lookup(self, seed: int) -> None:
+        """Between the stages: the first layer's attention; every process does the same."""
+        if self.has_lookup:
+            return
+        torch.manual_seed(seed)
+        train_lookup(self.model, self.heads, self.maker, seed)
+        if distributed.is_initialized():
+            for weight in self.model.parameters():
+                distributed.broadcast(weight.detach(), 0)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.has_lookup = True
+
+    def freeze_lookup(self, is_frozen: bool) -> None:
+        """Keeps the lookup as it is, or lets it learn with the rest."""
+        for weight in lookup_parameters(self.model):
+            weight.requires_grad_(not is_frozen)
 
     def update(self, loss: torch.Tensor, learning_rate: float, progress: float) -> float:
         """One step of the optimizer and of the average; returns the first process's progress."""
