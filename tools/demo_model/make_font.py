@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FONT_PATH)
     given = parser.parse_args()
     # Only this tool needs fonttools.
-    from fontTools import subset  # type: ignore[import-untyped]  # it has no types
+    from fontTools import subset
 
     options = subset.Options(
         font_number=0, hinting=False, desubroutinize=True, layout_features=[], name_IDs=["*"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hearth.core.config import DEFAULT_IMAGES, DEFAULT_MEDIA, ImagesConfig, MediaConfig
+from hearth.core.config import DEFAULT_IMAGES, ImagesConfig, MediaConfig
 from hearth.core.errors import ConfigError
 from hearth.core.paths import home_expanded
 
@@ -49,20 +49,26 @@ def images_config(flags: ImageFlags) -> ImagesConfig:
         min_pixels=_agreed("--min-pixels", flags.min_pixels, _KWARGS_FLAG, kwargs["min_pixels"]),
         max_pixels=_agreed("--max-pixels", flags.max_pixels, _KWARGS_FLAG, kwargs["max_pixels"]),
         cache_bytes=flags.image_cache_bytes,
+        limit=_limit(flags),
     )
 
 
 def media_config(flags: ImageFlags) -> MediaConfig:
     """The front end's section. Raises ConfigError."""
-    limit = _agreed(
-        "--limit-images", flags.limit_images, _LIMIT_FLAG, _image_limit(flags.limit_mm_per_prompt)
-    )
     return MediaConfig(
-        limit_images=DEFAULT_MEDIA.limit_images if limit is None else limit,
+        limit_images=_limit(flags),
         allowed_local_path=_local_path(flags.allowed_local_media_path),
         allowed_media_domains=tuple(map(_domain, flags.allowed_media_domains or ())),
         allow_private_addresses=flags.allow_private_media_addresses,
     )
+
+
+def _limit(flags: ImageFlags) -> int:
+    """Most images of a request. Raises ConfigError."""
+    limit = _agreed(
+        "--limit-images", flags.limit_images, _LIMIT_FLAG, _image_limit(flags.limit_mm_per_prompt)
+    )
+    return DEFAULT_IMAGES.limit if limit is None else limit
 
 
 def image_warnings(flags: ImageFlags) -> tuple[str, ...]:

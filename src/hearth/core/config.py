@@ -103,11 +103,13 @@ class ImagesConfig:
 
     `min_pixels`, `max_pixels` None: those of the model's preprocessor_config.json.
     `cache_bytes`: of encoder outputs that are kept for the next request.
+    `limit`: most images of a request; the front end holds requests to it, the plan counts them.
     """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
     cache_bytes: int = 256 << 20
+    limit: int = 10
 
 
 DEFAULT_IMAGES = ImagesConfig()
@@ -122,7 +124,7 @@ class MediaConfig:
     `allowed_local_path`: file URLs below this directory; empty: none.
     """
 
-    limit_images: int = 10  # most of one request
+    limit_images: int = DEFAULT_IMAGES.limit  # most of one request
     allowed_local_path: str = ""
     allowed_media_domains: tuple[str, ...] = ()
     allow_private_addresses: bool = False

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Pixels of all requests that wait or run: of 32 screenshots of 1092 × 2408, at least.
+LEAST_PIXEL_BYTES = 256 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessorSpec:
@@ -49,6 +52,12 @@ class ImageInfo:
     processor: ImageProcessorSpec
     token_id: int
     max_patches: int  # of one image: for more the encoder has no room
+    pixel_bytes: int = LEAST_PIXEL_BYTES  # of all requests that wait or run
+
+    @property
+    def image_bytes(self) -> int:
+        """Of the pixels of the largest image."""
+        return self.max_patches * self.processor.patch_size**2 * 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hearth.core.errors import CapacityError
 from hearth.core.images import ImageInfo
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
+from hearth.engine.images.decode import BYTES_PER_PIXEL, LARGE_PIXELS
 from hearth.host.fit import Fit, FitRequest, ImageRequest, fit, needed_bytes
 from hearth.host.memory import HostMemory, read_memory
 from hearth.kernels.fuse import fuse
@@ -52,7 +53,8 @@ def image_info(loaded: LoadedModel, config: EngineConfig) -> ImageInfo | None:
     check_processor(processor, vision)
     merged = processor.merge_size**2
     max_patches = max(merged, processor.max_patches // merged * merged)
-    return ImageInfo(processor, vision.image_token_id, max_patches)
+    info = ImageInfo(processor, vision.image_token_id, max_patches)
+    return replace(info, pixel_bytes=max(info.pixel_bytes, config.images.limit * info.image_bytes))
 
 
 def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -> PlannedModel:
@@ -83,7 +85,9 @@ def fit_request(
     info = image_info(loaded, config)
     images = None
     if info is not None and isinstance(loaded, LoadedSpec) and loaded.encoder is not None:
-        images = ImageRequest(loaded.encoder, info.max_patches, config.images.cache_bytes)
+        images = ImageRequest(
+            loaded.encoder, info.max_patches, config.images.cache_bytes, _pixel_bytes(info)
+        )
     return FitRequest(
         program=loaded.program,
         dtype=loaded.dtype,
@@ -98,6 +102,11 @@ def fit_request(
         fusion=fuse(loaded.program, num_threads, patterns_of(config)) if is_fused else None,
         images=images,
     )
+
+
+def _pixel_bytes(info: ImageInfo) -> int:
+    """Of images that are kept, and of those that are being decoded but for very large ones."""
+    return info.pixel_bytes + 2 * LARGE_PIXELS * BYTES_PER_PIXEL
 
 
 def memory_of(loaded: LoadedModel) -> HostMemory:

@@ -48,11 +48,15 @@ SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabula
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What images need: an encoder's program, the largest image, outputs that are kept."""
+    """What images need: an encoder's program, the largest image, outputs that are kept.
+
+    `pixel_bytes`: of the images of all requests, and of those that are being decoded.
+    """
 
     encoder: EncoderProgram
     max_patches: int
     cache_bytes: int
+    pixel_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +210,7 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
             f"one image of {patches} patches",
         ),
         MemoryItem("images", images.cache_bytes, "--image-cache-bytes, outputs of the encoder"),
+        MemoryItem("pixels", images.pixel_bytes, "of requests that wait or run, and decoding"),
     )
 
 

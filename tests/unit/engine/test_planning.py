@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tests.support.vision_directory import write_directory
 
 from hearth.cli.settings import BUILT_IN_DIR
-from hearth.core.config import CacheConfig, CodesConfig, EngineConfig, ModelConfig
+from hearth.core.config import CacheConfig, CodesConfig, EngineConfig, ImagesConfig, ModelConfig
 from hearth.core.errors import CapacityError
 from hearth.core.program import Quantize
 from hearth.core.units import MIB
@@ -88,3 +90,22 @@ def test_exact_activations_take_no_room_for_rounded_rows(monkeypatch: pytest.Mon
     assert coded[0] == 0 < coded[1]
     said = [(choice.name, choice.value) for choice in exact.choices]
     assert said == [("quantize", "int4"), ("activations", "float32"), ("group size", "64")]
+
+
+def test_the_plan_has_room_for_the_images_of_a_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the most and largest ones, which the front end keeps while they wait."""
+    write_directory(tmp_path)
+    pixel_bytes: list[int] = []
+    for limit in (10, 10_000):
+        images = ImagesConfig(limit=limit)
+        planned = plan(
+            monkeypatch, 1 << 40, EngineConfig(ModelConfig(str(tmp_path)), images=images)
+        )
+        info = planned.images(EngineConfig(ModelConfig(str(tmp_path)), images=images))
+        assert info is not None
+        assert info.pixel_bytes == max(256 * MIB, limit * 60 * 28 * 28 * 3)
+        (item,) = [item for item in planned.fitted.plan.items if item.name == "pixels"]
+        pixel_bytes.append(item.num_bytes - info.pixel_bytes)
+    assert pixel_bytes[0] == pixel_bytes[1] > 0

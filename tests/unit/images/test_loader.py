@@ -30,6 +30,7 @@ from hearth.engine.images import decode
 from hearth.engine.images.loader import ImageLoader, LoadedImage, digest_of
 from hearth.engine.images.pixels import PixelStore, open_pixels
 from hearth.engine.images.sources import ImageBytes, ImageSource
+from hearth.host.memory import HostMemory, MemoryFact
 
 INFO = ImageInfo(SMALL, 7, 1 << 20)
 
@@ -236,8 +237,21 @@ async def test_large_images_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPat
             running.release()
 
     monkeypatch.setattr(decode, "decode_rgb", watched)
-    monkeypatch.setattr("hearth.engine.images.loader.LARGE_PIXELS", 0)
+    monkeypatch.setattr("hearth.engine.images.decode.LARGE_PIXELS", 0)
     (await one_loader.load(sources(*[data_url(png(seed=i)) for i in range(6)]))).close()
+
+
+async def test_a_large_image_is_decoded_only_where_there_is_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hearth.engine.images.decode.LARGE_PIXELS", 100 * 100)
+    memory = HostMemory((MemoryFact(7 * 100 * 200 - 1, "a test"),))
+    monkeypatch.setattr("hearth.engine.images.loader.read_memory", lambda: memory)
+    one_loader = loader()
+    (await one_loader.load(sources(data_url(png(100, 100))))).close()
+    with pytest.raises(OverloadedError, match="decoding an image of 200×100 pixels takes"):
+        await one_loader.load(sources(data_url(png(200, 100))))
+    assert one_loader.store.num_bytes == 0
 
 
 async def test_a_load_that_is_cancelled_leaves_nothing() -> None:

@@ -35,8 +35,12 @@ MEDIA_TYPES = {
     "GIF": ("image/gif",),
     "BMP": ("image/bmp", "image/x-ms-bmp"),
 }
-# Pillow warns from so many on (Image.MAX_IMAGE_PIXELS): 0.6 GiB of RGBA and RGB while it decodes.
+# Pillow warns from so many on (Image.MAX_IMAGE_PIXELS).
 MAX_PIXELS = 89_478_485
+# While it decodes: RGBA and RGB.
+BYTES_PER_PIXEL = 7
+# Two images of up to so many pixels are decoded at a time, and one of more, where there is memory.
+LARGE_PIXELS = 16 << 20
 _ORIENTATION = 0x0112  # EXIF's tag
 _STRIP_PIXELS = 1 << 20  # laid over white at a time
 # What Pillow's readers raise for damaged files, besides its own errors, which are of these kinds.

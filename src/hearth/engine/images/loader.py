@@ -36,13 +36,12 @@ from hearth.engine.images.sources import (
     read_file_url,
     scheme_of,
 )
+from hearth.host.memory import read_memory
 
 DECODE_THREADS = 2
 FETCHES_AT_ONCE = 4  # each with up to `max_bytes` in memory
 # URLs of so many full bodies may wait for a thread, as many as are read at a time.
 LOADS_AT_ONCE = 8
-# Of images with more pixels one is decoded at a time: two of MAX_PIXELS would take 1.2 GiB.
-LARGE_PIXELS = 16 << 20
 _NUM_CHANNELS = 3
 
 
@@ -86,7 +85,7 @@ class ImageLoader:
         """`max_bytes`: of an image file that is fetched or read; `max_pixels`: of any image."""
         self.info = info
         self.media = media
-        self.store = store or PixelStore()
+        self.store = store or PixelStore(info.pixel_bytes)
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._max_chars = LOADS_AT_ONCE * max_bytes
@@ -171,8 +170,10 @@ class ImageLoader:
         num_bytes = size.num_pixels * _NUM_CHANNELS
         self.store.reserve(num_bytes)
         try:
-            is_large = header.size.num_pixels > LARGE_PIXELS
+            is_large = header.size.num_pixels > decode.LARGE_PIXELS
             with self._large if is_large else contextlib.nullcontext():
+                if is_large:
+                    _check_memory(header.size)
                 rgb = decode.decode_rgb(header)
                 size = resized_size(decode.size_of(rgb), spec)
                 pixels = decode.resized_pixels(rgb, size)
@@ -205,6 +206,18 @@ class ImageLoader:
         digest = digest_of(grid_height, grid_width, pixels)
         file = self.store.keep(digest, pixels)
         return LoadedImage(file, digest, grid_height, grid_width, num_tokens_of(size, spec))
+
+
+def _check_memory(size: Size) -> None:
+    """Raises OverloadedError where an image that no plan counts finds no memory to be decoded."""
+    needed = size.num_pixels * decode.BYTES_PER_PIXEL
+    free = read_memory().available_bytes
+    if needed > free:
+        raise OverloadedError(
+            f"decoding an image of {size} pixels takes {format_bytes(needed)}, "
+            f"{format_bytes(free)} are free",
+            hint="send a smaller one, or retry later",
+        )
 
 
 def digest_of(grid_height: int, grid_width: int, pixels: bytes) -> bytes:

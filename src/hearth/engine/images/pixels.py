@@ -24,15 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hearth.core.errors import OverloadedError, RequestError
-from hearth.core.images import ImageInput
-from hearth.core.units import GIB, format_bytes
+from hearth.core.images import LEAST_PIXEL_BYTES, ImageInput
+from hearth.core.units import format_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Pixels of all requests that wait or run: some 130 screenshots of 1092 × 2408.
-MAX_TOTAL_BYTES = GIB
 _NAME = "hearth-"
 _MAX_OPEN = 256  # descriptors, of the 1,024 that a process usually may have
 
@@ -55,7 +53,7 @@ class PixelStore:
 
     def __init__(
         self,
-        max_total_bytes: int = MAX_TOTAL_BYTES,
+        max_total_bytes: int = LEAST_PIXEL_BYTES,
         max_open: int = _MAX_OPEN,
         directory: str | None = None,
     ) -> None:
