@@ -6,7 +6,6 @@ the same function (a test compares them); it saves the loops over single images 
 """
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,9 +102,9 @@ def new_model(tokenizer: Tokenizer, text_model: Path) -> Glm4vForConditionalGene
 
 def _behind_lookup(name: str) -> str:
     """The name of a text model's weight, with its layer further back."""
-    return re.sub(
-        r"layers\.(\d+)", lambda match: f"layers.{int(match[1]) + NUM_LOOKUP_LAYERS}", name
-    )
+    start, mark, rest = name.partition("layers.")
+    number, dot, rest = rest.partition(".")
+    return f"{start}{mark}{int(number) + NUM_LOOKUP_LAYERS}{dot}{rest}" if mark else name
 
 
 def _start_vision(model: Glm4vForConditionalGeneration) -> None:

@@ -96,6 +96,7 @@ async def _run(
             ready.generation,
             int(time.time()),
             ready.executor.name,
+            separates_reasoning=settings.separates_reasoning,
         )
         app = create_app(
             client,

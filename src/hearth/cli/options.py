@@ -81,6 +81,16 @@ ServedModelName = Annotated[
         show_default=False,
     ),
 ]
+ReasoningParser = Annotated[
+    Literal["none", "think", "deepseek_r1", "glm45", "qwen3"],
+    option(
+        "--reasoning-parser",
+        "Give what a chat's answer has between <think> and </think> as `reasoning_content` instead "
+        "of in `content`: `think`, or one of vLLM's names for it. Not for phone agents, which need "
+        "it in `content`.",
+        rich_help_panel="HTTP",
+    ),
+]
 MaxBodyBytes = Annotated[
     int,
     option(

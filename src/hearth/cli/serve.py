@@ -32,6 +32,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     host: flag.Host = "127.0.0.1",
     port: flag.Port = 8000,
     served_model_name: flag.ServedModelName = None,
+    reasoning_parser: flag.ReasoningParser = "none",
     max_body_bytes: flag.MaxBodyBytes = 32 << 20,
     request_timeout: flag.RequestTimeout = 0.0,
     shutdown_timeout: flag.ShutdownTimeout = 15.0,
@@ -122,5 +123,6 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         log_level=log_level,
         warnings=(*unknown, *image_settings.image_warnings(images)),
         media=image_settings.media_config(images),
+        separates_reasoning=reasoning_parser != "none",
     )
     raise typer.Exit(launch(chosen))

@@ -41,6 +41,7 @@ class ServeSettings:
     log_level: str
     warnings: tuple[str, ...] = ()
     media: MediaConfig = DEFAULT_MEDIA
+    separates_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hearth.core.errors import RequestError
@@ -17,6 +17,7 @@ from hearth.serve.engine_port import EnginePort
 from hearth.serve.image_prompts import ChatPrompt, placed
 from hearth.serve.model import ServedModel
 from hearth.serve.pipeline import Call, Pipeline
+from hearth.serve.reasoning import OPEN
 from hearth.serve.running_answer import Job
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class ChatService(Pipeline):
             echo = _echo_of(call.messages[-1]) if call.echo else ""
             bad_words = await self.words_of(call)
             request_id = f"chatcmpl-{uuid.uuid4().hex}"
-            return self.job(call, prompt.tokens, request_id, echo, bad_words, prompt.images)
+            job = self.job(call, prompt.tokens, request_id, echo, bad_words, prompt.images)
+            return replace(job, is_reasoning=prompt.is_reasoning and not echo)
         except BaseException:
             prompt.close()
             raise
@@ -129,9 +131,10 @@ class ChatService(Pipeline):
         prompt = await text.tokenizer.encode_async(rendered, add_special_tokens=add_special_tokens)
         if not prompt:
             raise RequestError("the messages render to an empty prompt", param="messages")
-        if not conversation.images:
-            return ChatPrompt(prompt)
-        return await self._with_images(prompt, conversation.images)
+        found = ChatPrompt(prompt)
+        if conversation.images:
+            found = await self._with_images(prompt, conversation.images)
+        return replace(found, is_reasoning=rendered.rstrip().endswith(OPEN))
 
     def _check_images(self, images: Sequence[ImageSource]) -> None:
         """Raises RequestError for images that the model does not take, and for too many."""

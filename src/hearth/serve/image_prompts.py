@@ -43,10 +43,14 @@ class PromptImages:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """The tokens of a conversation, and its images where it has any."""
+    """The tokens of a conversation, and its images where it has any.
+
+    `is_reasoning`: it ends with `<think>`, which some chat templates put there for the model.
+    """
 
     tokens: Sequence[int]
     images: PromptImages | None = None
+    is_reasoning: bool = False
 
     def close(self) -> None:
         """Gives the images back. May be called twice."""

@@ -36,6 +36,7 @@ class ServedModel:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     executor: str = "cpu"  # what runs it: ExecutorInfo.name
     images: ImageInfo | None = None  # None: it takes none
+    separates_reasoning: bool = False  # from the content of a chat's answers
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -64,6 +65,8 @@ def served_model(
     defaults: GenerationDefaults,
     created: int,
     executor: str = "cpu",
+    *,
+    separates_reasoning: bool = False,
 ) -> ServedModel:
     """Joins what the engine resolved with the text files.
 
@@ -88,4 +91,5 @@ def served_model(
         defaults=defaults,
         executor=executor,
         images=resolved.images,
+        separates_reasoning=separates_reasoning,
     )

@@ -36,7 +36,8 @@ class Job:
 
     `echo`: what every answer begins with. `num_truncated`: tokens that were left out at the
     prompt's beginning, because the call asked for it. `images`: those of the prompt, which whoever
-    runs the job keeps until its last choice has ended.
+    runs the job keeps until its last choice has ended. `is_reasoning`: the prompt ends within the
+    answer's reasoning.
     """
 
     request: Request
@@ -47,6 +48,7 @@ class Job:
     echo: str = ""
     num_truncated: int = 0
     images: PromptImages | None = None
+    is_reasoning: bool = False
 
     def request_of(self, choice: int) -> Request:
         """The request of one choice; those after the first share its prompt's blocks and scores."""

@@ -42,6 +42,7 @@ from hearth.serve.http.schemas import (
 from hearth.serve.http.sse import DONE, EventStream
 from hearth.serve.notices import log_notices
 from hearth.serve.prompt_scores import PromptScores
+from hearth.serve.reasoning import ReasoningSplitter, Split, split_reasoning
 from hearth.serve.running_answer import Delta, RunningAnswer
 
 EXAMPLE = {"messages": [{"role": "user", "content": "What is hearth?"}]}
@@ -55,6 +56,11 @@ class _Gathered:
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
     prompt_scores: PromptScores | None = None
     finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """So far."""
+        return "".join(self.pieces)
 
     def add(self, delta: Delta) -> None:
         """Takes the next delta in."""
@@ -70,17 +76,22 @@ class _ChatAnswer(Answer):
 
     tokenizer: Tokenizer
     wants_logprobs: bool
+    separates_reasoning: bool
 
     def logprobs(self, places: Sequence[tuple[int, TokenLogprobs]]) -> dict[str, Any]:
         """What a choice or a chunk tells of these tokens."""
         return logprobs_body(self.tokenizer, places)
 
-    def whole_choice(self, index: int, gathered: _Gathered) -> ChatChoice:
-        """A choice of an answer that is not streamed."""
+    def whole_choice(self, index: int, gathered: _Gathered, *, is_reasoning: bool) -> ChatChoice:
+        """A choice of an answer that is not streamed; `is_reasoning`: as Job has it."""
+        message = AssistantMessage(content=gathered.text)
+        if self.separates_reasoning:
+            reasoning, content = split_reasoning(gathered.text, is_open=is_reasoning)
+            message = AssistantMessage(content=content, reasoning_content=reasoning or None)
         logprobs = self.logprobs(gathered.logprobs) if self.wants_logprobs else None
         return ChatChoice(
             index=index,
-            message=AssistantMessage(content="".join(gathered.pieces)),
+            message=message,
             logprobs=ChoiceLogprobs.model_validate(logprobs) if logprobs else None,
             finish_reason="length" if gathered.finish_reason == "length" else "stop",
         )
@@ -114,6 +125,7 @@ def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
             shows_usage=shows_usage,
             tokenizer=service.model.text.tokenizer,
             wants_logprobs=job.request.sampling.num_logprobs >= 0,
+            separates_reasoning=service.model.separates_reasoning,
         )
         chat = service.submit(job)
         is_stream = body.stream
@@ -134,7 +146,10 @@ async def _complete(answer: _ChatAnswer, chat: RunningAnswer) -> Response:
         id=answer.request_id,
         created=answer.created,
         model=answer.model,
-        choices=[answer.whole_choice(index, choice) for index, choice in enumerate(choices)],
+        choices=[
+            answer.whole_choice(index, choice, is_reasoning=chat.job.is_reasoning)
+            for index, choice in enumerate(choices)
+        ],
         usage=usage_body(chat.usage),
         warnings=[NoticeBody(**notice) for notice in answer.warnings()] or None,
     )
@@ -154,6 +169,10 @@ async def _stream(answer: _ChatAnswer, chat: RunningAnswer) -> AsyncGenerator[by
     """
     first: dict[str, object] = {"warnings": answer.warnings()} if answer.notices else {}
     begun: set[int] = set()
+    splitters: dict[int, ReasoningSplitter] = {}
+    if answer.separates_reasoning:
+        is_open = chat.job.is_reasoning
+        splitters = {index: ReasoningSplitter(is_open=is_open) for index in range(chat.job.n)}
     try:
         async for delta in chat.deltas():
             index = delta.index
@@ -161,9 +180,10 @@ async def _stream(answer: _ChatAnswer, chat: RunningAnswer) -> AsyncGenerator[by
                 begun.add(index)
                 yield answer.chunk([_choice(index, {"role": "assistant", "content": ""})], **first)
                 first = {}
-            if delta.text or delta.logprobs:
+            text = _text_of(delta, splitters.get(index))
+            if text or delta.logprobs:
                 logprobs = answer.logprobs(delta.logprobs) if delta.logprobs else None
-                yield answer.chunk([_choice(index, {"content": delta.text}, logprobs)])
+                yield answer.chunk([_choice(index, text or {"content": ""}, logprobs)])
             if delta.finish_reason is not None:
                 yield answer.chunk([_choice(index, {}, None, delta.finish_reason)])
         if answer.shows_usage:
@@ -171,6 +191,18 @@ async def _stream(answer: _ChatAnswer, chat: RunningAnswer) -> AsyncGenerator[by
     except HearthError as error:
         yield error_event(error, chat.usage)
     yield DONE
+
+
+def _text_of(delta: Delta, splitter: ReasoningSplitter | None) -> dict[str, str]:
+    """The fields of a chunk's delta that have text."""
+    if splitter is None:
+        return {"content": delta.text} if delta.text else {}
+    split = splitter.feed(delta.text)
+    if delta.finish_reason is not None:
+        held = splitter.flush()
+        split = Split(split.reasoning + held.reasoning, split.content + held.content)
+    fields = {"reasoning_content": split.reasoning, "content": split.content}
+    return {name: text for name, text in fields.items() if text}
 
 
 def _choice(

@@ -334,6 +334,8 @@ class AssistantMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str
+    # Only where the server separates it.
+    reasoning_content: str | None = Field(default=None, exclude_if=lambda text: text is None)
 
 
 class TopLogprob(BaseModel):
