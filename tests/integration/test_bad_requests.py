@@ -108,15 +108,19 @@ def test_a_body_of_a_million_values_holds_nobody_up(server: Server) -> None:
     body = f'{{"prompt": "hearth", "max_tokens": 1, "x": [{values}]}}'.encode()
     url = f"{server.url}/v1/completions"
     httpx.post(url, content=body[:30_000] + b"0" + b",0" * 20_000, timeout=60)  # the child starts
-    with ThreadPoolExecutor(1) as thread, httpx.Client(timeout=60) as client:
-        started = time.perf_counter()
-        large = thread.submit(httpx.post, url, content=body, timeout=60)
-        longest = 0.0
-        while not large.done():
-            before = time.perf_counter()
-            client.get(f"{server.url}/version")
-            longest = max(longest, time.perf_counter() - before)
-        total = time.perf_counter() - started
-    answer = large.result().json()
-    assert [warning["param"] for warning in answer["warnings"]] == ["x"]
-    assert longest < total / 2
+    shares = []
+    for _ in range(3):  # others may hold a busy machine up, but not each time
+        with ThreadPoolExecutor(1) as thread, httpx.Client(timeout=60) as client:
+            started = time.perf_counter()
+            large = thread.submit(httpx.post, url, content=body, timeout=60)
+            longest = 0.0
+            while not large.done():
+                before = time.perf_counter()
+                client.get(f"{server.url}/version")
+                longest = max(longest, time.perf_counter() - before)
+            shares.append(longest / (time.perf_counter() - started))
+        answer = large.result().json()
+        assert [warning["param"] for warning in answer["warnings"]] == ["x"]
+        if shares[-1] < 1 / 2:
+            return
+    pytest.fail(f"a request beside it took {shares} of its time")

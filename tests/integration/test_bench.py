@@ -228,8 +228,8 @@ def test_it_agrees_with_an_independent_load_generator_within_noise(
     rounds = compare(server, tmp_path, 7, num_prompts=48, num_tokens=48)
     for name, (ratio, noise) in median_ratios(rounds).items():
         print(f"{name}: bench / raw {ratio:.3f}; two raw runs lie {noise:.1%} apart")
-        # Raw opens a connection for each request and reads line by line, bench does neither; a
-        # tenth is what such differences make. More is permitted only where raw differs from itself.
+        # A tenth is what the ways to read make. More is permitted only where raw differs from
+        # itself.
         assert abs(math.log(ratio)) < max(0.1, noise), (name, ratio, noise)
 
 

@@ -20,7 +20,7 @@ from tests.integration.server import Server
 
 NUM_CLIENTS = 64
 LEAVE_CHANCE = 0.15
-KV_BYTES = "6M"  # 128 blocks of 32 tokens: some 30 of these requests fit at once
+KV_BYTES = "3M"  # 64 blocks of 32 tokens: some 15 of these requests fit at once
 ARGUMENTS = ("--max-num-seqs", "64", "--max-model-len", "1024", "--kv-cache-memory-bytes", KV_BYTES)
 ALLOWED_GROWTH_BYTES = 24 << 20
 PREFIXES = ("", "You are a helpful assistant for people who serve models. " * 4)

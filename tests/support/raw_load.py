@@ -30,6 +30,9 @@ class RawResult:
     num_output_tokens: int
 
 
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @dataclass
 class _Seen:
     """One request: its start, the times of its events with text, and the server's usage."""
@@ -40,14 +43,17 @@ class _Seen:
     num_output_tokens: int = 0
 
 
-async def _request(port: int, path: str, body: bytes) -> _Seen:
+async def _request(connection: _Connection, path: str, body: bytes) -> _Seen:
     seen = _Seen(time.perf_counter(), [])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    reader, writer = connection
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     status = await reader.readline()
     assert b" 200 " in status, status
     while line := await reader.readline():
+        if line == b"0\r\n":  # the last chunk, and the blank line behind it
+            assert await reader.readline() == b"\r\n"
+            break
         if not line.startswith(b"data: {"):
             continue
         now = time.perf_counter()
@@ -59,23 +65,29 @@ async def _request(port: int, path: str, body: bytes) -> _Seen:
         for choice in event["choices"]:
             if choice.get("text") or choice.get("delta", {}).get("content"):
                 seen.times.append(now)
-    writer.close()
+    assert seen.times, "the connection was closed"
     return seen
 
 
 async def raw_load(
     port: int, bodies: list[dict[str, Any]], concurrency: int, path: str = "/v1/chat/completions"
 ) -> RawResult:
-    """Sends all bodies (streamed, with usage), so many at a time."""
-    slots = asyncio.Semaphore(concurrency)
+    """Sends all bodies (streamed, with usage), so many at a time, over as many connections."""
+    free: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
+    for _ in range(concurrency):
+        free.put_nowait(await asyncio.open_connection("127.0.0.1", port))
 
     async def one(body: dict[str, Any]) -> _Seen:
-        async with slots:
-            return await _request(port, path, json.dumps(body).encode())
+        connection = await free.get()
+        seen = await _request(connection, path, json.dumps(body).encode())
+        free.put_nowait(connection)
+        return seen
 
     start = time.perf_counter()
     found = await asyncio.gather(*(one(body) for body in bodies))
     duration = time.perf_counter() - start
+    while not free.empty():
+        free.get_nowait()[1].close()
     gaps = [b - a for seen in found for a, b in itertools.pairwise(seen.times)]
     num_output_tokens = sum(seen.num_output_tokens for seen in found)
     return RawResult(

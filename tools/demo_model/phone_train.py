@@ -56,6 +56,7 @@ class Options:
 
     output: Path
     text_model: Path
+    start_from: Path | None
     vision_minutes: float
     minutes: float
     batch_size: int
@@ -209,7 +210,12 @@ def run(rank: int, options: Options, meeting_place: str) -> None:
     distributed.init_process_group(
         "gloo", f"file://{meeting_place}", rank=rank, world_size=options.num_processes
     )
-    trainer = Trainer(options.output, options.text_model, is_compiled=options.is_compiled)
+    trainer = Trainer(
+        options.output,
+        options.text_model,
+        start_from=options.start_from,
+        is_compiled=options.is_compiled,
+    )
     train_vision(trainer, options, rank)
     trainer.learn_lookup(options.seed)
     train_everything(trainer, options, rank)
@@ -221,6 +227,7 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--text-model", type=Path, default=TEXT_MODEL)
+    parser.add_argument("--start-from", type=Path, help="a start.safetensors of another run")
     parser.add_argument("--vision-minutes", type=float, default=12.0)
     parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--batch-size", type=int, default=8, help="screens of each process")
@@ -235,6 +242,7 @@ def parse_options() -> Options:
     return Options(
         output=given.output,
         text_model=given.text_model,
+        start_from=given.start_from,
         vision_minutes=given.vision_minutes,
         minutes=given.minutes,
         batch_size=given.batch_size,

@@ -59,7 +59,7 @@ def test_hearth_s_own_flags_say_the_same(monkeypatch: pytest.MonkeyPatch, tmp_pa
         *("--allowed-media-domains", "A.example", "b.example"),
         "--allow_private_media_addresses",
     )
-    assert settings.engine.images == ImagesConfig(102_400, 5_000_000, 0)
+    assert settings.engine.images == ImagesConfig(102_400, 5_000_000, 0, 3)
     assert settings.media == MediaConfig(3, str(tmp_path), ("a.example", "b.example"), True)
     assert settings.warnings == ()
 
