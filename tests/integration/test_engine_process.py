@@ -34,6 +34,8 @@ from hearth.engine.messages import Progress
 
 FACTORY = "tests.support.toy_engine:start"
 REPOSITORY = Path(__file__).resolve().parents[2]
+CONTEXT = 10_000
+LONG = 9_000  # tokens that take the slow toy 90 s
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +45,8 @@ def _tests_can_be_imported_by_the_engine(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def config(path: str = "toy", **scheduler: int) -> EngineConfig:
-    return EngineConfig(ModelConfig(path), scheduler=SchedulerConfig(**scheduler))
+    model = ModelConfig(path, max_model_len=CONTEXT if path == "slow" else None)
+    return EngineConfig(model, scheduler=SchedulerConfig(**scheduler))
 
 
 @asynccontextmanager
@@ -89,7 +92,7 @@ def test_the_client_works_on_uvloop_too() -> None:
         async with running(config("slow")) as client:
             first = client.submit(greedy("r", (1, 2), 5))
             assert tokens_of(await collect(first)) == solo_tokens(toy_program(), (1, 2), 5)
-            second = client.submit(greedy("s", (1, 2), 200))
+            second = client.submit(greedy("s", (1, 2), LONG))
             os.kill(client.process.popen.pid, signal.SIGKILL)
             assert (await collect(second))[-1].error_code == "engine_dead"
             assert await client.died == -signal.SIGKILL
@@ -195,7 +198,7 @@ async def test_a_real_model_is_served_without_torch(tmp_path: Path) -> None:
 
 async def test_cancel_gives_one_cancelled_event_and_frees_the_sequence() -> None:
     async with running(config("slow")) as client:
-        handle = client.submit(greedy("r", (1, 2, 3), 200))
+        handle = client.submit(greedy("r", (1, 2, 3), LONG))
         async for event in handle:
             if len(handle.emitted) >= 3:
                 break
@@ -284,7 +287,7 @@ async def test_an_id_in_use_is_refused_and_a_bad_request_gets_its_error() -> Non
 
 async def test_a_killed_engine_ends_every_stream_once_with_an_error() -> None:
     async with running(config("slow")) as client:
-        handles = [client.submit(greedy(f"r{i}", (i,), 200)) for i in range(8)]
+        handles = [client.submit(greedy(f"r{i}", (i,), LONG)) for i in range(8)]
         streams = [asyncio.ensure_future(collect(handle)) for handle in handles]
         await asyncio.sleep(0.1)
         stats = asyncio.ensure_future(client.stats())
@@ -310,8 +313,10 @@ async def test_a_refused_step_ends_its_requests_and_the_engine_lives() -> None:
 
 async def test_a_bug_in_a_step_ends_all_requests_and_the_engine() -> None:
     async with running(config("crash")) as client:
+        os.kill(client.process.popen.pid, signal.SIGSTOP)  # so that it hears of both at once
         first = client.submit(greedy("r", (12,), 200))
         second = client.submit(greedy("s", (13,), 5))
+        os.kill(client.process.popen.pid, signal.SIGCONT)
         for handle in (first, second):
             events = await collect(handle)
             assert events[-1].finish_reason is FinishReason.ERROR

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from tests.integration.server import SMALL, Server
+from tests.integration.server import ENDLESS_TOKENS, SMALL, Server
 
 MODEL = "org/hearth-demo"
 
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose model has a slash in its name, and room for five requests."""
-    arguments = ["--served-model-name", MODEL, "--max-queued-requests", "1"]
-    with Server(tmp_path_factory.mktemp("named"), *SMALL, *arguments) as found:
+    """A server whose model has a slash in its name."""
+    with Server(tmp_path_factory.mktemp("named"), *SMALL, "--served-model-name", MODEL) as found:
         yield found
 
 
@@ -83,18 +82,20 @@ def test_the_official_client_sees_refusals(client: openai.OpenAI) -> None:
         client.completions.create(model="gpt", prompt="a")
 
 
-def test_a_full_queue_answers_at_once_and_says_when_to_try_again(named: Server) -> None:
-    body = {"prompt": ["a"] * 5, "max_tokens": 400, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{named.url}/v1/completions", json=body, timeout=60) as running:
+def test_a_full_queue_answers_at_once_and_says_when_to_try_again(endless_server: Server) -> None:
+    """Six answers fill it, and end only with the stream that they are in."""
+    url = endless_server.url
+    body = {"prompt": ["a"] * 6, "max_tokens": ENDLESS_TOKENS, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as running:
         assert running.status_code == 200
         for path, fields in (
             ("/v1/completions", {"prompt": "b"}),
             ("/v1/chat/completions", {"messages": [{"role": "user", "content": "b"}]}),
         ):
-            refused = httpx.post(f"{named.url}{path}", json=fields, timeout=60)
+            refused = httpx.post(f"{url}{path}", json=fields, timeout=60)
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error"]["code"] == "overloaded"
             assert refused.elapsed.total_seconds() < 1
-    named.wait_idle()
-    assert named.chat("What is hearth?", max_tokens=4).status_code == 200
+    endless_server.wait_idle()
+    assert endless_server.chat("What is hearth?", max_tokens=4).status_code == 200

@@ -20,6 +20,7 @@ from tests.support.vision_directory import write_directory
 
 NUM_STEPS = 10
 BLOCK_SIZE = 16
+CONTEXT = 50_000  # tokens, which are far more than are decoded while a test does something else
 SYSTEM = "You are an agent that operates a phone. " * 12
 AGENT_STEP: dict[str, Any] = {
     "max_tokens": 24,
@@ -37,7 +38,7 @@ def client(phone_server: Server) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="module")
 def phone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    model = write_directory(tmp_path_factory.mktemp("phone-model"))
+    model = write_directory(tmp_path_factory.mktemp("phone-model"), max_model_len=CONTEXT)
     flags = (*SMALL, "--block-size", str(BLOCK_SIZE), "--served-model-name", "autoglm-phone-9b")
     with Server(tmp_path_factory.mktemp("phone"), str(model), *flags) as found:
         yield found
@@ -187,7 +188,7 @@ def test_decoding_goes_on_while_an_image_is_encoded(phone_server: Server, client
     stream = client.chat.completions.create(
         model="autoglm-phone-9b",
         messages=[{"role": "user", "content": "Count."}],
-        max_tokens=3000,
+        max_tokens=CONTEXT - 1000,
         temperature=0.0,
         stream=True,
         extra_body={"ignore_eos": True},

@@ -42,14 +42,14 @@ TEMPLATE = """[gMASK]<sop>
 """
 
 
-def write_directory(directory: Path, seed: int = 5) -> Path:
+def write_directory(directory: Path, seed: int = 5, max_model_len: int = 4096) -> Path:
     """Writes the model; returns the directory."""
     config: dict[str, Any] = deepcopy(CONFIG)
     config["image_start_token_id"], config["image_token_id"] = FIRST_TOKEN, IMAGE_TOKEN
     config["image_end_token_id"] = FIRST_TOKEN + 2
     config["text_config"] |= {
         "vocab_size": FIRST_TOKEN + len(TOKENS),
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": max_model_len,
         "eos_token_id": [0, 4, 6, STOP_TOKEN],
     }
     build_model(seed, config=config).save_pretrained(directory)
