@@ -10,13 +10,13 @@ tree (`content_format`):
 | the template                                         | format | text-only lists are         |
 |------------------------------------------------------|--------|-----------------------------|
 | never loops over a message's content                 | string | joined by newlines          |
-| loops over it, and tests whether it is a string      | either | passed as they came (below) |
+| loops over it, and tests whether it is a string      | either | kept (see below)            |
 | loops over it without such a test                    | parts  | kept; strings become a list |
 
-A template of the second kind may loop for some roles only and print the list of another as Python
-writes it (GLM-4.1V does so for the system). That is seen in what it rendered: the text of such a
-list is then joined, and the messages rendered again. Image parts, {"type": "image"}, are the
-template's to write; a template of the first kind writes none.
+A template of the last two kinds may loop for some roles only and print the list of another as it is
+(GLM-4.1V does so for the system). Text-only lists are therefore lists that print as their joined
+text (`_TextParts`): nothing has to be looked for in what was rendered, which may be long. Image
+parts, {"type": "image"}, are the template's to write; a template of the first kind writes none.
 """
 
 from __future__ import annotations
@@ -105,13 +105,11 @@ class ChatTemplate:
         shaped = [self._shape(message) for message in messages]
         if continue_final_message:
             shaped[-1]["content"] = _marked(shaped[-1].get("content"))
+        for message in shaped:
+            if _is_text_only(message.get("content")):
+                message["content"] = _TextParts(message["content"])
         context["add_generation_prompt"] = add_generation_prompt
         rendered = self._rendered(context, shaped)
-        printed = [m for m in shaped if self.content_format == "either" and _is_raw(m, rendered)]
-        if printed:
-            for message in printed:
-                message["content"] = _joined(message["content"])
-            rendered = self._rendered(context, shaped)
         return _cut_at_mark(rendered) if continue_final_message else rendered
 
     def _rendered(self, context: Mapping[str, Any], messages: Sequence[Message]) -> str:
@@ -143,15 +141,15 @@ def _joined(content: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(str(part["text"]) for part in content if "text" in part)
 
 
-def _is_raw(message: Message, rendered: str) -> bool:
-    """Whether a list of text parts stands in the prompt as Python writes it."""
-    content = message.get("content")
-    return (
-        isinstance(content, list)
-        and bool(content)
-        and all("text" in part for part in content)
-        and str(content) in rendered
-    )
+class _TextParts(list[Mapping[str, Any]]):
+    """Parts that are all text: a list to loop over, the joined text where it is printed."""
+
+    def __str__(self) -> str:
+        return _joined(self)
+
+
+def _is_text_only(content: object) -> bool:
+    return isinstance(content, list) and bool(content) and all("text" in part for part in content)
 
 
 def _marked(content: object) -> object:
