@@ -25,6 +25,8 @@ from hearth.demo_phone.actions import (
 )
 
 _MARKS = ("finish(message=", "do(action=")
+# Of a text that is no Python; of one that nests too deep, which a model that repeats itself writes.
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 class ReplyError(ValueError):
@@ -56,14 +58,14 @@ def parse_action(text: str) -> Action:
     """The action that the text calls. Raises ReplyError."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ReplyError(f"the action is not a call: {text!r}") from error
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
         raise ReplyError(f"the action is not a call with named arguments: {text!r}")
     try:
         arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         return _action(call.func.id, arguments)
-    except (ValueError, LookupError, TypeError) as error:
+    except (*_UNREADABLE, LookupError, TypeError) as error:
         raise ReplyError(f"the action cannot be carried out: {text!r}") from error
 
 

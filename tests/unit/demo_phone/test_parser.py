@@ -56,7 +56,13 @@ def test_an_answer_without_a_known_call_is_what_stands_in_its_tags() -> None:
         'do(action="Type", text=open("x"))',
         "",
         "Hello there",
+        f"do(action={'-' * 3000}1)",
+        f"do(action={'-' * 900}1)",
+        f"do(action={'[' * 150}{']' * 150})",
+        f"do(action=1{'+1' * 3000})",
+        f"do{'(action=1)' * 3000}",
     ],
+    ids=lambda text: text[:40],
 )
 def test_what_is_no_action_is_an_error(text: str) -> None:
     with pytest.raises(ReplyError):
