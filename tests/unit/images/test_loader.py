@@ -145,6 +145,17 @@ async def test_a_wrong_media_type_and_an_animation_are_told() -> None:
     loaded.close()
 
 
+async def test_a_declared_media_type_cannot_write_lines_of_a_log() -> None:
+    forged = "image/x\n2026-01-01 hearth.serve: all is well \x1b[2J\x9b2J"
+    loaded = await loader().load(sources(data_url(png(), forged), data_url(png(seed=1), "image/é")))
+    for image in loaded.images:
+        (note,) = image.notes
+        assert note.isprintable()
+        assert note.isascii()
+        assert note.endswith("' and is image/png")
+    loaded.close()
+
+
 async def test_low_detail_has_fewer_tokens() -> None:
     one_loader = loader(ImageInfo(GLM4V, 7, 1 << 20))
     url = data_url(png(900, 900))

@@ -210,10 +210,11 @@ async def test_unknown_fields_are_counted_when_many_and_cannot_forge_log_lines(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ["a\n2026 ERROR forged", "\x1b[31m", "x" * 500, *(f"field_{i}" for i in range(1000))]
-    response = await client.post(URL, json={"messages": HI, **dict.fromkeys(names, 1)})
+    fields = {"metadata": {"\x9b2J": "\u2028\x7f"}, **dict.fromkeys(names, 1)}
+    response = await client.post(URL, json={"messages": HI, **fields})
     warnings = response.json()["warnings"]
-    assert len(warnings) == 21
+    assert len(warnings) == 22
     assert warnings[-1]["message"] == "983 more unknown fields were ignored"
     lines = [record.getMessage() for record in caplog.records if record.name == "hearth.serve"]
-    assert len(lines) == 21
+    assert len(lines) == 22
     assert all(line.isprintable() and len(line) < 300 for line in lines)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import struct
 import threading
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ FETCHES_AT_ONCE = 4  # each with up to `max_bytes` in memory
 # URLs of so many full bodies may wait for a thread, as many as are read at a time.
 LOADS_AT_ONCE = 8
 _NUM_CHANNELS = 3
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,5 +248,8 @@ def _notes(header: decode.ImageHeader, media_type: str) -> tuple[str, ...]:
         notes.append(f"the {header.format} image is animated; its first picture was taken")
     permitted = decode.MEDIA_TYPES[header.format]
     if media_type.startswith("image/") and media_type not in permitted:
-        notes.append(f"it was declared as {media_type[:40]} and is {permitted[0]}")
+        declared = media_type[:40]  # a client's or a host's text, and notes are logged
+        if not _MEDIA_TYPE.fullmatch(declared):
+            declared = ascii(declared)
+        notes.append(f"it was declared as {declared} and is {permitted[0]}")
     return tuple(notes)

@@ -203,7 +203,7 @@ def field_notices(body: AnswerFields) -> list[Notice]:
 
 def _ignored(name: str, value: object) -> Notice:
     shown = json.dumps(value, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    shown = _printable(shown if len(shown) <= 60 else f"{shown[:57]}...")
     return Notice(IGNORED_FIELD, name, f"{name} {shown} is not applied by this version of hearth")
 
 
@@ -220,8 +220,11 @@ def _unknown(names: list[str]) -> list[Notice]:
 
 def _shown_name(name: str) -> str:
     """A client's name as it may stand in a log: one line, short, nothing for a terminal to obey."""
-    short = name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 3]}..."
-    return short if short.isprintable() else ascii(short)
+    return _printable(name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 3]}...")
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 def _is_shape(name: str) -> bool:
