@@ -17,7 +17,7 @@ from hearth.serve.engine_port import EnginePort
 from hearth.serve.image_prompts import ChatPrompt, placed
 from hearth.serve.model import ServedModel
 from hearth.serve.pipeline import Call, Pipeline
-from hearth.serve.reasoning import OPEN
+from hearth.serve.reasoning import OPEN, ends_inside
 from hearth.serve.running_answer import Job
 
 if TYPE_CHECKING:
@@ -134,7 +134,10 @@ class ChatService(Pipeline):
         found = ChatPrompt(prompt)
         if conversation.images:
             found = await self._with_images(prompt, conversation.images)
-        return replace(found, is_reasoning=rendered.rstrip().endswith(OPEN))
+        is_reasoning = rendered.rstrip().endswith(OPEN)
+        if continue_final_message:
+            is_reasoning |= ends_inside(_text_of(conversation.messages[-1]))
+        return replace(found, is_reasoning=is_reasoning)
 
     def _check_images(self, images: Sequence[ImageSource]) -> None:
         """Raises RequestError for images that the model does not take, and for too many."""
@@ -164,7 +167,9 @@ class ChatService(Pipeline):
 
 def _echo_of(message: Mapping[str, Any]) -> str:
     """The text of a last message that the answer continues: an assistant's."""
-    if message["role"] != "assistant":
-        return ""
+    return _text_of(message) if message["role"] == "assistant" else ""
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
     content = message["content"]
     return content if isinstance(content, str) else "".join(p.get("text", "") for p in content)

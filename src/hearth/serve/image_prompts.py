@@ -45,7 +45,8 @@ class PromptImages:
 class ChatPrompt:
     """The tokens of a conversation, and its images where it has any.
 
-    `is_reasoning`: it ends with `<think>`, which some chat templates put there for the model.
+    `is_reasoning`: it ends within reasoning: with `<think>`, which some chat templates put there
+    for the model, or with a message to be continued that has not closed its own.
     """
 
     tokens: Sequence[int]

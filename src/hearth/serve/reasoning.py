@@ -67,6 +67,11 @@ def split_reasoning(text: str, *, is_open: bool = False) -> Split:
     return Split(first.reasoning + last.reasoning, first.content + last.content)
 
 
+def ends_inside(text: str) -> bool:
+    """Whether what is written behind this text goes on with its reasoning."""
+    return text.lstrip().startswith(OPEN) and CLOSE not in text
+
+
 def _num_begun(text: str, mark: str) -> int:
     """Characters at the text's end with which the mark begins, but not all of it."""
     longest = min(len(text), len(mark) - 1)

@@ -49,11 +49,13 @@ def test_how_the_text_comes_changes_nothing(pieces: list[str], is_open: bool) ->
         )
 
 
-async def answers(is_separate: bool, text: str, template: str = templates.CHATML) -> Any:
+async def answers(
+    is_separate: bool, text: str, template: str = templates.CHATML, **fields: Any
+) -> Any:
     """The message of a whole answer, and the joined deltas of a streamed one."""
     model = toy_model(template, separates_reasoning=is_separate)
     engine = FakeEngine(model.text.tokenizer, text)
-    body = {"model": "toy", "messages": HI}
+    body = {"model": "toy", "messages": HI, **fields}
     async with client_for(engine, model) as client:
         whole = (await client.post(URL, json=body)).json()["choices"][0]["message"]
         chunks = events(await client.post(URL, json={**body, "stream": True, "logprobs": True}))
@@ -87,3 +89,32 @@ async def test_a_template_may_open_it() -> None:
     whole, streamed = await answers(True, "b</think>c", templates.CHATML + "<think>\n")
     assert whole == {"role": "assistant", "content": "c", "reasoning_content": "b"}
     assert (streamed["content"], streamed["reasoning_content"]) == ("c", "b")
+
+
+@pytest.mark.parametrize(
+    ("begun", "is_inside"),
+    [
+        ("<think>half a", True),
+        ([{"type": "text", "text": "\n <think>"}, {"type": "text", "text": "half a"}], True),
+        ("<think>a</think>half a", False),
+        ("the tag <think> is", False),  # as it would be split if it came in one answer
+        ("half a", False),
+    ],
+)
+@pytest.mark.parametrize("echo", [False, True])
+async def test_a_message_that_is_continued_goes_on_where_it_ended(
+    begun: Any, is_inside: bool, echo: bool
+) -> None:
+    messages = [*HI, {"role": "assistant", "content": begun}]
+    goes_on: dict[str, Any] = {
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+        "echo": echo,
+    }
+    rest = " thought</think>do it"
+    for found in await answers(True, rest, messages=messages, **goes_on):
+        assert found["content"].endswith("do it")
+        reasoning = found.get("reasoning_content", "")
+        assert ("thought" in reasoning) == is_inside
+        assert ("thought" in found["content"]) != is_inside
+        assert ("half a" in reasoning) == (is_inside and echo)
