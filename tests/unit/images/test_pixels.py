@@ -103,7 +103,11 @@ def test_pixels_are_bounded_all_together(tmp_path: Path, max_open: int) -> None:
 def test_a_reservation_is_given_back() -> None:
     store = PixelStore(10)
     store.reserve(10)
+    with pytest.raises(OverloadedError):
+        store.reserve(1)
+    assert store.num_bytes == 10
     store.release(10)
+    assert store.num_bytes == 0
     store.reserve(10)
 
 

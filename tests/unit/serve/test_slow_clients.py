@@ -101,7 +101,7 @@ async def test_a_head_that_does_not_end_is_refused(
     port: int, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(port) as (reader, writer):
-        await first_answer(reader, writer)
+        assert b" 200 OK" in await status_of_answer(reader, writer)
         monkeypatch.setattr(connection, "HEAD_S", LIMIT_S)
         start = time.monotonic()
         writer.write(sent)
@@ -111,10 +111,12 @@ async def test_a_head_that_does_not_end_is_refused(
     assert code == "slow_request"
 
 
-async def first_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def status_of_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Asks for the models, and reads the whole answer."""
     writer.write(GET)
-    assert b" 200 OK" in await asyncio.wait_for(reader.readline(), 10)
+    status = await asyncio.wait_for(reader.readline(), 10)
     await reader.readuntil(b"}]}")
+    return status
 
 
 @pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nA: "])
@@ -133,10 +135,10 @@ async def test_a_connection_between_two_requests_may_wait(
 ) -> None:
     async with opened(port) as (reader, writer):
         with monkeypatch.context() as meanwhile:
-            await first_answer(reader, writer)
+            assert b" 200 OK" in await status_of_answer(reader, writer)
             meanwhile.setattr(connection, "HEAD_S", LIMIT_S)
             await asyncio.sleep(2 * LIMIT_S)
-        await first_answer(reader, writer)
+        assert b" 200 OK" in await status_of_answer(reader, writer)
 
 
 async def test_a_head_behind_a_running_answer_does_not_cut_it_off(
