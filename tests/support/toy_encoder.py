@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,26 @@ OUTPUT_BYTES = 64 * WIDTH * 4  # of an image of 8 × 8 tokens
 PROCESSOR = ImageProcessorSpec(1, 1 << 30, 1, 1, 1, 1, (0.0,) * 3, (1.0,) * 3, 1.0)
 
 
+@dataclass
+class ToyClock:
+    """Shows what the test says, and what the toys take."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class ToyEncoder:
     """A token is a pixel; its output is the pixel's first value, WIDTH times."""
 
     max_patches = 1 << 20
     output_size = WIDTH
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ToyClock) -> None:
         self.num_started = 0
+        self.call_s = 0.0
+        self._clock = clock
         self._left = 0
         self._output = np.zeros((0, WIDTH), np.float32)
 
@@ -48,6 +61,7 @@ class ToyEncoder:
         self._output = np.repeat(patches(0, self._left)[:, :1], WIDTH, axis=1)
 
     def advance(self, num_rows: int) -> bool:
+        self._clock.now += self.call_s
         self._left -= num_rows
         return self._left <= 0
 
@@ -101,29 +115,41 @@ class ToyRig:
             debug_checks=True,
         )
         limits = StepLimits(budget, min(max_num_seqs, budget), budget, 2048)
-        self.encoder, self.executor = ToyEncoder(), ColourExecutor()
-        self.encoding = Encoding(self.encoder, PROCESSOR, cache_bytes)
+        self.clock = ToyClock()
+        self.encoder, self.executor = ToyEncoder(self.clock), ColourExecutor()
+        self.encoding = Encoding(self.encoder, PROCESSOR, cache_bytes, self.clock)
         shape = EngineShape(limits, KvConfig(16, (num_blocks,), "float32"))
-        self.engine = Engine(config, self.executor, shape, encoding=self.encoding)
+        self.engine = Engine(config, self.executor, shape, encoding=self.encoding, clock=self.clock)
         self.ended: dict[str, str] = {}  # finish reason and message, by request
         self.order: list[str] = []
 
-    def image(self, first_token: int, colour: int, name: str = "") -> ImageInput:
-        """An image of 8 × 8 tokens; equal colours have equal digests, `name` a file of its own."""
-        pixels = bytes([colour]) * 64 * 3
+    def image(self, first_token: int, colour: int, name: str = "", side: int = 8) -> ImageInput:
+        """Of side² tokens, 64 unless said; equal colours have equal digests, `name` its file."""
+        pixels = bytes([colour]) * side * side * 3
         path = self._directory / f"{colour}{name}"
         if not path.exists():
             path.write_bytes(pixels)
         digest = hashlib.sha256(pixels).digest()
-        return ImageInput(digest, first_token, 64, 8, 8, str(path))
+        return ImageInput(digest, first_token, side * side, side, side, str(path))
 
     def submit(
-        self, name: str, before: list[int], image: ImageInput | None = None, max_tokens: int = 3
+        self,
+        name: str,
+        before: list[int],
+        image: ImageInput | None = None,
+        max_tokens: int = 3,
+        priority: int = 0,
     ) -> Request:
         """Text, an image, and a token behind it."""
-        prompt = (*before, *([IMAGE_TOKEN] * 64 if image else ()), 2)
-        images = (image,) if image else ()
-        request = Request(name, prompt, max_tokens, SamplingParams(temperature=0.0), images=images)
+        prompt = (*before, *([IMAGE_TOKEN] * image.num_tokens if image else ()), 2)
+        request = Request(
+            name,
+            prompt,
+            max_tokens,
+            SamplingParams(temperature=0.0),
+            images=(image,) if image else (),
+            priority=priority,
+        )
         self.engine.submit(request)
         return request
 

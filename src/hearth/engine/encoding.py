@@ -1,8 +1,10 @@
 """Encoding: which images the encoder works on, and the outputs that are kept.
 
-Between two steps the encoder computes a few patches, so that running answers go on meanwhile; more
-of them where nobody waits for a step. One image at a time, in the order of the sequences' ranks.
-Images whose tokens the prefix cache holds are not encoded.
+Between two steps the encoder computes a few patches at a time, for as long as the step took, so
+that running answers, prompts and images share the machine; more of them where there is no step. One
+image at a time, in the order of the sequences' ranks: an image that was begun gives way to one of a
+better priority, and prompts of a worse priority wait for it (`priority`). Images whose tokens the
+prefix cache holds are not encoded.
 
 Outputs are kept by the image's digest within a budget of bytes. Room is set aside for the images of
 one sequence after the other; one is begun only where it fits beside those of sequences that rank
@@ -36,7 +38,7 @@ from hearth.engine.sequence import Sequence, SequenceState
 
 logger = logging.getLogger("hearth.engine")
 
-# Patches a turn: while others decode (some 30 ms of a 9 B model's encoder on two cores), and alone.
+# Patches a call: while others decode (some 30 ms of a 9 B model's encoder on two cores), and alone.
 BUSY_ROWS = 96
 IDLE_ROWS = 192
 # Sequences with images that are looked at in a step; those behind them wait.
@@ -81,6 +83,7 @@ class Encoding:
         self._outputs: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._wanted: dict[bytes, int] = {}  # digests in the order of rank: bytes of those before
         self._needed: list[ImageInput] = []  # not encoded, the most urgent first
+        self._priorities: dict[bytes, int] = {}  # of those, the best of whoever needs it
         self._current: ImageInput | None = None
         self.num_encoded = 0
         self.encode_s = 0.0
@@ -89,6 +92,20 @@ class Encoding:
     def num_bytes(self) -> int:
         """Of all outputs that are kept."""
         return sum(output.nbytes for output in self._outputs.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no image is half encoded."""
+        return self._current is None
+
+    @property
+    def priority(self) -> int | None:
+        """That of whoever waits for the image that is encoded next (smaller goes first).
+
+        None: no image is; one that has no room yet must not hold up those that will make it.
+        """
+        images = [image for image in (self._current, self._most_urgent()) if image is not None]
+        return min((self._priorities[image.digest] for image in images), default=None)
 
     def check(self, request: Request) -> None:
         """Raises RequestError for images that are not of this encoder's kind or size."""
@@ -107,7 +124,7 @@ class Encoding:
         self, running: Iterable[Sequence], waiting: Iterable[Sequence], blocks: BlockManager
     ) -> None:
         """Brings the sequences' images up to date before a step is planned; both are by rank."""
-        self._needed, self._wanted = [], {}
+        self._needed, self._wanted, self._priorities = [], {}, {}
         num_looked_at = num_bytes = 0
         for sequence in merge(running, waiting, key=attrgetter("rank")):
             if sequence.images is None:
@@ -125,6 +142,8 @@ class Encoding:
 
     def advance(self, *, is_busy: bool) -> FailedImage | None:
         """Computes some patches. Returns the image that failed, if one did; it is forgotten."""
+        if self._is_outranked():
+            self._current = None  # begun anew when its turn comes
         if self._current is None and (failed := self._begin_next()) is not None:
             return failed
         image = self._current
@@ -174,24 +193,38 @@ class Encoding:
             else:
                 awaited = index if awaited is None else awaited
                 self._needed.append(image)
+                priority = self._priorities.get(image.digest, sequence.rank[0])
+                self._priorities[image.digest] = min(priority, sequence.rank[0])
         images.wait_for(awaited)
         return num_bytes
 
-    def _begin_next(self) -> FailedImage | None:
-        """Begins the most urgent image that has room; returns one that cannot be begun."""
+    def _is_outranked(self) -> bool:
+        """Whether an image of a better priority than that of the one at hand could be begun."""
+        if self._current is None or (first := self._most_urgent()) is None:
+            return False
+        return self._priorities[first.digest] < self._priorities[self._current.digest]
+
+    def _most_urgent(self) -> ImageInput | None:
+        """The first that has room."""
         for image in self._needed:
             before = self._wanted[image.digest]
             num_bytes = image.num_tokens * self._encoder.output_size * 4
-            if before and before + num_bytes > self._cache_bytes:
-                continue
-            try:
-                self._begin(image)
-            except RequestError as error:
-                return FailedImage(image, error, is_file=True)
-            except HearthError as error:
-                return FailedImage(image, error, is_file=False)
-            self._current = image
+            if not before or before + num_bytes <= self._cache_bytes:
+                return image
+        return None
+
+    def _begin_next(self) -> FailedImage | None:
+        """Begins the most urgent image, if there is one; returns one that cannot be begun."""
+        image = self._most_urgent()
+        if image is None:
             return None
+        try:
+            self._begin(image)
+        except RequestError as error:
+            return FailedImage(image, error, is_file=True)
+        except HearthError as error:
+            return FailedImage(image, error, is_file=False)
+        self._current = image
         return None
 
     def _begin(self, image: ImageInput) -> None:

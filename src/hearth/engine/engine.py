@@ -118,7 +118,9 @@ class Engine:
         started, drafter = self._clock(), self.scheduler.drafter
         if self._encoding is not None:
             self._encoding.refresh(*self.scheduler.sequences, self._blocks)
-        decision = self.scheduler.plan()
+        # Prompts of a worse priority than that of an awaited image wait for it.
+        most_priority = None if self._encoding is None else self._encoding.priority
+        decision = self.scheduler.plan(most_priority)
         if decision is not None:
             try:
                 self._run(decision)
@@ -132,12 +134,19 @@ class Engine:
                     raise
                 self.scheduler.fail(decision, error)
         if self._encoding is not None:
-            self._encode(self._encoding, is_busy=decision is not None)
+            step_s = None if decision is None else self._clock() - started
+            self._encode(self._encoding, step_s)
         return self.scheduler.take_events()
 
-    def _encode(self, encoding: Encoding, *, is_busy: bool) -> None:
-        """Some patches of an image; one that cannot be encoded ends the requests that show it."""
-        failed = encoding.advance(is_busy=is_busy)
+    def _encode(self, encoding: Encoding, step_s: float | None) -> None:
+        """Some patches of an image; one that cannot be encoded ends the requests that show it.
+
+        After a step, which took `step_s`, until as much time has gone by, or the image is done.
+        """
+        started = self._clock()
+        failed = encoding.advance(is_busy=step_s is not None)
+        while step_s and not (failed or encoding.is_idle) and self._clock() - started < step_s:
+            failed = encoding.advance(is_busy=True)
         if failed is None:
             return
         logger.error("engine_image_failed %s", failed.error)

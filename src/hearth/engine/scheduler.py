@@ -131,8 +131,11 @@ class Scheduler:
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
 
-    def plan(self) -> StepDecision | None:
-        """Decides the next step; None when there is nothing to compute."""
+    def plan(self, most_priority: int | None = None) -> StepDecision | None:
+        """Decides the next step; None when there is nothing to compute.
+
+        Prompts of a priority behind `most_priority` wait, for an image that is being encoded.
+        """
         for sequence in self._deadlines.expired():
             message = "the request's time was over before it was complete"
             self._finish(sequence, FinishReason.ERROR, message, DeadlineExceededError.code)
@@ -142,7 +145,7 @@ class Scheduler:
         for sequence in decoding:
             has_room &= self._plan_running(decision, sequence, 1)
         if prefills or self._waiting:
-            self._plan_prefills(decision, prefills, has_room=has_room)
+            self._plan_prefills(decision, prefills, most_priority, has_room=has_room)
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
         if self.drafter is not None:
@@ -151,7 +154,8 @@ class Scheduler:
             add_drafts(decision, self.drafter, self.blocks, budget, may_grow=may_grow)
         if decision.sequences:
             return decision
-        self._break_stall()
+        if most_priority is None:
+            self._break_stall()
         return None
 
     def commit(
@@ -247,7 +251,12 @@ class Scheduler:
         return has_room
 
     def _plan_prefills(
-        self, decision: StepDecision, prefills: list[Sequence], *, has_room: bool
+        self,
+        decision: StepDecision,
+        prefills: list[Sequence],
+        most_priority: int | None,
+        *,
+        has_room: bool,
     ) -> None:
         """Shares what decoding left among running prefills and those that can be admitted."""
         step_tokens = self.config.max_num_batched_tokens
@@ -266,6 +275,8 @@ class Scheduler:
             )
         prefills = [s for s in prefills if s.state is SequenceState.RUNNING]  # not just preempted
         lacking = {s: s.num_known - s.num_computed for s in prefills} | arriving
+        if most_priority is not None:
+            lacking = {s: n for s, n in lacking.items() if s.rank[0] <= most_priority}
         # A prompt that is scored cannot use more than the logits rows allow: others get the rest.
         usable = {s: decision.fitting(s, s.num_known - n, n) for s, n in lacking.items()}
         shares = share_by_priority(usable, budget)

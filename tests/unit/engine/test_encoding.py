@@ -104,6 +104,67 @@ def test_a_cancelled_request_leaves_the_encoder_to_the_next(tmp_path: Path) -> N
     assert rig.ended["second"] == "length"
 
 
+def test_the_encoder_gets_as_much_time_as_the_steps(tmp_path: Path) -> None:
+    """Else an image of thousands of calls would wait for as many steps of others."""
+    rig = ToyRig(tmp_path, num_blocks=400, budget=256)
+    rig.encoder.call_s = 1.0
+    rig.submit("text", [1] * 4, max_tokens=500)
+    rig.step()
+    rig.submit("image", [1] * 4, rig.image(4, 1, side=40))  # 1,600 patches: 17 calls
+    begun = rig.clock.now
+
+    def take_4_s() -> None:
+        rig.clock.now += 4.0
+
+    rig.executor.before_step = take_4_s
+    for num_steps in range(1, 20):
+        rig.step()
+        if rig.encoding.num_encoded:
+            break
+    assert num_steps == 5
+    assert rig.clock.now - begun == 5 * 4.0 + 17 * 1.0
+
+
+def test_prompts_of_a_worse_priority_wait_for_an_image(tmp_path: Path) -> None:
+    rig = ToyRig(tmp_path, num_blocks=400, max_num_seqs=8)
+    rig.submit("decoding", [1] * 4, max_tokens=200, priority=5)
+    rig.submit("long", [3] * 200, max_tokens=1, priority=5)
+    rig.step()
+    rig.submit("image", [1] * 4, rig.image(4, 1, side=30), max_tokens=1)
+    for number in range(4):
+        rig.submit(f"late {number}", [number] * 100, max_tokens=1, priority=5)
+        rig.submit(f"equal {number}", [number] * 20, max_tokens=1)
+    rig.step(60)
+    assert rig.order[:4] == [f"equal {number}" for number in range(4)]
+    assert rig.order[4] == "image"
+    assert {"long", "late 3"} <= set(rig.ended)
+    assert "decoding" not in rig.ended
+
+
+def test_an_image_gives_way_to_one_of_a_better_priority(tmp_path: Path) -> None:
+    rig = ToyRig(tmp_path, num_blocks=400)
+    rig.submit("worse", [1] * 4, rig.image(4, 1, side=36), max_tokens=1, priority=1)
+    rig.step(2)
+    assert not rig.encoding.is_idle
+    rig.submit("equal", [1] * 4, rig.image(4, 2, side=36), max_tokens=1, priority=1)
+    rig.step(2)
+    rig.submit("better", [1] * 4, rig.image(4, 3, side=8), max_tokens=1)
+    rig.step(80)
+    assert rig.order == ["better", "worse", "equal"]
+    assert rig.encoder.num_started == 4  # the first one twice
+
+
+def test_an_image_without_room_holds_nobody_up(tmp_path: Path) -> None:
+    """Two outputs do not fit; the first image's request cannot be admitted before `text` ends."""
+    rig = ToyRig(tmp_path, num_blocks=14, cache_bytes=OUTPUT_BYTES, max_num_seqs=4)
+    rig.submit("text", [3] * 150, max_tokens=2, priority=5)
+    rig.step()
+    rig.submit("first", [1] * 4, rig.image(4, 1), max_tokens=1)
+    rig.submit("second", [2] * 4, rig.image(4, 2), max_tokens=1)
+    rig.step(80)
+    assert sorted(rig.order) == ["first", "second", "text"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
