@@ -194,11 +194,13 @@ def loaded_as(path: Path, how: Scheme) -> LoadedSpec:
     return replace(loaded, spec=spec, program=lower(spec))
 
 
-def build(path: Path, how: Scheme, outlier_scale: float) -> Executor:
+def build(
+    path: Path, how: Scheme, outlier_scale: float, kv_dtype: DType = DType.FLOAT32
+) -> Executor:
     """An executor of the model; the kernels where they can do it, else torch."""
     loaded = loaded_as(path, how)
     program = loaded.program
-    kv = KvConfig(32, (NUM_BLOCKS,) * len(program.kv_groups), DType.FLOAT32)
+    kv = KvConfig(32, (NUM_BLOCKS,) * len(program.kv_groups), kv_dtype)
 
     def fill(sink: WeightSink) -> None:
         wrapped = Outliers(sink, program, outlier_scale) if outlier_scale != 1 else sink
@@ -353,6 +355,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="what another model is measured on")
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--only", default="", help="schemes whose name holds this")
+    parser.add_argument(
+        "--kv-dtype", type=DType, default=DType.FLOAT32, help="bfloat16: as served"
+    )
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--outliers", action="store_true")
     given = parser.parse_args()
@@ -376,7 +381,7 @@ def main() -> None:
     for scale in OUTLIER_SCALES if given.outliers else (1,):
         for how in schemes:
             if given.only in how.name:
-                executor = build(given.model, how, scale)
+                executor = build(given.model, how, scale, given.kv_dtype)
                 name = f"s = {scale}: {how.name}" if given.outliers else how.name
                 report(name, base, executor, samples, ends)
                 executor.close()

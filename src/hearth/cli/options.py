@@ -290,8 +290,8 @@ Isa = Annotated[
     str,
     option(
         "--isa",
-        "Instruction set of the CPU executor: avx512, avx2, generic; auto takes the best that runs "
-        "here.",
+        "Instruction set of the CPU executor: avx512_bf16, avx512 (with VNNI), avx2, generic; auto "
+        "takes the best that runs here.",
         metavar="ISA",
         rich_help_panel="Engine",
     ),

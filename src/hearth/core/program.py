@@ -165,7 +165,10 @@ class Attend:
 
     Keys and values are read as stored, those of this step included (KvWrite comes before).
     With a `soft_cap` c > 0 a scaled score s becomes c · tanh(s / c). Not `causal`: each row sees
-    all rows of its image, whose keys earlier steps have stored.
+    all rows of its image, whose keys earlier steps have stored. `rounded`: where keys and values
+    are stored as bfloat16, queries and softmax weights are rounded to it as well; the weights are
+    those relative to a power of two (2^(s · log₂ e − m) with an integer m), before they are
+    divided by their sum, which is that of the rounded ones. Sums stay float32.
     """
 
     qkv: int
@@ -179,6 +182,7 @@ class Attend:
     window: int = 0
     soft_cap: float = 0.0
     causal: bool = True
+    rounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

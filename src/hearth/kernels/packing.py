@@ -13,7 +13,8 @@ table has rows of int8 codes and their scales. A row of a quantized buffer is a 
 its int8 codes, then a float32 scale and minus the sum of the codes as int32.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
-(16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16].
+(16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16]; in bfloat16 elements
+that are multiplied together lie in pairs (csrc/kernels_kv.h).
 """
 
 from __future__ import annotations
@@ -131,6 +132,6 @@ def arena_bytes(slots: Sequence[WeightSlot]) -> int:
 
 def kv_block_bytes(group: KvGroupSpec, block_size: int, dtype: DType) -> int:
     """Bytes of one block of a KV group, over all its layers."""
-    k_part = block_size * group.head_dim
+    k_part = block_size * round_up(group.head_dim, 4 // dtype.num_bytes)
     v_part = block_size * round_up(group.head_dim, LANES)
     return group.num_layers * group.num_kv_heads * (k_part + v_part) * dtype.num_bytes

@@ -139,6 +139,7 @@ def _write_attention(
             scale=attention.scale,
             window=attention.window,
             soft_cap=attention.soft_cap,
+            rounded=writer.quants[attention.out].int8_rows,
         ),
         *writer.linear(mixed, attention.out, attention.out_bias, out),
     ]

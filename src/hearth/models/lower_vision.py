@@ -163,6 +163,7 @@ def _write_attention(writer: _Writer, attention: VisionAttentionSpec, normed: in
             scale=attention.scale,
             window=-1 if attention.is_windowed else 0,
             causal=False,
+            rounded=writer.quants[attention.out.weight].int8_rows,
         ),
     ]
     return mixed

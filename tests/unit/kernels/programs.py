@@ -97,6 +97,7 @@ class Heads:
     head_dim: int
     window: int = 0
     soft_cap: float = 0.0
+    rounded: bool = False
 
 
 def attention_program(vocab: int, heads: Heads) -> StepProgram:
@@ -108,10 +109,27 @@ def attention_program(vocab: int, heads: Heads) -> StepProgram:
     ops: tuple[Op, ...] = (
         Embed("table", 0),
         KvWrite(0, 0, 0, *shape),
-        Attend(0, 1, 0, 0, *shape, scale=scale, window=heads.window, soft_cap=heads.soft_cap),
+        Attend(
+            0,
+            1,
+            0,
+            0,
+            *shape,
+            scale=scale,
+            window=heads.window,
+            soft_cap=heads.soft_cap,
+            rounded=heads.rounded,
+        ),
     )
     groups = (KvGroupSpec(1, heads.num_kv_heads, heads.head_dim, heads.window),)
     return StepProgram(buffers, ops, (slot("table", SlotKind.TABLE, vocab, width),), groups, vocab)
+
+
+def to_bfloat16(array: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rounded to nearest even, back in float32."""
+    bits = array.astype(np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
 
 
 def causal_attention(qkv: NDArray[np.float32], heads: Heads) -> NDArray[np.float64]:
@@ -119,6 +137,7 @@ def causal_attention(qkv: NDArray[np.float32], heads: Heads) -> NDArray[np.float
     num, dim = len(qkv), heads.head_dim
     rows = qkv.astype(np.float64).reshape(num, -1, dim)
     q = rows[:, : heads.num_heads]
+    q = to_bfloat16(q).astype(np.float64) if heads.rounded else q
     k = rows[:, heads.num_heads : heads.num_heads + heads.num_kv_heads]
     v = rows[:, heads.num_heads + heads.num_kv_heads :]
     group = heads.num_heads // heads.num_kv_heads
@@ -130,7 +149,9 @@ def causal_attention(qkv: NDArray[np.float32], heads: Heads) -> NDArray[np.float
         if heads.soft_cap:
             scores = np.tanh(scores / heads.soft_cap) * heads.soft_cap
         scores[hidden] = -np.inf
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        powers = scores * np.log2(np.e)
+        weights = 2 ** (powers - np.round(powers.max(axis=1, keepdims=True)))
+        weights = to_bfloat16(weights).astype(np.float64) if heads.rounded else weights
         out[:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[:, h // group]
     return out.reshape(num, -1)
 

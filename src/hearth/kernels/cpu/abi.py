@@ -18,7 +18,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {
@@ -38,6 +38,7 @@ SPLIT_CODES = {"auto": 0, "never": 1, "always": 2}
 PAIRING_CODES = {RopePairing.HALF: 0, RopePairing.INTERLEAVED: 1}
 WANT_HASHES = 1
 WANT_LOGITS = 2
+ATTEND_IMAGE, ATTEND_ROUNDED = 1, 2
 
 (
     OP_EMBED,

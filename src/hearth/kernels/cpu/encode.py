@@ -213,8 +213,12 @@ class _OpEncoder:
             window=op.window if isinstance(op, Attend) else 0,
             scale=op.scale if isinstance(op, Attend) else 0.0,
             soft_cap=op.soft_cap if isinstance(op, Attend) else 0.0,
-            flag=isinstance(op, Attend) and not op.causal,
+            flag=_attend_flags(op) if isinstance(op, Attend) else 0,
         )
+
+
+def _attend_flags(op: Attend) -> int:
+    return abi.ATTEND_IMAGE * (not op.causal) + abi.ATTEND_ROUNDED * op.rounded
 
 
 def _encode_buffers(program: StepProgram, fusion: Fusion) -> ctypes.Array[abi.CBuffer]:

@@ -53,7 +53,7 @@ def runnable_isas() -> tuple[str, ...]:
 
 
 def best_isa() -> str:
-    """The first of `runnable_isas`: avx512, avx2 or generic."""
+    """The first of `runnable_isas`."""
     return runnable_isas()[0]
 
 

@@ -7,6 +7,7 @@ that gradients flow from the logits to the weights (through `PassKv`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import e, log2
 from typing import Any, Protocol
 
 import torch
@@ -260,6 +261,9 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     keys = stored.keys.repeat_interleave(repeats, dim=1)
     values = stored.values.repeat_interleave(repeats, dim=1)
     own = queries[rows.first_row : rows.last_row]
+    rounded = op.rounded and run.kv.is_bfloat16
+    if rounded:
+        own = own.bfloat16().float()
     scores = torch.einsum("nhd,lhd->hnl", own, keys) * op.scale
     if op.soft_cap:
         scores = _soft_cap(scores, op.soft_cap)
@@ -268,11 +272,21 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
             assert run.step.windows is not None, "an image has its windows"
             other = run.step.windows[:, None] != run.step.windows[None, :]
             scores = scores.masked_fill(other, float("-inf"))
-        return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), values)
+        return torch.einsum("hnl,lhd->nhd", _softmax(scores, rounded=rounded), values)
     row = rows.context + torch.arange(own.shape[0])[:, None]
     key = stored.first_index + torch.arange(keys.shape[0])[None, :]
     hidden = key > row
     if op.window:
         hidden |= key <= row - op.window
     scores = scores.masked_fill(hidden, float("-inf"))
-    return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), values)
+    return torch.einsum("hnl,lhd->nhd", _softmax(scores, rounded=rounded), values)
+
+
+def _softmax(scores: torch.Tensor, *, rounded: bool) -> torch.Tensor:
+    """Weights of the keys, [heads, rows, keys]; see `Attend.rounded`."""
+    if not rounded:
+        return scores.softmax(dim=-1)
+    powers = scores * log2(e)
+    powers = powers - powers.amax(dim=-1, keepdim=True).round()
+    weights = powers.exp2().bfloat16().float()
+    return weights / weights.sum(dim=-1, keepdim=True)

@@ -80,6 +80,11 @@ class KvPlace:
 class KvStore(Protocol):
     """Takes the keys and values of a pass in and gives those of a sequence."""
 
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether they are rounded to it."""
+        ...
+
     def write(
         self, step: StepTensors, place: KvPlace, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
@@ -98,13 +103,18 @@ class PagedKv:
         self, groups: Sequence[KvGroupSpec], config: KvConfig, device: str = "cpu"
     ) -> None:
         self._block_size = config.block_size
-        dtype = torch_dtype(DType(config.dtype))
+        dtype = self._dtype = torch_dtype(DType(config.dtype))
         shapes = [
             (g.num_layers, num_blocks * config.block_size, g.num_kv_heads, g.head_dim)
             for g, num_blocks in zip(groups, config.num_blocks)
         ]
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """See `KvStore`."""
+        return self._dtype is torch.bfloat16
 
     def copy_block(self, group: int, source: int, target: int) -> None:
         """Copies one block, all layers."""
@@ -146,6 +156,8 @@ class PagedKv:
 
 class PassKv:
     """The rows of one pass only; every sequence has context 0."""
+
+    is_bfloat16 = False
 
     def __init__(self) -> None:
         self._rows: dict[KvPlace, KeysValues] = {}

@@ -177,7 +177,7 @@ void Model::check_op(const hearth_op& op) const {
     case HEARTH_OP_ATTEND: {
       require(op.group >= 0 && op.group < static_cast<int32_t>(groups_.size()), "no such KV group");
       const auto& g = groups_[op.group].shape;
-      bool attends = op.kind == HEARTH_OP_ATTEND;
+      bool attends = op.kind == HEARTH_OP_ATTEND, is_image = op.flag & HEARTH_ATTEND_IMAGE;
       int64_t width = op.heads * op.head_dim, kv_width = 2 * op.kv_heads * op.head_dim;
       require(
           op.layer >= 0 && op.layer < g.layers && op.kv_heads == g.kv_heads &&
@@ -187,7 +187,7 @@ void Model::check_op(const hearth_op& op) const {
           "attention does not fit its KV group");
       if (attends)
         require(buffer(op.out).width == width && op.soft_cap >= 0.0f && op.window == g.window &&
-                    (op.flag != 0) == (limits_.max_image_rows > 0) && op.window >= -op.flag,
+                    is_image == (limits_.max_image_rows > 0) && op.window >= -is_image,
                 "attention has another width than its output");
       break;
     }

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 9
+#define HEARTH_ABI_VERSION 10
 
 enum {
   HEARTH_OK = 0,
@@ -45,6 +45,9 @@ enum {
   HEARTH_NUM_ACTIVATIONS = 4
 };
 enum { HEARTH_SCORE_SOFTMAX = 0, HEARTH_SCORE_SIGMOID = 1 };
+// Flags of ATTEND: not causal, all rows of an image see each other; queries and softmax weights are
+// rounded to bfloat16 where keys and values are stored in it.
+enum { HEARTH_ATTEND_IMAGE = 1, HEARTH_ATTEND_ROUNDED = 2 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
 // Whether the keys of a sequence are split among threads: as the step needs it; never; always.
 enum { HEARTH_SPLIT_AUTO = 0, HEARTH_SPLIT_NEVER = 1, HEARTH_SPLIT_ALWAYS = 2 };
@@ -93,7 +96,7 @@ typedef struct hearth_op {
   int32_t scoring, normalize;  // HEARTH_SCORE_*; 0 or 1
   int32_t gated_codes;         // buffer of `gated` as int8 rows, or −1
   int32_t fused;               // so many of the following operations run in the same tiles
-  int32_t flag;                // NORM: 1 centered; ATTEND: 1 not causal; REGROUP: 1 interleaved
+  int32_t flag;                // NORM: 1 centered; ATTEND: HEARTH_ATTEND_*; REGROUP: 1 interleaved
   int32_t count;  // GRID_EMBED: rows of a side of the table; REGROUP: rows that are joined
 } hearth_op;
 
@@ -139,7 +142,7 @@ typedef struct hearth_model_desc {
   int32_t max_image_rows, merge_rows;  // of an encoder; 0 and 1: there are no such buffers
   int32_t num_threads;
   int32_t attend_split;  // HEARTH_SPLIT_*
-  const char* isa;       // "auto", "generic", "avx2", "avx512"
+  const char* isa;       // "auto" or a name of hearth_isas()
 } hearth_model_desc;
 
 // The arrays of core/step.py; shapes there. T tokens, S sequences, R logits rows, G groups.

@@ -30,13 +30,18 @@ bool has_avx2() {
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 
 // The best one first.
 const Isa kIsas[] = {
 #if !defined(HEARTH_ONLY_GENERIC)
+    {"avx512_bf16", &kKernelsAvx512Bf16, has_avx512_bf16},
     {"avx512", &kKernelsAvx512, has_avx512},
     {"avx2", &kKernelsAvx2, has_avx2},
 #endif

@@ -113,6 +113,7 @@ struct AttendArgs {
   float scale;
   float soft_cap;  // 0: none
   bool bf16;
+  bool rounded;           // with bf16: queries and weights are rounded to it as well
   const int32_t* blocks;  // ids; blocks[0] holds the keys from first_block · block_size on
   int64_t first_block;
   int block_size;
@@ -173,7 +174,7 @@ struct Kernels {
 
 inline int64_t attend_scratch_floats(int queries, int head_dim) {
   int64_t padded = (head_dim + 15) / 16 * 16;
-  return queries * (2 * padded + kTile + 4);
+  return queries * (3 * padded + kTile + 4);
 }
 
 // The results of one segment: sums of values, largest scores, sums of weights.
@@ -185,6 +186,7 @@ extern const Kernels kKernelsGeneric;
 #if !defined(HEARTH_ONLY_GENERIC)
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
+extern const Kernels kKernelsAvx512Bf16;
 #endif
 
 }  // namespace hearth

@@ -8,8 +8,16 @@
 // together, several queries for each load of K and V; every query still sees its own keys alone, in
 // order.
 //
-//   scratch: | total [queries][padded] | segment [queries][padded] | scores [queries][64] | m l M L
-//   |
+//   scratch: | total [queries][padded] | segment [queries][padded] | queries [queries][padded] |
+//            | scores, then weights [queries][64] | m l M L |
+//
+// Weights are powers of two: 2^(t − m) with t = score · log₂ e and an integer m near the largest t
+// so far. So bringing earlier sums to a new m, and merging segments, multiplies by a power of two,
+// which is exact.
+//
+// `rounded`: queries and weights are rounded to bfloat16, as keys and values are stored, so that
+// products need no conversion, and where the processor has dot products of pairs half as many
+// instructions. Sums stay float32. Powers of two make this rounding independent of m.
 //
 // One long sequence has few tiles of rows and heads, so segments may be shared out among threads:
 // each leaves its sums, m and l among the partials, and whoever is last merges them, in the same
@@ -21,49 +29,21 @@
 
 namespace {
 
-// Nearest even bfloat16; NaN stays NaN.
-inline uint16_t to_bf16(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-inline void put(float* p, float x) {
-  *p = x;
-}
-inline void put(uint16_t* p, float x) {
-  *p = to_bf16(x);
-}
-
-template <class E>
-void kv_write_as(const KvWriteArgs& a) {
-  int group = a.offset / kKeyGroup, lane = a.offset % kKeyGroup;
-  int padded = (a.head_dim + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
-  E* k = reinterpret_cast<E*>(a.part) + static_cast<int64_t>(group) * a.head_dim * kKeyGroup + lane;
-  E* v = reinterpret_cast<E*>(a.part + a.value_offset) + static_cast<int64_t>(a.offset) * padded;
-  if (a.k)
-    for (int d = 0; d < a.head_dim; d++) put(k + d * kKeyGroup, a.k[d]);
-  if (!a.v) return;
-  for (int d = 0; d < a.head_dim; d++) put(v + d, a.v[d]);
-  for (int d = a.head_dim; d < padded; d++) put(v + d, 0.0f);
-}
-
-void kv_write(const KvWriteArgs& a) {
-  if (a.bf16)
-    kv_write_as<uint16_t>(a);
-  else
-    kv_write_as<float>(a);
-}
-
 constexpr int kTileVecs = kTile / kLanes;
 constexpr int kScoreVecs = 4;  // vectors of keys at a time
 constexpr int kMostQueries = kAttendSums / kScoreVecs;
 
 struct AttendState {
-  float *total, *segment, *scores;
+  float *total, *segment, *queries, *scores;
   float *m, *l, *total_m, *total_l;
   int padded;
 };
+
+// Queries and weights as products want them (O), in the memory of a float32 array.
+template <class O>
+inline O* as_operands(float* p) {
+  return reinterpret_cast<O*>(p);
+}
 
 // The keys of a tile that a query sees: lanes lo … hi−1.
 struct Span {
@@ -86,52 +66,65 @@ inline const float* query_of(const AttendArgs& a, int query) {
   return a.q + query / a.heads * a.ldq + query % a.heads * a.head_dim;
 }
 
-inline const char* key_part(const AttendArgs& a, int64_t key) {
-  int64_t block = a.blocks[key / a.block_size - a.first_block];
-  return a.pool + block * a.block_stride + a.part_offset;
-}
-
 // K of the group of 16 keys with `key`; of the nearest group that any row sees where none does: its
 // scores are masked, and blocks outside may be gone.
 template <class E>
 inline const E* group_of(const AttendArgs& a, int64_t key) {
   int64_t last = end_of(a, a.rows * a.heads - 1) - 1;
-  key = smaller(larger(key, first_of(a, 0) / kKeyGroup * kKeyGroup), last);
-  return reinterpret_cast<const E*>(key_part(a, key)) +
-         key % a.block_size / kKeyGroup * (static_cast<int64_t>(a.head_dim) * kKeyGroup);
+  return key_group<E>(a, smaller(larger(key, first_of(a, 0) / kKeyGroup * kKeyGroup), last));
 }
 
-// scores[query][64] of the tile at `base` for Q queries; lanes outside their spans are −infinity.
-template <int Q, class E>
-void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int query) {
-  const float* q[Q];
-  unroll<Q>([&](auto i) HEARTH_LAMBDA { q[i.value] = query_of(a, query + i.value); });
+template <class O>
+void copy_queries(const AttendArgs& a, const AttendState& s) {
+  for (int i = 0; i < a.rows * a.heads; i++) {
+    const float* q = query_of(a, i);
+    O* out = as_operands<O>(s.queries) + i * s.padded;
+    int d = 0;
+    for (; d + kLanes <= a.head_dim; d += kLanes) store_operands(out + d, vload(q + d));
+    for (; d < s.padded; d++) put(out + d, d < a.head_dim ? q[d] : 0.0f);
+  }
+}
+
+// scores[query][64] of the tile at `base` for Q queries, times log₂ e; lanes outside their spans
+// are −infinity.
+template <int Q, class E, class O>
+void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int query,
+                 const Span* spans) {
+  using P = Products<E, O>;
+  constexpr int together = kTogether<E>;
+  const O* q = as_operands<O>(s.queries) + query * s.padded;
   for (int lane = 0; lane < kTile; lane += kScoreVecs * kLanes) {
     const E* k[kScoreVecs];
     unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
       int first = lane + v.value * kLanes;
-      k[v.value] = group_of<E>(a, base + first / kKeyGroup * kKeyGroup) + first % kKeyGroup;
+      k[v.value] =
+          group_of<E>(a, base + first / kKeyGroup * kKeyGroup) + first % kKeyGroup * together;
     });
     Vec acc[Q][kScoreVecs];
     unroll<Q * kScoreVecs>(
         [&](auto i) HEARTH_LAMBDA { acc[i.value / kScoreVecs][i.value % kScoreVecs] = vzero(); });
-    for (int d = 0; d < a.head_dim; d++) {
-      Vec keys[kScoreVecs];
-      unroll<kScoreVecs>([&](auto v)
-                             HEARTH_LAMBDA { keys[v.value] = vload(k[v.value] + d * kKeyGroup); });
-      unroll<Q>([&](auto i) HEARTH_LAMBDA {
-        Vec qd = vset(q[i.value][d]);
+    for (int d = 0; d < a.head_dim; d += together)
+      unroll<P::kParts>([&](auto part) HEARTH_LAMBDA {
+        typename P::Factor keys[kScoreVecs];
         unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
-          acc[i.value][v.value] = vfma(keys[v.value], qd, acc[i.value][v.value]);
+          keys[v.value] = P::template load<part.value>(k[v.value] + d * kKeyGroup);
+        });
+        unroll<Q>([&](auto i) HEARTH_LAMBDA {
+          auto qd = P::template all<part.value>(q + i.value * s.padded + d);
+          unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
+            acc[i.value][v.value] = P::add(acc[i.value][v.value], keys[v.value], qd);
+          });
         });
       });
-    }
     unroll<Q * kScoreVecs>([&](auto i) HEARTH_LAMBDA {
       constexpr int number = i.value / kScoreVecs, v = i.value % kScoreVecs;
-      Span span = span_of(a, query + number, base);
+      Span span = spans[number];
       int first = lane + v * kLanes;
-      Vec scaled = vmul(acc[number][v], vset(a.scale));
-      if (a.soft_cap > 0.0f) scaled = capped(scaled, a.soft_cap);
+      Vec scaled = acc[number][v];
+      if (a.soft_cap > 0.0f)
+        scaled = vmul(capped(vmul(scaled, vset(a.scale)), a.soft_cap), vset(kLog2E));
+      else
+        scaled = vmul(scaled, vset(a.scale * kLog2E));
       if (!span.is_whole())
         scaled = vkeep(scaled, vset(kMinusInfinity), span.lo - first, span.hi - first);
       vstore(s.scores + (query + number) * kTile + first, scaled);
@@ -139,23 +132,24 @@ void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int qu
   }
 }
 
-// Turns the scores of a query into weights, and brings what was summed before to their scale.
+// Turns the scores of a query into weights, which take their place, and brings what was summed
+// before to their scale.
+template <class O>
 inline void tile_weights(const AttendState& s, int query, Span span) {
   float* scores = s.scores + query * kTile;
   Vec most = vload(scores);
   for (int v = 1; v < kTileVecs; v++) most = vmax(most, vload(scores + v * kLanes));
-  float m = lane_max(most), before = s.m[query];
+  float m = round_scalar(lane_max(most)), before = s.m[query];
   if (!(m > before)) m = before;
   Vec sum = vzero();
   for (int v = 0; v < kTileVecs; v++) {
-    Vec weight = vexp(vsub(vload(scores + v * kLanes), vset(m)));
+    Vec weight = vexp2(vsub(vload(scores + v * kLanes), vset(m)));
     if (!span.is_whole())
       weight = vkeep(weight, vzero(), span.lo - v * kLanes, span.hi - v * kLanes);
-    vstore(scores + v * kLanes, weight);
-    sum = vadd(sum, weight);
+    sum = vadd(sum, store_operands(as_operands<O>(scores) + v * kLanes, weight));
   }
   if (m != before && before != kMinusInfinity) {  // else the factor is 1, or there is nothing yet
-    float factor = exp_scalar(before - m);
+    float factor = exp2_scalar(before - m);
     s.l[query] *= factor;
     float* sums = s.segment + query * s.padded;
     for (int d = 0; d < s.padded; d += kLanes)
@@ -166,29 +160,55 @@ inline void tile_weights(const AttendState& s, int query, Span span) {
 }
 
 // segment[query] += weights · V over keys first … last−1 of the tile, N vectors from `column`.
-template <int Q, int N, class E>
+template <int Q, int N, class E, class O>
 HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int query, int column,
                                int64_t base, int first, int last) {
+  using P = Products<E, O>;
+  constexpr int together = kTogether<E>;
   float* sums = s.segment + query * s.padded + column;
-  const float* weights = s.scores + query * kTile;
+  const O* weights = as_operands<O>(s.scores + query * kTile);
+  constexpr int row = kTile * static_cast<int>(sizeof(float) / sizeof(O));
   Vec acc[Q][N];
   unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
     constexpr int number = i.value / N, n = i.value % N;
     acc[number][n] = vload(sums + number * s.padded + n * kLanes);
   });
-  for (int key = first; key < last;) {
-    int end = static_cast<int>(smaller(last, key + kKeyGroup - key % kKeyGroup));
-    const E* v = reinterpret_cast<const E*>(key_part(a, base + key) + a.value_offset) +
-                 (base + key) % a.block_size * s.padded + column;
-    for (; key < end; key++, v += s.padded) {
-      Vec values[N];
-      unroll<N>([&](auto n) HEARTH_LAMBDA { values[n.value] = vload(v + n.value * kLanes); });
-      unroll<Q>([&](auto i) HEARTH_LAMBDA {
-        Vec weight = vset(weights[i.value * kTile + key]);
-        unroll<N>([&](auto n) HEARTH_LAMBDA {
-          acc[i.value][n.value] = vfma(values[n.value], weight, acc[i.value][n.value]);
-        });
+  auto add = [&](auto part, const auto& values, int key) HEARTH_LAMBDA {
+    unroll<Q>([&](auto i) HEARTH_LAMBDA {
+      auto weight = P::template all<part.value>(weights + i.value * row + key);
+      unroll<N>([&](auto n) HEARTH_LAMBDA {
+        acc[i.value][n.value] = P::add(acc[i.value][n.value], values[n.value], weight);
       });
+    });
+  };
+  // Of two keys that lie together the one that counts; the other may be anybody's.
+  auto add_one = [&](auto which, const E* v, int key) HEARTH_LAMBDA {
+    constexpr int part = P::kParts == together ? which.value : 0;
+    typename P::Factor values[N];
+    unroll<N>([&](auto n) HEARTH_LAMBDA {
+      values[n.value] = P::template load_one<which.value>(v + n.value * kLanes * together);
+    });
+    add(Index<part>{}, values, key);
+  };
+  for (int key = first / together * together; key < last;) {
+    int end = static_cast<int>(smaller(last, key + kKeyGroup - key % kKeyGroup));
+    const E* v = values_of<E>(a, base + key, s.padded, column);
+    auto next = [&]() HEARTH_LAMBDA { key += together, v += s.padded * together; };
+    if (key < first) {
+      add_one(Index<together - 1>{}, v, key);
+      next();
+    }
+    for (; key + together <= end; next())
+      unroll<P::kParts>([&](auto part) HEARTH_LAMBDA {
+        typename P::Factor values[N];
+        unroll<N>([&](auto n) HEARTH_LAMBDA {
+          values[n.value] = P::template load<part.value>(v + n.value * kLanes * together);
+        });
+        add(part, values, key);
+      });
+    if (key < end) {
+      add_one(Index<0>{}, v, key);
+      next();
     }
   }
   unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
@@ -197,58 +217,58 @@ HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int qu
   });
 }
 
-template <int Q, class E>
+template <int Q, class E, class O>
 void add_values(const AttendArgs& a, const AttendState& s, int query, int64_t base, int first,
                 int last) {
   if (first >= last) return;
   constexpr int most = Q <= 2 && kAttendSums / Q >= 8 ? 8 : 4;
   int column = 0;
   for (; column + most * kLanes <= s.padded; column += most * kLanes)
-    add_columns<Q, most, E>(a, s, query, column, base, first, last);
+    add_columns<Q, most, E, O>(a, s, query, column, base, first, last);
   for (; column + 2 * kLanes <= s.padded; column += 2 * kLanes)
-    add_columns<Q, 2, E>(a, s, query, column, base, first, last);
+    add_columns<Q, 2, E, O>(a, s, query, column, base, first, last);
   for (; column < s.padded; column += kLanes)
-    add_columns<Q, 1, E>(a, s, query, column, base, first, last);
+    add_columns<Q, 1, E, O>(a, s, query, column, base, first, last);
 }
 
 // One tile for Q neighbouring queries. The keys that all of them see are added for all at once;
 // those before and behind, at the edge of a window and at the diagonal, for each alone: a key
-// that a query does not see is not even multiplied by zero, since it may be anybody's.
-template <int Q, class E>
+// that a query does not see is not even multiplied by zero, since it may be anybody's. Keys that
+// lie together stay together, whoever else is there.
+template <int Q, class E, class O>
 void attend_tile(const AttendArgs& a, const AttendState& s, int64_t base, int query) {
-  tile_scores<Q, E>(a, s, base, query);
+  Span spans[Q];
+  for (int i = 0; i < Q; i++) spans[i] = span_of(a, query + i, base);
+  tile_scores<Q, E, O>(a, s, base, query, spans);
   int lo = 0, hi = kTile;
-  for (int i = query; i < query + Q; i++) {
-    Span span = span_of(a, i, base);
-    lo = span.lo > lo ? span.lo : lo;
-    hi = span.hi < hi ? span.hi : hi;
-    tile_weights(s, i, span);
+  for (int i = 0; i < Q; i++) {
+    lo = spans[i].lo > lo ? spans[i].lo : lo;
+    hi = spans[i].hi < hi ? spans[i].hi : hi;
+    tile_weights<O>(s, query + i, spans[i]);
   }
+  lo = (lo + kTogether<E> - 1) / kTogether<E> * kTogether<E>;
+  hi = hi / kTogether<E> * kTogether<E>;
   hi = hi < lo ? lo : hi;
-  for (int i = query; i < query + Q; i++) {
-    Span span = span_of(a, i, base);
-    add_values<1, E>(a, s, i, base, span.lo, span.hi < lo ? span.hi : lo);
-  }
-  add_values<Q, E>(a, s, query, base, lo, hi);
-  for (int i = query; i < query + Q; i++) {
-    Span span = span_of(a, i, base);
-    add_values<1, E>(a, s, i, base, span.lo > hi ? span.lo : hi, span.hi);
-  }
+  for (int i = 0; i < Q; i++)
+    add_values<1, E, O>(a, s, query + i, base, spans[i].lo, spans[i].hi < lo ? spans[i].hi : lo);
+  add_values<Q, E, O>(a, s, query, base, lo, hi);
+  for (int i = 0; i < Q; i++)
+    add_values<1, E, O>(a, s, query + i, base, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
 }
 
-template <int Q, class E>
+template <int Q, class E, class O>
 void attend_rest(const AttendArgs& a, const AttendState& s, int64_t base, int query, int last) {
   if constexpr (Q > 0) {
-    if (last - query == Q) return attend_tile<Q, E>(a, s, base, query);
-    attend_rest<Q - 1, E>(a, s, base, query, last);
+    if (last - query == Q) return attend_tile<Q, E, O>(a, s, base, query);
+    attend_rest<Q - 1, E, O>(a, s, base, query, last);
   }
 }
 
 // total = total merged with segment.
 inline void merge_segment(const AttendState& s, int query) {
   float m = s.m[query] > s.total_m[query] ? s.m[query] : s.total_m[query];
-  float before = s.total_m[query] == kMinusInfinity ? 0.0f : exp_scalar(s.total_m[query] - m);
-  float now = exp_scalar(s.m[query] - m);
+  float before = s.total_m[query] == kMinusInfinity ? 0.0f : exp2_scalar(s.total_m[query] - m);
+  float now = exp2_scalar(s.m[query] - m);
   for (int d = 0; d < s.padded; d += kLanes) {
     float* total = s.total + query * s.padded + d;
     Vec old = vmul(vload(total), vset(before));
@@ -271,15 +291,15 @@ inline void seeing(const AttendArgs& a, int64_t begin, int64_t end, int& first, 
   while (last > first && first_of(a, last - 1) >= end) last -= a.heads;
 }
 
-template <class E>
+template <class E, class O>
 void attend_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
   int64_t end = smaller(begin + kSegment, end_of(a, a.rows * a.heads - 1));
   for (int64_t base = larger(begin, first_of(a, 0) / kTile * kTile); base < end; base += kTile) {
     int query, last;
     seeing(a, base, base + kTile, query, last);
     for (; query + kMostQueries <= last; query += kMostQueries)
-      attend_tile<kMostQueries, E>(a, s, base, query);
-    attend_rest<kMostQueries - 1, E>(a, s, base, query, last);
+      attend_tile<kMostQueries, E, O>(a, s, base, query);
+    attend_rest<kMostQueries - 1, E, O>(a, s, base, query, last);
   }
 }
 
@@ -289,7 +309,8 @@ inline AttendState state_of(const AttendArgs& a) {
   s.padded = (a.head_dim + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
   s.total = a.scratch;
   s.segment = s.total + queries * s.padded;
-  s.scores = s.segment + queries * s.padded;
+  s.queries = s.segment + queries * s.padded;
+  s.scores = s.queries + queries * s.padded;
   s.m = s.scores + queries * kTile;
   s.l = s.m + queries;
   s.total_m = s.l + queries;
@@ -306,12 +327,12 @@ inline void use_partial(const AttendArgs& a, AttendState& s, int64_t segment) {
   s.l = s.m + queries;
 }
 
-template <class E>
+template <class E, class O>
 void reduce_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
   int first, last;
   seeing(a, begin, begin + kSegment, first, last);
   for (int i = first; i < last; i++) clear(s.segment, s.m, s.l, i, s.padded);
-  attend_segment<E>(a, s, begin);
+  attend_segment<E, O>(a, s, begin);
 }
 
 inline void clear_totals(const AttendArgs& a, const AttendState& s) {
@@ -334,30 +355,29 @@ inline void write_totals(const AttendArgs& a, const AttendState& s) {
   }
 }
 
-template <class E>
+template <class E, class O>
 void attend_as(const AttendArgs& a) {
   AttendState s = state_of(a);
+  copy_queries<O>(a, s);
   if (a.partials) {
     for (int64_t segment = a.first_segment; segment < a.last_segment; segment++) {
       use_partial(a, s, segment);
-      reduce_segment<E>(a, s, segment * kSegment);
+      reduce_segment<E, O>(a, s, segment * kSegment);
     }
     return;
   }
   clear_totals(a, s);
   int64_t end = end_of(a, a.rows * a.heads - 1);
   for (int64_t begin = first_of(a, 0) / kSegment * kSegment; begin < end; begin += kSegment) {
-    reduce_segment<E>(a, s, begin);
+    reduce_segment<E, O>(a, s, begin);
     merge_segments(a, s, begin);
   }
   write_totals(a, s);
 }
 
 void attend(const AttendArgs& a) {
-  if (a.bf16)
-    attend_as<uint16_t>(a);
-  else
-    attend_as<float>(a);
+  if (!a.bf16) return attend_as<float, float>(a);
+  a.rounded ? attend_as<uint16_t, uint16_t>(a) : attend_as<uint16_t, float>(a);
 }
 
 void attend_merge(const AttendArgs& a) {

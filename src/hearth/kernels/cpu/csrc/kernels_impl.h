@@ -90,16 +90,39 @@ HEARTH_INLINE Vec vtanh(Vec x) {
 HEARTH_INLINE Vec capped(Vec x, float cap) {
   return vmul(vtanh(vdiv(x, vset(cap))), vset(cap));
 }
-inline float exp_scalar(float x) {
+
+constexpr float kLog2E = 1.44269504088896341f;
+
+// 2^x for x ≤ 127, 2^−126 below −126; relative error below 2e-7, and none where x is an integer.
+// Since it is 2^n times a polynomial of x − n, adding an integer to x changes the exponent alone.
+// NaN stays NaN. Coefficients: least largest relative error for |x − n| ≤ 1/2.
+HEARTH_INLINE Vec vexp2(Vec x) {
+  x = vmax(vset(-126.0f), x);
+  Vec n = vround(x), f = vsub(x, n);
+  Vec p = vset(1.3264727e-3f);
+  p = vfma(p, f, vset(9.6715127e-3f));
+  p = vfma(p, f, vset(5.5507337e-2f));
+  p = vfma(p, f, vset(2.4022242e-1f));
+  p = vfma(p, f, vset(6.9314698e-1f));
+  return vmul(vfma(p, f, vset(1.0f)), vpow2(n));
+}
+inline float first_lane(Vec v) {
   float lanes[kLanes];
-  vstore(lanes, vexp(vset(x)));
+  vstore(lanes, v);
   return lanes[0];
+}
+inline float exp2_scalar(float x) {
+  return first_lane(vexp2(vset(x)));
+}
+inline float round_scalar(float x) {
+  return first_lane(vround(vset(x)));
 }
 
 }  // namespace
 
 #include "kernels_attention.h"
 #include "kernels_fit.h"
+#include "kernels_kv.h"
 #include "kernels_linear.h"
 #include "kernels_quant.h"
 #include "kernels_rows.h"

@@ -111,7 +111,8 @@ void Model::create_groups(const hearth_model_desc& desc) {
     Group g;
     g.shape = desc.groups[i];
     int64_t padded = round_up(g.shape.head_dim, kKeyGroup);
-    g.value_offset = static_cast<int64_t>(desc.block_size) * g.shape.head_dim * element;
+    int64_t key_rows = round_up(g.shape.head_dim, 4 / element);  // bfloat16 lies in pairs
+    g.value_offset = desc.block_size * key_rows * element;
     g.head_bytes = g.value_offset + desc.block_size * padded * element;
     g.block_bytes = g.head_bytes * g.shape.kv_heads * g.shape.layers;
     g.pool = std::make_unique<Arena>(static_cast<size_t>(g.block_bytes * g.shape.blocks));

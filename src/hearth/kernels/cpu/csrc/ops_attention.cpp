@@ -140,7 +140,7 @@ AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_h
   args.head_dim = op.head_dim;
   args.position =
       static_cast<int64_t>(plan_->context[sequence]) + rows.first - plan_->row_start[sequence];
-  if (op.flag) {
+  if (op.flag & HEARTH_ATTEND_IMAGE) {
     Keys keys = keys_of(rows, op.window);
     args.first_key = keys.first;
     args.keys = keys.last;
@@ -149,6 +149,7 @@ AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_h
   args.scale = op.scale;
   args.soft_cap = op.soft_cap;
   args.bf16 = limits_.kv_dtype == HEARTH_BF16;
+  args.rounded = op.flag & HEARTH_ATTEND_ROUNDED;
   args.blocks = plan_->blocks + plan_->block_start[of_group];
   args.first_block = plan_->first_block[op.group * plan_->num_sequences + sequence];
   args.block_size = limits_.block_size;

@@ -28,6 +28,36 @@ inline Vec vload(const uint16_t* p) {  // bfloat16
   __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
+// Of pairs of bfloat16 the first ones (0) or the second ones (1): of 8 pairs, or of one pair in all
+// lanes.
+template <int WHICH>
+inline Vec pair_part(__m256i pairs) {
+  return _mm256_castsi256_ps(WHICH == 0 ? _mm256_slli_epi32(pairs, 16)
+                                        : _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)));
+}
+template <int WHICH>
+inline Vec vload_pair(const uint16_t* p) {
+  return pair_part<WHICH>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <int WHICH>
+inline Vec vset_pair(const uint16_t* p) {
+  int32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  return pair_part<WHICH>(_mm256_set1_epi32(pair));
+}
+// Stores the nearest bfloat16, even of two, and returns it. NaN stays NaN.
+inline Vec vstore_bf16(uint16_t* p, Vec v) {
+  __m256i bits = _mm256_castps_si256(v);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  up = _mm256_blendv_epi8(up, quiet, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+  up = _mm256_and_si256(up, _mm256_set1_epi32(-0x10000));
+  __m256i high = _mm256_srli_epi32(up, 16);
+  __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), h);
+  return _mm256_castsi256_ps(up);
+}
 inline void vstore(float* p, Vec v) {
   _mm256_storeu_ps(p, v);
 }

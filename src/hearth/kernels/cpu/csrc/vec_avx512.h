@@ -1,10 +1,12 @@
-// Vector layer: AVX-512. 16 float lanes. Included by isa_avx512.cpp only.
+// Vector layer: AVX-512 with VNNI, and dot products of bfloat16 where the including unit is
+// compiled for them. 16 float lanes. Included by isa_avx512*.cpp only.
 #pragma once
 // GCC 12 takes the undefined pass-through operand of its own AVX-512 intrinsics for a mistake.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 namespace {
 
@@ -30,8 +32,43 @@ inline Vec vload(const uint16_t* p) {  // bfloat16
   __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
+// Of pairs of bfloat16 the first ones (0) or the second ones (1): of 16 pairs, or of one pair in
+// all lanes.
+template <int WHICH>
+inline Vec pair_part(__m512i pairs) {
+  return _mm512_castsi512_ps(WHICH == 0 ? _mm512_slli_epi32(pairs, 16)
+                                        : _mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
+}
+template <int WHICH>
+inline Vec vload_pair(const uint16_t* p) {
+  return pair_part<WHICH>(_mm512_loadu_si512(p));
+}
+template <int WHICH>
+inline Vec vset_pair(const uint16_t* p) {
+  int32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  return pair_part<WHICH>(_mm512_set1_epi32(pair));
+}
 inline void vstore(float* p, Vec v) {
   _mm512_storeu_ps(p, v);
+}
+// Stores the nearest bfloat16, even of two, and returns it. NaN stays NaN.
+inline Vec vstore_bf16(uint16_t* p, Vec v) {
+#if defined(__AVX512BF16__)
+  __m256i h = (__m256i)_mm512_cvtneps_pbh(v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+#else
+  __m512i bits = _mm512_castps_si512(v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  up = _mm512_mask_or_epi32(up, is_nan, bits, _mm512_set1_epi32(0x400000));
+  up = _mm512_and_si512(up, _mm512_set1_epi32(-0x10000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+  return _mm512_castsi512_ps(up);
+#endif
 }
 inline Vec vadd(Vec a, Vec b) {
   return _mm512_add_ps(a, b);
@@ -128,6 +165,14 @@ inline Int idot(Int acc, Int codes, Int x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(x));
   return acc;
 }
+#if defined(__AVX512BF16__)
+#define HEARTH_PAIR_DOTS
+// acc + the products of both bfloat16 values of a lane.
+inline Vec dot_pairs(Vec acc, Int x, Int y) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
+  return acc;
+}
+#endif
 inline Vec vfloat(Int v) {
   return _mm512_cvtepi32_ps(v);
 }

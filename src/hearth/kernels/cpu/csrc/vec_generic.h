@@ -32,6 +32,27 @@ inline Vec vload(const uint16_t* p) {  // bfloat16
   IntVec bits = {p[0] << 16, p[1] << 16, p[2] << 16, p[3] << 16};
   return reinterpret_cast<Vec>(bits);
 }
+// Of pairs of bfloat16 the first ones (0) or the second ones (1): of 4 pairs, or of one pair in all
+// lanes.
+template <int WHICH>
+inline Vec vload_pair(const uint16_t* p) {
+  IntVec pairs;
+  memcpy(&pairs, p, sizeof pairs);
+  return reinterpret_cast<Vec>(WHICH == 0 ? pairs << 16 : pairs & -0x10000);
+}
+template <int WHICH>
+inline Vec vset_pair(const uint16_t* p) {
+  int32_t bits = p[WHICH] << 16;
+  return reinterpret_cast<Vec>(IntVec{bits, bits, bits, bits});
+}
+// Stores the nearest bfloat16, even of two, and returns it. NaN stays NaN.
+inline Vec vstore_bf16(uint16_t* p, Vec v) {
+  auto bits = reinterpret_cast<IntVec>(v);
+  IntVec up = (bits + ((bits >> 16) & 1) + 0x7fff);
+  up = (v == v ? up : bits | 0x400000) & -0x10000;
+  for (int i = 0; i < 4; i++) p[i] = static_cast<uint16_t>(up[i] >> 16);
+  return reinterpret_cast<Vec>(up);
+}
 inline void vstore(float* p, Vec v) {
   memcpy(p, &v, sizeof v);
 }
