@@ -7,6 +7,7 @@ connection; the server then stops working on it.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,33 +45,52 @@ class BlockingClient:
 
     def model_names(self, timeout_s: float | None = None) -> list[str]:
         """The served names. Raises RemoteError."""
-        wait = self.target.timeout_s if timeout_s is None else timeout_s
+        listed = self._whole("GET", "/v1/models", None, timeout_s)
         try:
-            response = self._http.get("/v1/models", timeout=wait)
-            if not response.is_success:
-                raise refusal(response.status_code, response.content)
-            return [str(card["id"]) for card in response.json()["data"]]
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise transport_error(self.target, error) from error
-        except (ValueError, LookupError, TypeError) as error:
+            return [str(card["id"]) for card in listed["data"]]
+        except (LookupError, TypeError) as error:
             raise RemoteError(f"{self.target.root} does not list its models") from error
 
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
+        """The JSON body of a POST's answer. Raises RemoteError."""
+        return self._whole("POST", path, encoded(body), timeout_s)
+
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
-        """The answer's pieces as they come; close the generator to end the answer early.
+        """The answer's pieces as they come; otherwise as `payloads`."""
+        with closing(self.payloads(path, {**body, "stream": True})) as payloads:
+            for payload in payloads:
+                yield parse_event(payload)
+
+    def payloads(self, path: str, body: Mapping[str, Any]) -> Generator[bytes, None, None]:
+        """A streamed answer's events as they come; close the generator to end the answer early.
 
         Raises RemoteError, also where the answer was cut off.
         """
         splitter = EventSplitter()
-        content = encoded({**body, "stream": True})
         try:
-            with self._http.stream("POST", path, content=content, headers=_JSON) as response:
+            with self._http.stream("POST", path, content=encoded(body), headers=_JSON) as response:
                 if not response.is_success:
                     raise refusal(response.status_code, response.read())
                 for chunk in response.iter_raw():
                     for payload in splitter.feed(chunk):
                         if payload == DONE:
                             return
-                        yield parse_event(payload)
+                        yield payload
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise transport_error(self.target, error) from error
         raise RemoteError("the answer was cut off: its stream ended too early")
+
+    def _whole(self, method: str, path: str, content: bytes | None, timeout_s: float | None) -> Any:
+        wait = self.target.timeout_s if timeout_s is None else timeout_s
+        try:
+            response = self._http.request(
+                method, path, content=content, headers=_JSON, timeout=wait
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_error(self.target, error) from error
+        if not response.is_success:
+            raise refusal(response.status_code, response.content)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise RemoteError(f"{self.target.root}{path} answers something but JSON") from error

@@ -1,21 +1,21 @@
 """A phone agent's client, written from what the public one sends and reads.
 
-Owns the two request bodies, the streaming call and the history. One image a request, in the last
-message; the reply's text is `delta.content` alone; a reply that cannot be parsed ends the task.
+Owns the two request bodies, what is read of their answers, and the history. One image a request, in
+the last message; the reply's text is `delta.content` alone; a reply that cannot be parsed ends the
+task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
 
-import httpx
 import msgspec
 
-from hearth.client.sse import DONE, EventSplitter
-from hearth.client.wire import Target, encoded, message_of, refusal, transport_error
+from hearth.client.blocking import BlockingClient
+from hearth.client.wire import Target, message_of
 from hearth.core.errors import RemoteError
 from hearth.demo_phone.actions import Action, Finish
 from hearth.demo_phone.messages import PastStep, step_messages, user_text
@@ -50,59 +50,26 @@ def step_body(model: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
     return {"messages": messages, "model": model, **STEP_SAMPLING, "stream": True}
 
 
-class AgentClient:
+class AgentClient(BlockingClient):
     """Speaks to one server for one model. Every call raises RemoteError."""
 
     def __init__(self, target: Target, model: str = DEFAULT_MODEL) -> None:
-        self.target = target
+        super().__init__(replace(target, api_key=target.api_key or API_KEY))
         self.model = model
-        self._http = httpx.Client(
-            base_url=target.root,
-            headers={**target.headers, "Authorization": f"Bearer {target.api_key or API_KEY}"},
-            timeout=httpx.Timeout(target.timeout_s, connect=5.0),
-            trust_env=False,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.close()
 
     def check(self) -> str:
         """The start-up check; returns the text of the answer."""
+        answer = self.post(PATH, check_body(self.model), CHECK_TIMEOUT_S)
         try:
-            response = self._http.post(PATH, json=check_body(self.model), timeout=CHECK_TIMEOUT_S)
-            if not response.is_success:
-                raise refusal(response.status_code, response.content)
-            return str(response.json()["choices"][0]["message"]["content"])
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise transport_error(self.target, error) from error
-        except (ValueError, LookupError, TypeError) as error:
+            return str(answer["choices"][0]["message"]["content"])
+        except (LookupError, TypeError) as error:
             raise RemoteError("the check's answer holds no choice") from error
 
     def reply(self, messages: list[dict[str, Any]]) -> Iterator[str]:
         """The pieces of a step's reply; close the iterator to end it early."""
-        splitter = EventSplitter()
-        content = encoded(step_body(self.model, messages))
-        headers = {"Content-Type": "application/json"}
-        try:
-            with self._http.stream("POST", PATH, content=content, headers=headers) as response:
-                if not response.is_success:
-                    raise refusal(response.status_code, response.read())
-                for chunk in response.iter_raw():
-                    for payload in splitter.feed(chunk):
-                        if payload == DONE:
-                            return
-                        yield _content(payload)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise transport_error(self.target, error) from error
-        raise RemoteError("the reply was cut off: its stream ended too early")
+        with closing(self.payloads(PATH, step_body(self.model, messages))) as payloads:
+            for payload in payloads:
+                yield _content(payload)
 
 
 def _content(payload: bytes) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
 from tests.unit.serve.fake_engine import FakeEngine, client_for, toy_model
+from tests.unit.serve.leaving_client import LeavingClient
 
 from hearth.core.errors import EngineDeadError, OverloadedError
 from hearth.serve.app import create_app
@@ -171,37 +171,9 @@ async def test_a_client_that_goes_away_frees_its_sequence(
     engine: FakeEngine, model: ServedModel, stream: bool
 ) -> None:
     engine.stall_after = 1
-    app = create_app(engine, model)
-    body = json.dumps({"messages": HI, "stream": stream}).encode()
-    gone = asyncio.Event()
-    inbox = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if inbox:
-            return inbox.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        pass
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": URL,
-        "raw_path": URL.encode(),
-        "query_string": b"",
-        "headers": [],
-        "http_version": "1.1",
-        "scheme": "http",
-        "root_path": "",
-        "server": ("test", 80),
-    }
-    answer = asyncio.ensure_future(app(scope, receive, send))
-    while not engine.submitted:  # noqa: ASYNC110 -- the fake has no event for it
-        await asyncio.sleep(0)
-    gone.set()
-    await asyncio.wait_for(answer, 5)
+    leaving = LeavingClient(create_app(engine, model), {"messages": HI, "stream": stream})
+    await leaving.submitted(engine)
+    await leaving.leave()
     assert engine.cancelled == [engine.submitted[0].request_id]
     assert engine.num_running == 0
 

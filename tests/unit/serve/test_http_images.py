@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from tests.unit.serve.image_model import (
     text_part,
     user,
 )
+from tests.unit.serve.leaving_client import LeavingClient
 from tests.unit.serve.test_http_chat import events
 from tests.unit.serve.test_http_errors import error_of
 from tests.unit.text import templates
@@ -372,40 +371,12 @@ async def test_images_go_with_a_client_that_goes_away(
     engine: LookingEngine, model: ServedModel, stream: bool
 ) -> None:
     engine.stall_after = 1
-    app = create_app(engine, model)
-    body = json.dumps({"messages": [user(image_part())], "stream": stream}).encode()
-    gone = asyncio.Event()
-    inbox = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if inbox:
-            return inbox.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        pass
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": URL,
-        "raw_path": URL.encode(),
-        "query_string": b"",
-        "headers": [],
-        "http_version": "1.1",
-        "scheme": "http",
-        "root_path": "",
-        "server": ("test", 80),
-    }
-    answer = asyncio.ensure_future(app(scope, receive, send))
-    async with asyncio.timeout(10):
-        while not engine.submitted:  # noqa: ASYNC110 -- the fake has no event for it
-            await asyncio.sleep(0.001)
+    body = {"messages": [user(image_part())], "stream": stream}
+    leaving = LeavingClient(create_app(engine, model), body)
+    await leaving.submitted(engine)
     (image,) = engine.submitted[0].images
     assert not is_gone(image)
-    gone.set()
-    await asyncio.wait_for(answer, 5)
+    await leaving.leave()
     assert is_gone(image)
     assert engine.num_running == 0
 
