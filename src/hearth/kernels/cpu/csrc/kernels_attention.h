@@ -26,6 +26,7 @@
 //   partials: [segments] of | segment [queries][padded] | m | l |
 // Included by kernels_impl.h only.
 #pragma once
+#include "kernels_kv.h"
 
 namespace {
 

@@ -122,7 +122,6 @@ inline float round_scalar(float x) {
 
 #include "kernels_attention.h"
 #include "kernels_fit.h"
-#include "kernels_kv.h"
 #include "kernels_linear.h"
 #include "kernels_quant.h"
 #include "kernels_rows.h"
