@@ -13,7 +13,7 @@ from hearth.core.errors import CapacityError
 from hearth.core.images import ImageInfo
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
-from hearth.engine.images.decode import BYTES_PER_PIXEL, LARGE_PIXELS
+from hearth.engine.images.decode import SMALL_BYTES
 from hearth.host.fit import Fit, FitRequest, ImageRequest, fit, needed_bytes
 from hearth.host.memory import HostMemory, read_memory
 from hearth.kernels.fuse import fuse
@@ -105,8 +105,8 @@ def fit_request(
 
 
 def _pixel_bytes(info: ImageInfo) -> int:
-    """Of images that are kept, and of those that are being decoded but for very large ones."""
-    return info.pixel_bytes + 2 * LARGE_PIXELS * BYTES_PER_PIXEL
+    """Of images that are kept, and of the two that are being decoded but for large ones."""
+    return info.pixel_bytes + 2 * SMALL_BYTES
 
 
 def memory_of(loaded: LoadedModel) -> HostMemory:

@@ -29,6 +29,7 @@ from hearth.core.images import ImageInfo, ImageInput
 from hearth.engine.images import decode
 from hearth.engine.images.loader import ImageLoader, LoadedImage, digest_of
 from hearth.engine.images.pixels import PixelStore, open_pixels
+from hearth.engine.images.resize import Size
 from hearth.engine.images.sources import ImageBytes, ImageSource
 from hearth.host.memory import HostMemory, MemoryFact
 
@@ -248,20 +249,24 @@ async def test_large_images_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPat
             running.release()
 
     monkeypatch.setattr(decode, "decode_rgb", watched)
-    monkeypatch.setattr("hearth.engine.images.decode.LARGE_PIXELS", 0)
+    monkeypatch.setattr(decode, "SMALL_BYTES", 0)
     (await one_loader.load(sources(*[data_url(png(seed=i)) for i in range(6)]))).close()
 
 
 async def test_a_large_image_is_decoded_only_where_there_is_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hearth.engine.images.decode.LARGE_PIXELS", 100 * 100)
-    memory = HostMemory((MemoryFact(7 * 100 * 200 - 1, "a test"),))
-    monkeypatch.setattr("hearth.engine.images.loader.read_memory", lambda: memory)
+    small = decode.read_header(png(100, 100)).needed_bytes(Size(196, 196))
+    monkeypatch.setattr(decode, "SMALL_BYTES", small)
+    needed = decode.read_header(png(400, 300)).needed_bytes(Size(196, 252))
+    assert needed > small
+    memory = [HostMemory((MemoryFact(num_bytes, "a test"),)) for num_bytes in (needed, needed - 1)]
+    monkeypatch.setattr("hearth.engine.images.loader.read_memory", lambda: memory.pop(0))
     one_loader = loader()
     (await one_loader.load(sources(data_url(png(100, 100))))).close()
-    with pytest.raises(OverloadedError, match="decoding an image of 200×100 pixels takes"):
-        await one_loader.load(sources(data_url(png(200, 100))))
+    (await one_loader.load(sources(data_url(png(400, 300))))).close()
+    with pytest.raises(OverloadedError, match="decoding an image of 400×300 pixels takes"):
+        await one_loader.load(sources(data_url(png(400, 300))))
     assert one_loader.store.num_bytes == 0
 
 

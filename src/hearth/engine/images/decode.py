@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -37,12 +38,17 @@ MEDIA_TYPES = {
 }
 # Pillow warns from so many on (Image.MAX_IMAGE_PIXELS).
 MAX_PIXELS = 89_478_485
-# While it decodes: RGBA and RGB.
-BYTES_PER_PIXEL = 7
-# Two images of up to so many pixels are decoded at a time, and one of more, where there is memory.
-LARGE_PIXELS = 16 << 20
+# What an image may take while it is decoded and resized, of which two at a time are; of one that
+# takes more ("large") one at a time, where there is memory. A screenshot in 4K is not large.
+SMALL_BYTES = 160 << 20
+# Bytes a pixel while a file is decoded, and of strips and buffers whatever its size; measured with
+# Pillow 13.0 (tests/unit/images/test_memory.py): WebP 16.5 and its file once more, JPEG 10.1
+# (progressive; its coefficients are kept whole), of four colours 12.1, RGBA and RGB 8.3.
+_DECODE_BYTES = {"WEBP": 17, "JPEG": 11, "CMYK": 13}
+_OTHER_DECODE_BYTES = 9
+_FIXED_BYTES = 2 << 20
 _ORIENTATION = 0x0112  # EXIF's tag
-_STRIP_PIXELS = 1 << 20  # laid over white at a time
+_STRIP_PIXELS = 1 << 16  # that are converted at a time
 # What Pillow's readers raise for damaged files, besides its own errors, which are of these kinds.
 _FAULTS = (
     OSError,
@@ -61,14 +67,34 @@ _FAULTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ImageHeader:
-    """A file that says that it is an image: its format, one of FORMATS, and the size it names."""
+    """A file that says that it is an image: its format, one of FORMATS, and the size it names.
 
-    file: ImageFile.ImageFile
+    `decode_bytes`: of memory while it is decoded, at most, beside the file's own.
+    """
+
     format: str
     size: Size
     is_animated: bool
+    decode_bytes: int
+    file: ImageFile.ImageFile | None  # None: decoded
+
+    def take_file(self) -> ImageFile.ImageFile:
+        """The file, once: when nobody else keeps it, what it was decoded with can go early."""
+        file, self.file = self.file, None
+        assert file is not None, "an image is decoded once"
+        return file
+
+    def needed_bytes(self, resized: Size) -> int:
+        """Of memory while it is decoded and resized to this size, at most.
+
+        Bicubic resizing goes through a picture of the new width and the old height (of an image
+        that is turned on its side, the other way round); the bytes are gathered in pieces.
+        """
+        across = max(resized.width * self.size.height, resized.height * self.size.width)
+        resizing = max(4 * across + 4 * resized.num_pixels, 10 * resized.num_pixels)
+        return max(self.decode_bytes, 4 * self.size.num_pixels + resizing + _FIXED_BYTES)
 
 
 def read_header(
@@ -99,19 +125,24 @@ def read_header(
             hint="send it smaller; the model gets a smaller one anyway",
         )
     kind = "JPEG" if file.format == "MPO" else str(file.format)
-    return ImageHeader(file, kind, size, kind != "JPEG" and _is_animated(file))
+    is_animated = kind != "JPEG" and _is_animated(file)
+    return ImageHeader(kind, size, is_animated, _decode_bytes(file, kind, len(data)), file)
 
 
 def decode_rgb(header: ImageHeader) -> Image.Image:
     """The first picture of the file, upright, in RGB, over white where it is transparent.
 
-    Raises RequestError for a file that is damaged or cut off, MemoryError.
+    Takes the header's file. Raises RequestError for a file that is damaged or cut off, MemoryError.
     """
     try:
-        file = header.file
+        file: Image.Image = header.take_file()
         file.load()
+        turn = _turn_of(file)
+        if header.format == "WEBP":  # its decoder keeps two pictures of RGBA as long as the file
+            file = file.copy()
         rgb = _over_white(_eight_bits(file))
-        return _upright(file, rgb)
+        del file
+        return rgb if turn is None else rgb.transpose(turn)
     except _FAULTS as error:
         why = " ".join(str(error).split())[:100] or type(error).__name__
         raise RequestError(
@@ -149,6 +180,13 @@ def _register() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
+def _decode_bytes(file: Image.Image, kind: str, num_file_bytes: int) -> int:
+    """See ImageHeader."""
+    of_pixel = _DECODE_BYTES.get("CMYK" if file.mode == "CMYK" else kind, _OTHER_DECODE_BYTES)
+    of_file = num_file_bytes if kind == "WEBP" else 0
+    return file.width * file.height * of_pixel + of_file + _FIXED_BYTES
+
+
 def _is_animated(file: ImageFile.ImageFile) -> bool:
     """Whether there are more pictures behind the first; of a file damaged there: no."""
     try:
@@ -158,55 +196,58 @@ def _is_animated(file: ImageFile.ImageFile) -> bool:
 
 
 def _eight_bits(file: Image.Image) -> Image.Image:
-    """Of 16-bit grey the high bytes, and a transparent grey as alpha; all else as it is."""
-    from PIL import Image
-
+    """Of 16-bit grey the high bytes, white where it is transparent; all else as it is."""
     if not file.mode.startswith("I;16"):
         return file
-    raw = file.tobytes()
-    is_big_endian = file.mode == "I;16B"
-    grey = Image.frombytes("L", file.size, raw[0 if is_big_endian else 1 :: 2])
-    transparent = file.info.get("transparency")
-    if not isinstance(transparent, int):
-        return grey
     import numpy as np
+    from PIL import Image
 
-    values = np.frombuffer(raw, ">u2" if is_big_endian else "<u2")
-    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-    return Image.merge("LA", (grey, Image.frombytes("L", file.size, alpha.tobytes())))
+    transparent = file.info.get("transparency")
+    grey = Image.new("L", file.size)
+    for box in _strips(file):
+        values = np.asarray(file.crop(box))
+        high = (values >> 8).astype(np.uint8)
+        if isinstance(transparent, int):
+            high[values == transparent] = 255
+        grey.paste(Image.fromarray(high), box)
+    return grey
 
 
 def _over_white(image: Image.Image) -> Image.Image:
     """RGB, as transformers' `convert_to_rgb`: transparency shows a white ground.
 
-    In strips, so that a large image needs one picture of RGBA and one of RGB and no third; an
+    In strips, so that no large image is held in RGBA beside its own pixels and those in RGB; an
     opaque one (a screenshot has an alpha channel without a use) needs no blending.
     """
     from PIL import Image
 
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image if image.mode == "RGB" else image.convert("RGB")
-    rgba = image.convert("RGBA")
-    if rgba.getchannel("A").getextrema() == (255, 255):
-        return rgba.convert("RGB")
-    rgb = Image.new("RGB", rgba.size)
-    num_rows = max(1, _STRIP_PIXELS // rgba.width)
-    for top in range(0, rgba.height, num_rows):
-        box = (0, top, rgba.width, min(rgba.height, top + num_rows))
-        strip = rgba.crop(box)
-        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
-        rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    rgb = Image.new("RGB", image.size)
+    for box in _strips(image):
+        strip = image.crop(box).convert("RGBA")
+        if strip.getchannel("A").getextrema() != (255, 255):
+            white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+            strip = Image.alpha_composite(white, strip)
+        rgb.paste(strip.convert("RGB"), box)
     return rgb
 
 
-def _upright(file: ImageFile.ImageFile, rgb: Image.Image) -> Image.Image:
-    """Turned and mirrored as the file's EXIF says; damaged EXIF says nothing."""
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that make up the image, the topmost first."""
+    num_rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, num_rows):
+        yield 0, top, image.width, min(image.height, top + num_rows)
+
+
+def _turn_of(file: Image.Image) -> Image.Transpose | None:
+    """How the file's EXIF says that it is to be turned and mirrored; damaged EXIF says nothing."""
     from PIL import Image
 
     try:
         orientation = file.getexif().get(_ORIENTATION, 1)
     except _FAULTS:
-        return rgb
+        return None
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -216,8 +257,7 @@ def _upright(file: ImageFile.ImageFile, rgb: Image.Image) -> Image.Image:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    turn = turns.get(orientation) if isinstance(orientation, int) else None
-    return rgb if turn is None else rgb.transpose(turn)
+    return turns.get(orientation) if isinstance(orientation, int) else None
 
 
 _SIGNATURES = (

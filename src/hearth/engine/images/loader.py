@@ -172,10 +172,11 @@ class ImageLoader:
         num_bytes = size.num_pixels * _NUM_CHANNELS
         self.store.reserve(num_bytes)
         try:
-            is_large = header.size.num_pixels > decode.LARGE_PIXELS
+            needed = header.needed_bytes(size)
+            is_large = needed > decode.SMALL_BYTES
             with self._large if is_large else contextlib.nullcontext():
                 if is_large:
-                    _check_memory(header.size)
+                    _check_memory(header.size, needed)
                 rgb = decode.decode_rgb(header)
                 size = resized_size(decode.size_of(rgb), spec)
                 pixels = decode.resized_pixels(rgb, size)
@@ -210,9 +211,8 @@ class ImageLoader:
         return LoadedImage(file, digest, grid_height, grid_width, num_tokens_of(size, spec))
 
 
-def _check_memory(size: Size) -> None:
+def _check_memory(size: Size, needed: int) -> None:
     """Raises OverloadedError where an image that no plan counts finds no memory to be decoded."""
-    needed = size.num_pixels * decode.BYTES_PER_PIXEL
     free = read_memory().available_bytes
     if needed > free:
         raise OverloadedError(
