@@ -14,7 +14,7 @@ from hearth.core.images import ImageInfo
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
 from hearth.engine.images.decode import SMALL_BYTES
-from hearth.host.fit import Fit, FitRequest, ImageRequest, fit, needed_bytes
+from hearth.host.fit import Fit, FitRequest, ImageRequest, fewer_images, fit, needed_bytes
 from hearth.host.memory import HostMemory, read_memory
 from hearth.kernels.fuse import fuse
 from hearth.kernels.packing import arena_bytes
@@ -164,7 +164,7 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
     raise CapacityError(
         f"the model fits in no precision with {context}: it needs {needs}; {memory.describe()}",
         hint="free memory, lower --max-model-len or --kv-cache-memory-bytes, or serve a smaller "
-        "model",
+        f"model{fewer_images(candidates[-1].request)}",
     )
 
 

@@ -42,6 +42,8 @@ EXTRA_ROWS = 64
 SPLIT_BYTES = 2 * MIB
 # A thread's sums and unpacked codes of a tile of a quantized layer (csrc/kernels.h).
 CODES_BYTES = 88 * 1024
+# Where pixels are one part in so many of what is needed, or more, settings that bound them help.
+PIXELS_SHARE = 4
 IMAGE_QUERIES = 96  # patches that a thread attends with together (csrc/ops_attention.cpp)
 SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
 
@@ -98,6 +100,7 @@ class _KvBudget:
     num_bytes: int
     reason: str
     free_bytes: int  # what could be asked for at most
+    fewer_images: str  # for hints, see fewer_images
 
 
 def fit(request: FitRequest, memory: HostMemory) -> Fit:
@@ -131,6 +134,17 @@ def needed_bytes(request: FitRequest, num_tokens: int) -> int:
     fixed = _fixed_items(request) if request.fixed is None else request.fixed
     kv = request.kv_memory_bytes or KV_SHARE * _sequence_bytes(request, num_tokens)
     return sum(item.num_bytes for item in fixed) + kv
+
+
+def fewer_images(request: FitRequest) -> str:
+    """Offers fewer or smaller images, for a hint, where their pixels take a large share; or ""."""
+    if request.images is None:
+        return ""
+    items = _fixed_items(request) if request.fixed is None else request.fixed
+    num_bytes = request.images.pixel_bytes
+    if PIXELS_SHARE * num_bytes < sum(item.num_bytes for item in items):
+        return ""
+    return f", or lower --limit-images or --max-pixels (pixels take {format_bytes(num_bytes)})"
 
 
 def max_logit_rows(max_num_seqs: int, max_num_batched_tokens: int) -> int:
@@ -210,7 +224,11 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
             f"one image of {patches} patches",
         ),
         MemoryItem("images", images.cache_bytes, "--image-cache-bytes, outputs of the encoder"),
-        MemoryItem("pixels", images.pixel_bytes, "of requests that wait or run, and decoding"),
+        MemoryItem(
+            "pixels",
+            images.pixel_bytes,
+            "of requests that wait or run (--limit-images, --max-pixels), and decoding",
+        ),
     )
 
 
@@ -247,25 +265,26 @@ def _kv_budget(request: FitRequest, fixed: tuple[MemoryItem, ...], memory: HostM
     """What the KV cache may take. Raises CapacityError when nothing is left for it."""
     needed = sum(item.num_bytes for item in fixed)
     free = memory.available_bytes - needed
+    images = fewer_images(request)
     if free <= 0:
         parts = ", ".join(f"{item.name} {format_bytes(item.num_bytes)}" for item in fixed)
         smaller = " (--dtype bfloat16 halves the weights)" * (request.dtype is DType.FLOAT32)
         raise CapacityError(
             f"the model needs {format_bytes(needed)} as {request.dtype} ({parts}) before any KV "
             f"cache; {memory.describe()}",
-            hint=f"free memory or serve a smaller model{smaller}",
+            hint=f"free memory or serve a smaller model{smaller}{images}",
         )
     asked = request.kv_memory_bytes
     if asked is None:
         reason = f"half of the {format_bytes(free)} that are left"
-        return _KvBudget(free // KV_SHARE, reason, free)
+        return _KvBudget(free // KV_SHARE, reason, free, images)
     if asked > free:
         raise CapacityError(
             f"--kv-cache-memory-bytes is {format_count(asked)} ({format_bytes(asked)}), "
             f"{format_bytes(free)} are free after weights and scratch; {memory.describe()}",
-            hint=f"set --kv-cache-memory-bytes ≤ {free}",
+            hint=f"set --kv-cache-memory-bytes ≤ {free}{images}",
         )
-    return _KvBudget(asked, "--kv-cache-memory-bytes", free)
+    return _KvBudget(asked, "--kv-cache-memory-bytes", free, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,17 +315,17 @@ def _resolve_model_len(request: FitRequest, budget: _KvBudget) -> _ModelLen:
         f"({budget.reason})"
     )
     if fitting < min(wanted, LEAST_MODEL_LEN):
-        raise CapacityError(shortage, hint=f"free memory{_larger_cache(needed, budget)}")
+        raise CapacityError(shortage, hint=f"free memory{_more_cache(needed, budget)}")
     if asked is not None:
-        hint = f"set --max-model-len ≤ {format_count(fitting)}{_larger_cache(needed, budget)}"
+        hint = f"set --max-model-len ≤ {format_count(fitting)}{_more_cache(needed, budget)}"
         raise CapacityError(shortage, hint=hint)
     return _ModelLen(fitting, f"reduced from the model's {format_count(most)}: {shortage}")
 
 
-def _larger_cache(needed_bytes: int, budget: _KvBudget) -> str:
-    """Offers a larger cache where there is memory for it."""
+def _more_cache(needed_bytes: int, budget: _KvBudget) -> str:
+    """Offers a larger cache where there is memory for it, else what takes much of the memory."""
     if needed_bytes > budget.free_bytes:
-        return ""
+        return budget.fewer_images
     return f", or set --kv-cache-memory-bytes ≥ {needed_bytes}"
 
 

@@ -109,3 +109,46 @@ def test_the_plan_has_room_for_the_images_of_a_request(
         (item,) = [item for item in planned.fitted.plan.items if item.name == "pixels"]
         pixel_bytes.append(item.num_bytes - info.pixel_bytes)
     assert pixel_bytes[0] == pixel_bytes[1] > 0
+
+
+@pytest.mark.parametrize("quantize", ["none", "auto"])
+@pytest.mark.parametrize(
+    ("cache", "available_bytes", "said"),
+    [
+        (CacheConfig(), 300 * MIB, "free memory"),
+        (CacheConfig(memory_bytes=1 << 50), 1 << 40, "--kv-cache-memory-bytes"),
+    ],
+)
+def test_a_refusal_names_the_images_where_their_pixels_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cache: CacheConfig,
+    available_bytes: int,
+    said: str,
+    quantize: str,
+) -> None:
+    write_directory(tmp_path)
+    for limit, is_named in ((100_000, True), (10, False)):
+        config = EngineConfig(
+            ModelConfig(str(tmp_path), quantize=quantize),
+            cache,
+            images=ImagesConfig(limit=limit, cache_bytes=8 << 30),
+        )
+        with pytest.raises(CapacityError) as caught:
+            plan(monkeypatch, available_bytes, config)
+        hint = caught.value.hint or ""
+        assert said in hint
+        assert ("lower --limit-images or --max-pixels (pixels take 13." in hint) == is_named
+
+
+def test_a_context_that_does_not_fit_beside_many_images_names_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_directory(tmp_path)
+    images = ImagesConfig(limit=10_000)
+    config = EngineConfig(ModelConfig(str(tmp_path), max_model_len=100), images=images)
+    fixed = plan(monkeypatch, 1 << 40, config).fitted.plan
+    kv = next(item.num_bytes for item in fixed.items if item.name == "KV cache")
+    with pytest.raises(CapacityError, match="the KV cache of one sequence of 100") as caught:
+        plan(monkeypatch, fixed.total_bytes - kv + 1000, config)
+    assert "lower --limit-images or --max-pixels" in (caught.value.hint or "")
