@@ -20,6 +20,15 @@ FLAGS = ("-O3", "-std=c++20", "-march=native", "-pthread")
 
 
 @dataclass(frozen=True)
+class Ops:
+    """Operations by what they need; a multiplication and an addition are two."""
+
+    int8: float = 0.0
+    fp32: float = 0.0
+    pairs: float = 0.0  # bfloat16 where the processor multiplies pairs, else float32
+
+
+@dataclass(frozen=True)
 class Ceiling:
     """Rates of all threads together; 0 where the processor has no such instruction."""
 
@@ -27,15 +36,28 @@ class Ceiling:
     read_gb_s_median: float  # how quiet the machine was
     int8_gop_s: float
     fp32_gflop_s: float
+    bf16_gflop_s: float = 0.0  # products of pairs
 
-    def floor_s(self, num_bytes: float, int8_ops: float = 0.0, fp32_ops: float = 0.0) -> float:
+    @property
+    def pair_gflop_s(self) -> float:
+        """Of what may be computed in pairs of bfloat16."""
+        return self.bf16_gflop_s or self.fp32_gflop_s
+
+    def floor_s(self, num_bytes: float, ops: Ops | None = None) -> float:
         """The least time: memory is read while the processor computes."""
-        return max(num_bytes / self.read_gb_s / 1e9, self.compute_s(int8_ops, fp32_ops))
+        return max(num_bytes / self.read_gb_s / 1e9, self.compute_s(ops or Ops()))
 
-    def compute_s(self, int8_ops: float, fp32_ops: float) -> float:
+    def compute_s(self, ops: Ops) -> float:
         """The least time of the arithmetic alone; 0 of an unknown peak."""
-        seconds = int8_ops / self.int8_gop_s / 1e9 if self.int8_gop_s else 0.0
-        return seconds + (fp32_ops / self.fp32_gflop_s / 1e9 if self.fp32_gflop_s else 0.0)
+        return sum(
+            1e-9 * count / rate
+            for count, rate in (
+                (ops.int8, self.int8_gop_s),
+                (ops.fp32, self.fp32_gflop_s),
+                (ops.pairs, self.pair_gflop_s),
+            )
+            if rate
+        )
 
 
 class Ceilings:
@@ -61,6 +83,7 @@ class Ceilings:
             found["read_gb_s_median"],
             found.get("int8_gop_s", 0.0),
             found.get("fp32_gflop_s", 0.0),
+            found.get("bf16_gflop_s", 0.0),
         )
         self.taken.append(ceiling)
         return ceiling
@@ -74,6 +97,7 @@ def mean_of(ceilings: Sequence[Ceiling]) -> Ceiling:
         sum(c.read_gb_s_median for c in ceilings) / count,
         sum(c.int8_gop_s for c in ceilings) / count,
         sum(c.fp32_gflop_s for c in ceilings) / count,
+        sum(c.bf16_gflop_s for c in ceilings) / count,
     )
 
 

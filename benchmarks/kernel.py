@@ -9,7 +9,8 @@ ceilings (`native/ceilings.cpp`) are measured before and after each group of fig
 
     floor, bytes   weights or KV once, at the read bandwidth (rows and results are not counted for
                    linear layers; for operations on rows they are all there is, and often in cache)
-    floor, ops     2·M·N·K at the int8 peak, attention and exact layers at the fp32 peak
+    floor, ops     2·M·N·K at the int8 peak, exact layers at the fp32
+    peak, attention at that of bfloat16 pairs
     step           whole steps of the model, without scheduler and HTTP, at their limit's sum
     limit          the larger of the two; `%` is limit ÷ median time, `best %` limit ÷ fastest
 
@@ -162,7 +163,7 @@ def row_of(
         median_ms=max(1e-6, (statistics.median(full) - statistics.median(without)) * a_copy),
         best_ms=max(1e-6, (min(full) - min(without)) * a_copy),
         bytes_floor_ms=ceiling.floor_s(point.num_bytes) * 1e3,
-        ops_floor_ms=ceiling.compute_s(point.int8_ops, point.fp32_ops) * 1e3,
+        ops_floor_ms=ceiling.compute_s(point.ops) * 1e3,
         read_gb_s=ceiling.read_gb_s,
         repeats=len(full),
     )
@@ -256,7 +257,8 @@ def main() -> None:
             raise SystemExit("no operation has such a name")
     print(
         f"ceilings: {ceiling.read_gb_s:.1f} GB/s (median pass {ceiling.read_gb_s_median:.1f}), "
-        f"int8 {ceiling.int8_gop_s:.0f} GOP/s, fp32 {ceiling.fp32_gflop_s:.0f} GFLOP/s; "
+        f"int8 {ceiling.int8_gop_s:.0f} GOP/s, fp32 {ceiling.fp32_gflop_s:.0f} GFLOP/s, "
+        f"bf16 {ceiling.bf16_gflop_s:.0f}; "
         f"{options.threads} threads"
     )
     if options.json:

@@ -9,9 +9,10 @@ one's. The difference between the two, divided by the copies, is the cost of one
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from benchmarks.ceilings import Ops
 
 from hearth.core.program import (
     Add,
@@ -100,8 +101,7 @@ class Point:
     rows: int
     segments: tuple[Segment, ...]
     num_bytes: float  # read and written, weights or KV above all
-    int8_ops: float = 0.0
-    fp32_ops: float = 0.0
+    ops: Ops = field(default_factory=Ops)
     label: str = ""
 
 
@@ -160,8 +160,7 @@ def linear_beds(
                 m,
                 (Segment(0, m),),
                 packed_bytes(one),
-                int8_ops=ops * m if quant.int8_rows else 0.0,
-                fp32_ops=0.0 if quant.int8_rows else ops * m,
+                Ops(int8=ops * m) if quant.int8_rows else Ops(fp32=ops * m),
             )
             for m in rows
         )
@@ -257,7 +256,7 @@ def _attend_point(shape: Shape, segments: tuple[Segment, ...], label: str) -> Po
     keys = sum(s.rows * s.context + s.rows * (s.rows + 1) // 2 for s in segments)
     read = sum(s.context + s.rows for s in segments) * 4 * shape.kv_heads * shape.head_dim
     flops = 4.0 * shape.heads * shape.head_dim * keys
-    return Point(sum(s.rows for s in segments), segments, read, fp32_ops=flops, label=label)
+    return Point(sum(s.rows for s in segments), segments, read, Ops(pairs=flops), label)
 
 
 def _attention_bed(shape: Shape, layers: int, points: tuple[Point, ...]) -> Bed:
@@ -269,7 +268,7 @@ def _attention_bed(shape: Shape, layers: int, points: tuple[Point, ...]) -> Bed:
         (BufferSpec("x", shape.qkv), BufferSpec("y", shape.heads * shape.head_dim)),
         (_table(shape.qkv),),
         (Embed("table", 0), *(KvWrite(0, 0, i, *heads) for i in range(layers))),
-        tuple(Attend(0, 1, 0, i, *heads, scale=scale) for i in range(layers)),
+        tuple(Attend(0, 1, 0, i, *heads, scale=scale, rounded=True) for i in range(layers)),
         points,
         (KvGroupSpec(layers, shape.kv_heads, shape.head_dim),),
         sum(round_up(s.context + s.rows, BLOCK_SIZE) for s in points[0].segments),

@@ -10,8 +10,8 @@ with another screenshot (the second step, whose text is in the prefix cache).
 
 Stages: front end (decode, resize, tokenize: what is left of the time to the first token), encoder
 and text prefill (the engine's own clocks). Limits: int8 operations of the encoder's linear layers
-at the int8 peak and its attention at the fp32 peak, both measured in the same run. Memory: the peak
-of both processes, beside the plan. Never asserts.
+at the int8 peak and its attention at that of bfloat16 pairs, measured in the same run. Memory: the
+peak of both processes, beside the plan. Never asserts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from benchmarks.ceilings import Ceiling, running_ceilings
+from benchmarks.ceilings import Ceiling, Ops, running_ceilings
 from PIL import Image
 
 from hearth.cli.settings import BUILT_IN_DIR
@@ -113,7 +113,7 @@ def screenshot(seed: int) -> str:
 
 
 def encoder_limit_s(encoder: EncoderProgram, num_tokens: int, ceiling: Ceiling) -> float:
-    """Linear layers at the int8 peak, attention at the fp32 peak."""
+    """Linear layers at the int8 peak, attention at that of bfloat16 pairs."""
     program, merged = encoder.program, num_tokens
     patches = num_tokens * encoder.merge_rows
     int8 = 0.0
@@ -122,8 +122,8 @@ def encoder_limit_s(encoder: EncoderProgram, num_tokens: int, ceiling: Ceiling) 
             is_merger = "merger" in slot.name or "downsample" in slot.name
             int8 += 2.0 * slot.rows * slot.cols * (merged if is_merger else patches)
     attends = [op for op in program.ops if isinstance(op, Attend)]
-    fp32 = sum(4.0 * op.num_heads * op.head_dim * patches**2 for op in attends)
-    return ceiling.compute_s(int8, fp32)
+    pairs = sum(4.0 * op.num_heads * op.head_dim * patches**2 for op in attends)
+    return ceiling.compute_s(Ops(int8=int8, pairs=pairs))
 
 
 class Served:

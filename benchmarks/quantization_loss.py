@@ -355,9 +355,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="what another model is measured on")
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--only", default="", help="schemes whose name holds this")
-    parser.add_argument(
-        "--kv-dtype", type=DType, default=DType.FLOAT32, help="bfloat16: as served"
-    )
+    parser.add_argument("--kv-dtype", type=DType, default=DType.FLOAT32, help="bfloat16: as served")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--outliers", action="store_true")
     given = parser.parse_args()

@@ -1,5 +1,5 @@
 // What this machine can do at most, measured while a benchmark runs: bytes read from memory, int8
-// dot products, fp32 multiply-adds.
+// dot products, fp32 multiply-adds, and dot products of bfloat16 pairs where there are any.
 //
 //   ceilings [threads]: for each line on stdin, one line of JSON on stdout; ends at end of file.
 //
@@ -146,6 +146,37 @@ void multiply_adds() {
         "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
+#if defined(__AVX512BF16__)
+void pair_products() {
+  int64_t loops = kComputeLoops;
+  asm volatile(
+      "vzeroall\n"
+      "1:\n\t"
+      "vdpbf16ps %1, %1, %%zmm0\n\t"
+      "vdpbf16ps %1, %1, %%zmm1\n\t"
+      "vdpbf16ps %1, %1, %%zmm2\n\t"
+      "vdpbf16ps %1, %1, %%zmm3\n\t"
+      "vdpbf16ps %1, %1, %%zmm4\n\t"
+      "vdpbf16ps %1, %1, %%zmm5\n\t"
+      "vdpbf16ps %1, %1, %%zmm6\n\t"
+      "vdpbf16ps %1, %1, %%zmm7\n\t"
+      "vdpbf16ps %1, %1, %%zmm8\n\t"
+      "vdpbf16ps %1, %1, %%zmm9\n\t"
+      "vdpbf16ps %1, %1, %%zmm10\n\t"
+      "vdpbf16ps %1, %1, %%zmm11\n\t"
+      "vdpbf16ps %1, %1, %%zmm12\n\t"
+      "vdpbf16ps %1, %1, %%zmm13\n\t"
+      "vdpbf16ps %1, %1, %%zmm14\n\t"
+      "vdpbf16ps %1, %1, %%zmm15\n\t"
+      "dec %0\n\t"
+      "jnz 1b"
+      : "+r"(loops)
+      : "v"(_mm512_set1_epi16(0x3f00))
+      : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+        "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+#endif
+
 // 1e9 operations (a multiplication and an addition are two) a second, of all threads. Each thread's
 // own processor time counts: nothing is shared, so what another process takes must not.
 template <class Work>
@@ -191,6 +222,9 @@ int main(int argc, char** argv) {
 #if HAS_VECTORS
     std::printf(", \"int8_gop_s\": %.1f", gops(threads, 64, dot_products));
     std::printf(", \"fp32_gflop_s\": %.1f", gops(threads, 16, multiply_adds));
+#if defined(__AVX512BF16__)
+    std::printf(", \"bf16_gflop_s\": %.1f", gops(threads, 32, pair_products));
+#endif
 #endif
     std::printf("}\n");
     std::fflush(stdout);

@@ -1,8 +1,9 @@
 """What no engine could beat with hearth's scheme, from bytes, operations and measured ceilings.
 
 Weights: linear layers in int4 in groups of 128 with bfloat16 scales, the head in int8, each read
-once a step. Arithmetic: linear layers at the int8 peak, attention in float32; memory and
-arithmetic overlap, int8 and float32 do not. KV in bfloat16, read once a step and written never:
+once a step. Arithmetic: linear layers at the int8 peak, attention in pairs of bfloat16
+(float32 where the processor has no products of pairs); memory and arithmetic overlap, kinds of
+arithmetic do not. KV in bfloat16, read once a step and written never:
 small beside the rest. Norms, rotations and sampling cost nothing here.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.ceilings import Ceiling
+from benchmarks.ceilings import Ceiling, Ops
 from benchmarks.peers.rows import RowSpec
 
 from hearth.core.program import Attend
@@ -73,7 +74,7 @@ def step_floor_s(
     if num_rows == num_logits:
         num_bytes += round(scheme.kv_bytes * keys)
     int8_ops = 2.0 * (scheme.body_params * num_rows + scheme.head_params * num_logits)
-    return ceiling.floor_s(num_bytes, int8_ops, scheme.attend_flops * keys)
+    return ceiling.floor_s(num_bytes, Ops(int8=int8_ops, pairs=scheme.attend_flops * keys))
 
 
 def limit(spec: RowSpec, scheme: Scheme, ceiling: Ceiling) -> float:
