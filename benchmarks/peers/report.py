@@ -103,7 +103,8 @@ def _disturbances(samples: Sequence[Sample], used: Sequence[Sample], quiet: Quie
         f"{len({s.round for s in used})} rounds. Memory read at {reads[0]:.1f} to {reads[-1]:.1f} "
         f"GB/s around the samples (median pass; the best {best:.1f}); int8 {last.int8_gop_s:.0f} "
         f"GOP/s, float32 {last.fp32_gflop_s:.0f} GFLOP/s, pairs of bfloat16 "
-        f"{last.pair_gflop_s:.0f}. Other processes kept {statistics.median(others):.2f} cores busy (median; the most {others[-1]:.2f})."
+        f"{last.pair_gflop_s:.0f}. Other processes kept {statistics.median(others):.2f} cores "
+        f"busy (median; the most {others[-1]:.2f})."
     )
     dropped = len(samples) - len(used)
     if dropped:
