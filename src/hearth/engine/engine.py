@@ -75,9 +75,8 @@ class Engine:
         self.scheduler = Scheduler(
             config.scheduler,
             self._blocks,
-            max_model_len=shape.limits.max_model_len,
+            shape.limits,
             vocab_size=program.vocab_size,
-            max_logit_rows=shape.limits.max_logit_rows,
             drafter=drafter,
             observers=self._observers,
             clock=clock,

@@ -1,13 +1,13 @@
 """Scheduler: which tokens of which sequences the next step computes. Integers only, no arrays.
 
-One rule, no phases: a step hands out a budget of tokens so that computed catches up with known.
-How it is shared, and what that promises, stands in `budget`; who may be admitted beside those that
-run, in `candidates`. When blocks run out, the running sequence that ranks last (by priority, then
-arrival) gives its blocks up and is computed anew later; a sequence only ever takes blocks from one
-that ranks behind it, so the first of all always proceeds, and everybody in turn (that a single
-sequence of full length fits is checked at the start). Running ones never outnumber the budget, so
-that each that decodes gets its token in every step. A request past its deadline ends before the
-next step is planned.
+One rule, no phases: a step hands out a budget of tokens so that computed catches up with known. How
+it is shared, and what that promises, stands in `budget`; who may be admitted beside those that run,
+in `candidates`; where each sequence is, in `queues`. When blocks run out, the running sequence that
+ranks last (by priority, then arrival) gives its blocks up and is computed anew later; a sequence
+only ever takes blocks from one that ranks behind it, so the first of all always proceeds, and
+everybody in turn (that a single sequence of full length fits is checked at the start). Running ones
+never outnumber the budget, so that each that decodes gets its token in every step. A request past
+its deadline ends before the next step is planned.
 
 `plan` and `commit` come in pairs, tied by the `StepDecision`. A sequence of an uncommitted decision
 is not planned again, and keeps its blocks even when it is cancelled: the step still writes to them.
@@ -17,31 +17,27 @@ seam for later: several decisions may be in flight (overlap).
 
 from __future__ import annotations
 
-import sys
 import time
-from bisect import insort
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
-from operator import attrgetter
 
 from hearth.core.config import SchedulerConfig
 from hearth.core.errors import CapacityError, DeadlineExceededError, HearthError, RequestError
 from hearth.core.events import EngineObserver
 from hearth.core.request import FinishReason, PromptLogprobs, Request, TokenLogprobs
+from hearth.core.step import StepLimits
 from hearth.engine.admission import check_queue, validate_request
 from hearth.engine.budget import share_by_priority, split_by_missing
 from hearth.engine.candidates import find_candidates
 from hearth.engine.deadlines import Deadlines
 from hearth.engine.decision import StepDecision
-from hearth.engine.integrity import check_sequences
 from hearth.engine.kv.blocks import BlockManager
 from hearth.engine.messages import WireEvent
-from hearth.engine.reuse import free_finished, matched_hashes, settle_blocks
+from hearth.engine.queues import Queues
+from hearth.engine.reuse import matched_hashes, settle_blocks
 from hearth.engine.sequence import Sequence, SequenceState
 from hearth.engine.speculation.drafter import Drafter
 from hearth.engine.speculation.drafts import add_drafts, num_accepted
-
-_rank = attrgetter("rank")
 
 
 def _is_busy(sequence: Sequence) -> bool:
@@ -58,25 +54,20 @@ class Scheduler:
         self,
         config: SchedulerConfig,
         blocks: BlockManager,
+        limits: StepLimits,
         *,
-        max_model_len: int,
         vocab_size: int,
-        max_logit_rows: int = sys.maxsize,
         drafter: Drafter | None = None,
         observers: Iterable[EngineObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.max_logit_rows = max_logit_rows
         self.blocks = blocks
-        self.max_model_len = max_model_len
-        self.vocab_size = vocab_size
+        self._limits = limits
+        self._vocab_size = vocab_size
         self.drafter = drafter  # may be exchanged between two steps
         self._observers = tuple(observers)
-        self._sequences: dict[str, Sequence] = {}  # all that are not finished
-        self._running: list[Sequence] = []  # by rank
-        self._waiting: list[Sequence] = []  # by rank
-        self._leaving: list[Sequence] = []  # finished, but a step in flight uses their blocks
+        self._queues = Queues(blocks)
         self._events: list[WireEvent] = []
         self._num_arrivals = 0
         self._deadlines = Deadlines(clock)
@@ -84,17 +75,17 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Sequences that hold blocks and take part in steps."""
-        return len(self._running)
+        return len(self._queues.running)
 
     @property
     def num_waiting(self) -> int:
         """Sequences in the queue, preempted ones included."""
-        return len(self._waiting)
+        return len(self._queues.waiting)
 
     @property
     def has_work(self) -> bool:
         """Whether a plan would contain something, or events wait to be taken."""
-        return bool(self._running or self._waiting or self._events)
+        return bool(self._queues.running or self._queues.waiting or self._events)
 
     def submit(self, request: Request) -> None:
         """Queues a request.
@@ -102,15 +93,15 @@ class Scheduler:
         Raises RequestError (empty prompt, token ids outside the vocabulary, an id in use),
         ContextOverflowError, OverloadedError (`max_num_seqs` + `max_queued_requests` are there).
         """
-        if request.request_id in self._sequences:
+        if request.request_id in self._queues.by_id:
             raise RequestError(f"request_id {request.request_id!r} is in use", param="request_id")
-        validate_request(request, max_model_len=self.max_model_len, vocab_size=self.vocab_size)
-        check_queue(len(self._sequences), self.config)
+        max_model_len = self._limits.max_model_len
+        validate_request(request, max_model_len=max_model_len, vocab_size=self._vocab_size)
+        check_queue(len(self._queues.by_id), self.config)
         self._num_arrivals += 1
         table = self.blocks.new_table()
-        sequence = Sequence(request, self._num_arrivals, table, self.max_model_len)
-        self._sequences[request.request_id] = sequence
-        insort(self._waiting, sequence, key=_rank)
+        sequence = Sequence(request, self._num_arrivals, table, max_model_len)
+        self._queues.enter(sequence)
         for observer in self._observers:
             observer.on_submit(request.request_id, len(request.prompt))
         self._deadlines.watch(sequence)
@@ -119,7 +110,7 @@ class Scheduler:
     @property
     def sequences(self) -> tuple[list[Sequence], list[Sequence]]:
         """Those that run and those that wait, each by rank; not to be changed."""
-        return self._running, self._waiting
+        return self._queues.running, self._queues.waiting
 
     def abort(self, sequence: Sequence, error: HearthError) -> None:
         """Ends a sequence with an ERROR event, between two steps."""
@@ -127,7 +118,7 @@ class Scheduler:
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with a CANCELLED event; unknown or ended ids are ignored."""
-        sequence = self._sequences.get(request_id)
+        sequence = self._queues.by_id.get(request_id)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED)
 
@@ -139,18 +130,18 @@ class Scheduler:
         for sequence in self._deadlines.expired():
             message = "the request's time was over before it was complete"
             self._finish(sequence, FinishReason.ERROR, message, DeadlineExceededError.code)
-        decision = StepDecision(self.max_logit_rows)
-        decoding, prefills = split_by_missing(self._running)
+        decision = StepDecision(self._limits.max_logit_rows)
+        decoding, prefills = split_by_missing(self._queues.running)
         has_room = True
         for sequence in decoding:
             has_room &= self._plan_running(decision, sequence, 1)
-        if prefills or self._waiting:
+        if prefills or self._queues.waiting:
             self._plan_prefills(decision, prefills, most_priority, has_room=has_room)
         for sequence, num_tokens in zip(decision.sequences, decision.num_tokens, strict=True):
             sequence.num_in_flight += num_tokens
         if self.drafter is not None:
             budget = self.config.max_num_batched_tokens
-            may_grow = has_room and not self._waiting
+            may_grow = has_room and not self._queues.waiting
             add_drafts(decision, self.drafter, self.blocks, budget, may_grow=may_grow)
         if decision.sequences:
             return decision
@@ -178,7 +169,7 @@ class Scheduler:
             num_tokens, draft = decision.num_tokens[index], decision.drafts[index]
             sequence.num_in_flight -= num_tokens - len(draft)
             if sequence.state is SequenceState.FINISHED:
-                self._let_go(sequence)
+                self._queues.let_go(sequence)
                 continue
             sequence.num_computed += num_tokens
             if scores and decision.num_given[index]:
@@ -202,13 +193,13 @@ class Scheduler:
         for index, sequence in enumerate(decision.sequences):
             sequence.num_in_flight -= decision.num_tokens[index] - len(decision.drafts[index])
             if sequence.state is SequenceState.FINISHED:
-                self._let_go(sequence)
+                self._queues.let_go(sequence)
             else:
                 self._finish(sequence, FinishReason.ERROR, str(error), error.code)
 
     def fail_all(self, error: HearthError) -> None:
         """Ends every request with an ERROR event; for an engine that cannot go on."""
-        for sequence in list(self._sequences.values()):
+        for sequence in list(self._queues.by_id.values()):
             self._finish(sequence, FinishReason.ERROR, str(error), error.code)
 
     def reject(self, request: Request, error: HearthError) -> None:
@@ -223,8 +214,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Asserts the invariants of the scheduler and of its block manager."""
-        check_sequences(self._running, self._waiting, self._leaving, self.blocks)
-        assert len(self._sequences) == len(self._running) + len(self._waiting), "one in no queue"
+        self._queues.check()
 
     def _finish_resumed(self, sequence: Sequence) -> None:
         """A resumed request may have been complete already; one without an answer too."""
@@ -262,13 +252,13 @@ class Scheduler:
         step_tokens = self.config.max_num_batched_tokens
         budget = step_tokens - sum(decision.num_tokens)
         arriving: dict[Sequence, int] = {}
-        if self._waiting and has_room and budget:
+        if self._queues.waiting and has_room and budget:
             # Not more than the budget: then decoding sequences never outnumber it.
-            num_places = min(self.config.max_num_seqs, step_tokens) - len(self._running)
+            num_places = min(self.config.max_num_seqs, step_tokens) - len(self._queues.running)
             arriving = find_candidates(
-                self._waiting,
-                self._sequences,
-                self._running,
+                self._queues.waiting,
+                self._queues.by_id,
+                self._queues.running,
                 self.blocks,
                 num_places=num_places,
                 step_tokens=step_tokens,
@@ -297,9 +287,7 @@ class Scheduler:
             return True  # no logits row left for it: no reason for others to wait
         if not self.blocks.admit(sequence.table, matched, start + num_tokens):
             return False
-        self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_rank)
-        sequence.start(start, self.blocks.block_size)
+        self._queues.admit(sequence, start)
         for observer in self._observers:
             observer.on_prefix(sequence.num_known, start)
         decision.add(sequence, num_tokens)
@@ -310,33 +298,26 @@ class Scheduler:
 
         The sizes are checked at the start; a mistake in them must not become an endless loop.
         """
-        if self._running and not any(map(_is_busy, self._running)):
+        if self._queues.running and not any(map(_is_busy, self._queues.running)):
             message = "the KV cache has too few blocks for this request alone"
-            self._finish(self._running[0], FinishReason.ERROR, message, CapacityError.code)
+            self._finish(self._queues.running[0], FinishReason.ERROR, message, CapacityError.code)
 
     def _preempt_for(self, sequence: Sequence, end: int, decision: StepDecision) -> bool:
         """Preempts from the last rank up until `sequence` has grown to `end` tokens.
 
         False when all that rank behind it are gone and it must wait for those before it.
         """
-        for victim in reversed(self._running[:]):
+        for victim in reversed(self._queues.running[:]):
             if victim is sequence:
                 return False
             if victim.num_in_flight == 0:
                 decision.remove(victim)
-                self._preempt(victim)
+                for observer in self._observers:
+                    observer.on_preempt(victim.request_id, victim.num_computed)
+                self._queues.send_back(victim)
                 if self.blocks.allocate(sequence.table, end):
                     return True
         return False
-
-    def _preempt(self, victim: Sequence) -> None:
-        """Back to the queue: blocks freed (published ones stay cached), computed anew later."""
-        self._running.remove(victim)
-        self.blocks.free(victim.table)
-        for observer in self._observers:
-            observer.on_preempt(victim.request_id, victim.num_computed)
-        victim.restart()
-        insort(self._waiting, victim, key=_rank)
 
     def _tell_scores(
         self, sequence: Sequence, num_given: int, scores: PromptLogprobs | None
@@ -404,23 +385,10 @@ class Scheduler:
         self._end(sequence, event)
 
     def _end(self, sequence: Sequence, event: WireEvent) -> None:
-        """The one terminal event; blocks are freed as soon as no step uses them."""
-        queue = self._running if sequence.state is SequenceState.RUNNING else self._waiting
-        queue.remove(sequence)
-        sequence.state = SequenceState.FINISHED
-        del self._sequences[sequence.request_id]
+        """The one terminal event."""
+        self._queues.end(sequence)
         self._deadlines.forget(sequence)
-        if sequence.num_in_flight:
-            self._leaving.append(sequence)
-        else:
-            free_finished(sequence, self.blocks)
         self._events.append(event)
         assert event.finish_reason is not None, "an end without a reason"
         for observer in self._observers:
             observer.on_finish(event.request_id, event.finish_reason, sequence.num_generated)
-
-    def _let_go(self, sequence: Sequence) -> None:
-        """Frees the blocks of a finished sequence after its last step in flight."""
-        if sequence.num_in_flight == 0:
-            self._leaving.remove(sequence)
-            free_finished(sequence, self.blocks)

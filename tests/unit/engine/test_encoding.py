@@ -30,7 +30,7 @@ def test_an_image_that_the_prefix_cache_lost_in_the_same_step_is_encoded_anew(
     rig.encoding._outputs.clear()
     rig.submit("stream", [3] * 14, max_tokens=200)
     rig.step()
-    stream = rig.engine.scheduler._sequences["stream"]
+    stream = rig.engine.scheduler._queues.by_id["stream"]
     while stream.num_computed % 16:
         rig.step()
     rig.submit("again", [1] * 16, image, max_tokens=1)

@@ -369,7 +369,7 @@ def test_a_preemption_while_a_prompt_is_scored_loses_and_doubles_nothing(max_tok
     preempted_at: list[int] = []
 
     def watch(_: int) -> None:
-        sequence = engine.scheduler._sequences.get("b")
+        sequence = engine.scheduler._queues.by_id.get("b")
         if sequence is not None and sequence.num_preemptions > len(preempted_at):
             preempted_at.append(sequence.num_scored)
 
