@@ -13,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.contract.plan_builder import Chunk, PlanBuilder, Track
-from tests.unit.kernels.programs import ISAS, Bench, build, host_tensor, slot
-from tests.unit.kernels.test_cpu_kernels import to_bfloat16
+from tests.unit.kernels.programs import (
+    ISAS,
+    Bench,
+    build,
+    host_tensor,
+    slot,
+    to_bfloat16,
+)
 
 from hearth.core.errors import KernelError
 from hearth.core.program import BufferSpec, Embed, Experts, StepProgram
