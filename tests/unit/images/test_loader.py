@@ -174,6 +174,8 @@ async def test_an_image_that_the_encoder_has_no_room_for_is_refused() -> None:
 
 async def test_files_and_fetched_images_go_the_same_way(tmp_path: Path) -> None:
     class Fetcher:
+        total_s = 10.0
+
         async def fetch(self, url: str) -> ImageBytes:
             return ImageBytes(png(seed=5), "image/png")
 
@@ -211,6 +213,53 @@ async def test_what_waits_for_a_thread_is_bounded() -> None:
         assert not isinstance(outcome, BaseException)
         outcome.close()
     (await one_loader.load(sources(url))).close()  # the bound counts what waits now
+
+
+async def test_the_number_of_images_that_wait_is_bounded_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few characters can name many pixels."""
+    monkeypatch.setattr("hearth.engine.images.loader.IMAGES_AT_ONCE", 2)
+    one_loader = loader(media=MediaConfig(limit_images=3))
+    urls = [data_url(png(seed=i)) for i in range(3)]
+    loads = [asyncio.ensure_future(one_loader.load(sources(*urls[:n]))) for n in (2, 2, 1)]
+    outcomes = await asyncio.gather(*loads, return_exceptions=True)
+    assert [isinstance(outcome, OverloadedError) for outcome in outcomes] == [False, True, False]
+    assert str(outcomes[1]).startswith("2 images of all requests are being read or wait for it")
+    for outcome in (outcomes[0], outcomes[2]):
+        assert not isinstance(outcome, BaseException)
+        outcome.close()
+    (await one_loader.load(sources(*urls))).close()  # as many as one request may have
+
+
+async def test_few_images_are_fetched_at_a_time_and_nobody_waits_for_ever() -> None:
+    class Fetcher:
+        total_s = 0.05
+
+        def __init__(self) -> None:
+            self.gate, self.is_full = asyncio.Event(), asyncio.Event()
+            self.asked: list[str] = []
+
+        async def fetch(self, url: str) -> ImageBytes:
+            self.asked.append(url)
+            if len(self.asked) == 4:
+                self.is_full.set()
+            await self.gate.wait()
+            return ImageBytes(png(), "image/png")
+
+    fetcher: Any = Fetcher()
+    one_loader = loader(fetcher=fetcher)
+    urls = [f"https://host/{i}.png" for i in range(5)]
+    first = asyncio.ensure_future(one_loader.load(sources(*urls[:4])))
+    async with asyncio.timeout(30):
+        await fetcher.is_full.wait()
+        with pytest.raises(OverloadedError, match="4 other images are being fetched"):
+            await one_loader.load(sources(urls[4]))
+        assert fetcher.asked == urls[:4]
+        fetcher.gate.set()
+        (await first).close()
+        (await one_loader.load(sources(urls[4]))).close()
+    assert one_loader.store.num_bytes == 0
 
 
 async def test_few_images_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +300,35 @@ async def test_large_images_are_decoded_one_by_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(decode, "decode_rgb", watched)
     monkeypatch.setattr(decode, "SMALL_BYTES", 0)
     (await one_loader.load(sources(*[data_url(png(seed=i)) for i in range(6)]))).close()
+
+
+async def test_small_images_do_not_wait_behind_large_ones_whose_number_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+    plain = decode.decode_rgb
+
+    def watched(header: decode.ImageHeader) -> Image.Image:
+        assert header.size.width < 500 or gate.wait(60)
+        return plain(header)
+
+    monkeypatch.setattr(decode, "decode_rgb", watched)
+    monkeypatch.setattr("hearth.engine.images.loader.LARGE_AT_ONCE", 3)
+    small = decode.read_header(png(400, 400)).needed_bytes(Size(224, 224))
+    monkeypatch.setattr(decode, "SMALL_BYTES", small)
+    one_loader = loader(media=MediaConfig(limit_images=3))
+    urls = [data_url(png(500, 500, seed=i)) for i in range(4)]
+    large = asyncio.ensure_future(one_loader.load(sources(*urls[:3])))
+    async with asyncio.timeout(30):
+        for seed in range(4):
+            (await one_loader.load(sources(data_url(png(400, 400, seed=seed))))).close()
+        with pytest.raises(OverloadedError, match="3 large images of all requests"):
+            await one_loader.load(sources(urls[3]))
+        assert not large.done()
+        gate.set()
+        (await large).close()
+        (await one_loader.load(sources(urls[3]))).close()
+    assert one_loader.store.num_bytes == 0
 
 
 async def test_a_large_image_is_decoded_only_where_there_is_memory(

@@ -75,7 +75,7 @@ class MediaFetcher:
         """`resolve` and `transport` take the network's place in tests."""
         self._media = media
         self._max_bytes = max_bytes
-        self._total_s = total_s
+        self.total_s = total_s
         self._resolve = resolve
         self._transport = transport
         self._tls: ssl.SSLContext | None = None
@@ -91,11 +91,11 @@ class MediaFetcher:
                 "--allowed-media-domains HOST",
             )
         try:
-            async with asyncio.timeout(self._total_s):
+            async with asyncio.timeout(self.total_s):
                 return await self._follow(url)
         except TimeoutError as error:
             raise RequestError(
-                f"the image did not come within {self._total_s:g} s", hint="send it as a data: URL"
+                f"the image did not come within {self.total_s:g} s", hint="send it as a data: URL"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             why = str(error)[:200] or type(error).__name__
@@ -196,7 +196,7 @@ class MediaFetcher:
             self._tls = httpx.create_ssl_context(trust_env=False)
         return httpx.AsyncClient(
             headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": _AGENT},
-            timeout=self._total_s,
+            timeout=self.total_s,
             transport=self._transport,
             verify=self._tls,
             trust_env=False,

@@ -1,10 +1,12 @@
 """The images of a request: found, decoded, resized and kept, off the event loop.
 
-    ImageSource ─ fetch or read ─ header ─ reserve ─ decode ─ resize ─ digest ─ keep ─▶ LoadedImage
+    ImageSource ─ fetch, read ─ header ─┬▶ reserve ─ decode ─ resize ─ digest ─ keep ─▶ LoadedImage
+                                        └─ large: in a thread of its own ─▲
 
-Two threads decode at a time, and of large images one: what is decoded at once is bounded, and so
-is what is kept (`PixelStore`) and what is fetched. What is known from a file's header is checked
-before any pixel is decoded. Equal images of one request are kept once.
+Two threads read and decode, and one more takes large images, so that none of these stands in the
+way of a screenshot. What is decoded at once is therefore bounded, and so is what waits for it, what
+is kept (`PixelStore`) and what is fetched. What is known from a file's header is checked before any
+pixel is decoded. Equal images of one request are kept once.
 
 Errors name the part that they are about. Whoever gets a LoadedImages closes it, once the last of
 the request's sequences has ended.
@@ -17,8 +19,7 @@ import contextlib
 import hashlib
 import re
 import struct
-import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,10 @@ DECODE_THREADS = 2
 FETCHES_AT_ONCE = 4  # each with up to `max_bytes` in memory
 # URLs of so many full bodies may wait for a thread, as many as are read at a time.
 LOADS_AT_ONCE = 8
+# What waits is bounded in number, too: 38 bytes can hold 16 million pixels. Where a request may
+# have more images than that, as many as one has.
+IMAGES_AT_ONCE = 128
+LARGE_AT_ONCE = 8
 _NUM_CHANNELS = 3
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]+/[a-z0-9.+-]*")
 
@@ -57,6 +62,21 @@ class LoadedImage:
     grid_width: int
     num_tokens: int
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An image whose header was read: what it is resized to, and by which processor."""
+
+    header: decode.ImageHeader
+    size: Size
+    spec: ImageProcessorSpec
+    media_type: str
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of memory while it is decoded and resized, at most."""
+        return self.header.needed_bytes(self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +111,15 @@ class ImageLoader:
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._max_chars = LOADS_AT_ONCE * max_bytes
+        self._max_images = max(IMAGES_AT_ONCE, media.limit_images)
+        self._max_large = max(LARGE_AT_ONCE, media.limit_images)
         self._num_chars = 0  # of URLs that are being loaded
+        self._num_images = 0  # that are being loaded, of which so many are large:
+        self._num_large = 0
         self._fetcher = fetcher or MediaFetcher(media, max_bytes)
         self._fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._threads = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="hearth-image")
-        self._large = threading.Lock()
+        self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="hearth-image-large")
 
     async def load(self, sources: Sequence[ImageSource]) -> LoadedImages:
         """Loads them side by side; all or none.
@@ -103,6 +127,8 @@ class ImageLoader:
         Raises RequestError, with the place of the image as `param`, and OverloadedError.
         """
         num_chars = sum(len(source.url) for source in sources)
+        if self._num_images + len(sources) > self._max_images:
+            raise _too_many(self._num_images, self._max_images, "images")
         if self._num_chars and self._num_chars + num_chars > self._max_chars:
             raise OverloadedError(
                 f"images that wait to be read have {format_bytes(self._num_chars)} of text, "
@@ -110,14 +136,17 @@ class ImageLoader:
                 hint="retry later",
             )
         self._num_chars += num_chars
+        self._num_images += len(sources)
         try:
             return await self._load_all(sources)
         finally:
             self._num_chars -= num_chars
+            self._num_images -= len(sources)
 
     def close(self) -> None:
         """Ends the threads, after what they are doing."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._large_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _load_all(self, sources: Sequence[ImageSource]) -> LoadedImages:
         tasks: dict[tuple[str, bool], asyncio.Task[LoadedImage]] = {}
@@ -139,47 +168,85 @@ class ImageLoader:
         return LoadedImages(tuple(_shared(loaded)))
 
     async def _load(self, source: ImageSource) -> LoadedImage:
-        """One image. Raises RequestError that names it."""
-        loop = asyncio.get_running_loop()
+        """One image. Raises RequestError that names it, OverloadedError."""
         try:
             scheme = scheme_of(source.url)
             if scheme not in ("http", "https"):
-                return await loop.run_in_executor(self._threads, self._read, source, scheme)
-            async with self._fetches:
-                found = await self._fetcher.fetch(source.url)
-                return await loop.run_in_executor(self._threads, self._decode, source, found, False)
+                return await self._decoded(source, scheme, None)
+            async with self._fetched(source.url) as found:
+                return await self._decoded(source, scheme, found)
         except RequestError as error:
             raise RequestError(
                 f"{source.where}: {error.message}", hint=error.hint, param=source.where
             ) from error
 
-    def _read(self, source: ImageSource, scheme: str) -> LoadedImage:
-        """In a thread: what a data: or file: URL names."""
-        if scheme == "data":
-            return self._decode(source, read_data_url(source.url), True)
-        path = self.media.allowed_local_path
-        found = read_file_url(source.url, path, self._max_bytes)
-        return self._decode(source, found, False)
+    @contextlib.asynccontextmanager
+    async def _fetched(self, url: str) -> AsyncIterator[ImageBytes]:
+        """What an http or https URL gives; few are in memory at a time, until they are decoded."""
+        try:
+            async with asyncio.timeout(self._fetcher.total_s):
+                await self._fetches.acquire()
+        except TimeoutError as error:
+            raise OverloadedError(
+                f"{FETCHES_AT_ONCE} other images are being fetched, the limit, and none of them "
+                f"ended within {self._fetcher.total_s:g} s",
+                hint="retry later, or send data: URLs",
+            ) from error
+        try:
+            yield await self._fetcher.fetch(url)
+        finally:
+            self._fetches.release()
 
-    def _decode(self, source: ImageSource, found: ImageBytes, may_quote: bool) -> LoadedImage:
-        """In a thread: from the file's bytes to what the engine reads."""
+    async def _decoded(
+        self, source: ImageSource, scheme: str, fetched: ImageBytes | None
+    ) -> LoadedImage:
+        """In threads: from what was fetched or what a URL holds to what the engine reads."""
+        loop = asyncio.get_running_loop()
+        begun = await loop.run_in_executor(self._threads, self._begin, source, scheme, fetched)
+        if isinstance(begun, LoadedImage):
+            return begun
+        if self._num_large >= self._max_large:
+            raise _too_many(self._num_large, self._max_large, "large images")
+        self._num_large += 1
+        try:
+            return await loop.run_in_executor(self._large_thread, self._finish, begun)
+        finally:
+            self._num_large -= 1
+
+    def _begin(
+        self, source: ImageSource, scheme: str, fetched: ImageBytes | None
+    ) -> LoadedImage | _Opened:
+        """All of it, or no more than the header where the image is large."""
+        opened = self._open(source, self._read(source, scheme) if fetched is None else fetched)
+        return opened if opened.needed_bytes > decode.SMALL_BYTES else self._finish(opened)
+
+    def _read(self, source: ImageSource, scheme: str) -> ImageBytes:
+        """What a data: or file: URL names."""
+        if scheme == "data":
+            return read_data_url(source.url)
+        return read_file_url(source.url, self.media.allowed_local_path, self._max_bytes)
+
+    def _open(self, source: ImageSource, found: ImageBytes) -> _Opened:
+        """Looks at the header; only what came with the request itself is quoted."""
+        may_quote = source.url[:5].lower() == "data:"
         header = decode.read_header(found.data, max_pixels=self._max_pixels, may_quote=may_quote)
         spec = self.info.processor
         if source.is_low_detail:
             spec = low_detail(spec)
         # Turning an image by its EXIF exchanges the sides, which changes neither bound.
-        size = self._checked_size(header.size, spec)
-        num_bytes = size.num_pixels * _NUM_CHANNELS
+        return _Opened(header, self._checked_size(header.size, spec), spec, found.media_type)
+
+    def _finish(self, opened: _Opened) -> LoadedImage:
+        """Decodes, resizes and keeps. Raises RequestError, OverloadedError."""
+        header, spec = opened.header, opened.spec
+        num_bytes = opened.size.num_pixels * _NUM_CHANNELS
         self.store.reserve(num_bytes)
         try:
-            needed = header.needed_bytes(size)
-            is_large = needed > decode.SMALL_BYTES
-            with self._large if is_large else contextlib.nullcontext():
-                if is_large:
-                    _check_memory(header.size, needed)
-                rgb = decode.decode_rgb(header)
-                size = resized_size(decode.size_of(rgb), spec)
-                pixels = decode.resized_pixels(rgb, size)
+            if opened.needed_bytes > decode.SMALL_BYTES:
+                _check_memory(header.size, opened.needed_bytes)
+            rgb = decode.decode_rgb(header)
+            size = resized_size(decode.size_of(rgb), spec)
+            pixels = decode.resized_pixels(rgb, size)
             assert len(pixels) == num_bytes, "an image turned on its side has another size"
             image = self._kept(pixels, size, spec)
         except BaseException as error:
@@ -189,7 +256,7 @@ class ImageLoader:
                     f"an image of {header.size} pixels finds no memory", hint="retry later"
                 ) from error
             raise
-        return replace(image, notes=_notes(header, found.media_type))
+        return replace(image, notes=_notes(header, opened.media_type))
 
     def _checked_size(self, size: Size, spec: ImageProcessorSpec) -> Size:
         """The size to resize to. Raises RequestError where the encoder has no room for it."""
@@ -209,6 +276,13 @@ class ImageLoader:
         digest = digest_of(grid_height, grid_width, pixels)
         file = self.store.keep(digest, pixels)
         return LoadedImage(file, digest, grid_height, grid_width, num_tokens_of(size, spec))
+
+
+def _too_many(count: int, limit: int, what: str) -> OverloadedError:
+    return OverloadedError(
+        f"{count} {what} of all requests are being read or wait for it, permitted are {limit}",
+        hint="retry later",
+    )
 
 
 def _check_memory(size: Size, needed: int) -> None:
