@@ -39,6 +39,17 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 # A coordinate's first digit decides, its last one hardly matters.
 DIGIT_WEIGHTS = {1: (0.3,), 2: (1.0, 0.2), 3: (2.0, 1.0, 0.2)}
+# How often a step of an episode is taken: questions teach where things are, and taps with them;
+# what is rare in an episode, and what depends on its history, needs more.
+STEP_WEIGHTS = {
+    "Tap": 1.0,
+    "Launch": 1.0,
+    "Home": 2.0,
+    "Finish": 2.0,
+    "Swipe": 4.0,
+    "Type": 4.0,
+    "Back": 4.0,
+}
 POOL_EXAMPLES = 128
 LENGTH_STEP = 16
 NAMES = (*ALL_NAMES, *QUERIES.values())
@@ -132,9 +143,7 @@ class BatchMaker:
                 yield question_example(rng)
             else:
                 steps = step_examples(rng)
-                # Taps have the most to learn.
-                weights = [3.0 if one.target else 1.0 for one in steps]
-                yield rng.choices(steps, weights=weights)[0]
+                yield rng.choices(steps, weights=[STEP_WEIGHTS[one.kind] for one in steps])[0]
 
     def _groups(self, pool: list[Example], batch_size: int) -> list[list[Example]]:
         """Examples of one image size together, of similar length."""

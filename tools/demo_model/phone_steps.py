@@ -66,13 +66,15 @@ class Example:
     """A screen and the text of a conversation about it.
 
     `is_dense`: every answer counts in the loss, not the last one alone (the others had images of
-    their own). `target`: the element that the last answer taps, or "".
+    their own). `target`: the element that the last answer taps, or "". `kind`: of its
+    action, or "".
     """
 
     screen: Screen
     text: str
     is_dense: bool
     target: str = ""
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -134,7 +136,9 @@ def examples_of(episode: Episode, rng: random.Random, *, astray_share: float) ->
         reply = reply_text(decision.thought, str(decision.action))
         screen = Screen(copied(state), episode.look, episode.width, episode.height)
         prompt = prompt_text(state.language, past, text)
-        examples.append(Example(screen, prompt + reply + END_OF_ANSWER, False, decision.target))
+        kind = type(decision.action).__name__
+        whole = prompt + reply + END_OF_ANSWER
+        examples.append(Example(screen, whole, False, decision.target, kind))
         if isinstance(decision.action, Finish):
             break
         decision = _perform(phone, decision, episode.look, astray_share, rng)
