@@ -52,27 +52,12 @@ struct Span {
   bool is_whole() const { return lo <= 0 && hi >= kTile; }
 };
 
-inline int64_t end_of(const AttendArgs& a, int query) {
-  return a.keys > 0 ? a.keys : a.position + query / a.heads + 1;
-}
-inline int64_t first_of(const AttendArgs& a, int query) {
-  if (a.keys > 0) return a.first_key;
-  return a.window > 0 ? larger(0, end_of(a, query) - a.window) : 0;
-}
 inline Span span_of(const AttendArgs& a, int query, int64_t base) {
   return {static_cast<int>(larger(0, first_of(a, query) - base)),
           static_cast<int>(smaller(kTile, end_of(a, query) - base))};
 }
 inline const float* query_of(const AttendArgs& a, int query) {
   return a.q + query / a.heads * a.ldq + query % a.heads * a.head_dim;
-}
-
-// K of the group of 16 keys with `key`; of the nearest group that any row sees where none does: its
-// scores are masked, and blocks outside may be gone.
-template <class E>
-inline const E* group_of(const AttendArgs& a, int64_t key) {
-  int64_t last = end_of(a, a.rows * a.heads - 1) - 1;
-  return key_group<E>(a, smaller(larger(key, first_of(a, 0) / kKeyGroup * kKeyGroup), last));
 }
 
 template <class O>
@@ -89,7 +74,7 @@ void copy_queries(const AttendArgs& a, const AttendState& s) {
 // scores[query][64] of the tile at `base` for Q queries, times log₂ e; lanes outside their spans
 // are −infinity.
 template <int Q, class E, class O>
-void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int query,
+void tile_scores(const AttendArgs& a, const AttendState& s, const Tile<E>& tile, int query,
                  const Span* spans) {
   using P = Products<E, O>;
   constexpr int together = kTogether<E>;
@@ -98,8 +83,7 @@ void tile_scores(const AttendArgs& a, const AttendState& s, int64_t base, int qu
     const E* k[kScoreVecs];
     unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
       int first = lane + v.value * kLanes;
-      k[v.value] =
-          group_of<E>(a, base + first / kKeyGroup * kKeyGroup) + first % kKeyGroup * together;
+      k[v.value] = tile.keys[first / kKeyGroup] + first % kKeyGroup * together;
     });
     Vec acc[Q][kScoreVecs];
     unroll<Q * kScoreVecs>(
@@ -162,13 +146,13 @@ inline void tile_weights(const AttendState& s, int query, Span span) {
 
 // segment[query] += weights · V over keys first … last−1 of the tile, N vectors from `column`.
 template <int Q, int N, class E, class O>
-HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int query, int column,
-                               int64_t base, int first, int last) {
+HEARTH_INLINE void add_columns(const AttendState& s, const Tile<E>& tile, int query, int column,
+                               int first, int last) {
   using P = Products<E, O>;
   constexpr int together = kTogether<E>;
   float* sums = s.segment + query * s.padded + column;
   const O* weights = as_operands<O>(s.scores + query * kTile);
-  constexpr int row = kTile * static_cast<int>(sizeof(float) / sizeof(O));
+  constexpr int weights_row = kTile * static_cast<int>(sizeof(float) / sizeof(O));
   Vec acc[Q][N];
   unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
     constexpr int number = i.value / N, n = i.value % N;
@@ -176,7 +160,7 @@ HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int qu
   });
   auto add = [&](auto part, const auto& values, int key) HEARTH_LAMBDA {
     unroll<Q>([&](auto i) HEARTH_LAMBDA {
-      auto weight = P::template all<part.value>(weights + i.value * row + key);
+      auto weight = P::template all<part.value>(weights + i.value * weights_row + key);
       unroll<N>([&](auto n) HEARTH_LAMBDA {
         acc[i.value][n.value] = P::add(acc[i.value][n.value], values[n.value], weight);
       });
@@ -193,7 +177,8 @@ HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int qu
   };
   for (int key = first / together * together; key < last;) {
     int end = static_cast<int>(smaller(last, key + kKeyGroup - key % kKeyGroup));
-    const E* v = values_of<E>(a, base + key, s.padded, column);
+    int row = key % kKeyGroup / together;
+    const E* v = tile.values[key / kKeyGroup] + (row * s.padded + column) * together;
     auto next = [&]() HEARTH_LAMBDA { key += together, v += s.padded * together; };
     if (key < first) {
       add_one(Index<together - 1>{}, v, key);
@@ -219,17 +204,16 @@ HEARTH_INLINE void add_columns(const AttendArgs& a, const AttendState& s, int qu
 }
 
 template <int Q, class E, class O>
-void add_values(const AttendArgs& a, const AttendState& s, int query, int64_t base, int first,
-                int last) {
+void add_values(const AttendState& s, const Tile<E>& tile, int query, int first, int last) {
   if (first >= last) return;
   constexpr int most = Q <= 2 && kAttendSums / Q >= 8 ? 8 : 4;
   int column = 0;
   for (; column + most * kLanes <= s.padded; column += most * kLanes)
-    add_columns<Q, most, E, O>(a, s, query, column, base, first, last);
+    add_columns<Q, most, E, O>(s, tile, query, column, first, last);
   for (; column + 2 * kLanes <= s.padded; column += 2 * kLanes)
-    add_columns<Q, 2, E, O>(a, s, query, column, base, first, last);
+    add_columns<Q, 2, E, O>(s, tile, query, column, first, last);
   for (; column < s.padded; column += kLanes)
-    add_columns<Q, 1, E, O>(a, s, query, column, base, first, last);
+    add_columns<Q, 1, E, O>(s, tile, query, column, first, last);
 }
 
 // One tile for Q neighbouring queries. The keys that all of them see are added for all at once;
@@ -237,10 +221,10 @@ void add_values(const AttendArgs& a, const AttendState& s, int query, int64_t ba
 // that a query does not see is not even multiplied by zero, since it may be anybody's. Keys that
 // lie together stay together, whoever else is there.
 template <int Q, class E, class O>
-void attend_tile(const AttendArgs& a, const AttendState& s, int64_t base, int query) {
+void attend_tile(const AttendArgs& a, const AttendState& s, const Tile<E>& tile, int query) {
   Span spans[Q];
-  for (int i = 0; i < Q; i++) spans[i] = span_of(a, query + i, base);
-  tile_scores<Q, E, O>(a, s, base, query, spans);
+  for (int i = 0; i < Q; i++) spans[i] = span_of(a, query + i, tile.base);
+  tile_scores<Q, E, O>(a, s, tile, query, spans);
   int lo = 0, hi = kTile;
   for (int i = 0; i < Q; i++) {
     lo = spans[i].lo > lo ? spans[i].lo : lo;
@@ -251,17 +235,18 @@ void attend_tile(const AttendArgs& a, const AttendState& s, int64_t base, int qu
   hi = hi / kTogether<E> * kTogether<E>;
   hi = hi < lo ? lo : hi;
   for (int i = 0; i < Q; i++)
-    add_values<1, E, O>(a, s, query + i, base, spans[i].lo, spans[i].hi < lo ? spans[i].hi : lo);
-  add_values<Q, E, O>(a, s, query, base, lo, hi);
+    add_values<1, E, O>(s, tile, query + i, spans[i].lo, spans[i].hi < lo ? spans[i].hi : lo);
+  add_values<Q, E, O>(s, tile, query, lo, hi);
   for (int i = 0; i < Q; i++)
-    add_values<1, E, O>(a, s, query + i, base, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
+    add_values<1, E, O>(s, tile, query + i, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
 }
 
 template <int Q, class E, class O>
-void attend_rest(const AttendArgs& a, const AttendState& s, int64_t base, int query, int last) {
+void attend_rest(const AttendArgs& a, const AttendState& s, const Tile<E>& tile, int query,
+                 int last) {
   if constexpr (Q > 0) {
-    if (last - query == Q) return attend_tile<Q, E, O>(a, s, base, query);
-    attend_rest<Q - 1, E, O>(a, s, base, query, last);
+    if (last - query == Q) return attend_tile<Q, E, O>(a, s, tile, query);
+    attend_rest<Q - 1, E, O>(a, s, tile, query, last);
   }
 }
 
@@ -296,11 +281,12 @@ template <class E, class O>
 void attend_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
   int64_t end = smaller(begin + kSegment, end_of(a, a.rows * a.heads - 1));
   for (int64_t base = larger(begin, first_of(a, 0) / kTile * kTile); base < end; base += kTile) {
+    Tile<E> tile(a, base, s.padded);
     int query, last;
     seeing(a, base, base + kTile, query, last);
     for (; query + kMostQueries <= last; query += kMostQueries)
-      attend_tile<kMostQueries, E, O>(a, s, base, query);
-    attend_rest<kMostQueries - 1, E, O>(a, s, base, query, last);
+      attend_tile<kMostQueries, E, O>(a, s, tile, query);
+    attend_rest<kMostQueries - 1, E, O>(a, s, tile, query, last);
   }
 }
 

@@ -124,11 +124,38 @@ inline const E* key_group(const AttendArgs& a, int64_t key) {
          key % a.block_size / kKeyGroup * (rows * kKeyGroup);
 }
 
-// V of `key` and of those that lie together with it, from `column` on.
+// V of `key` and of those that lie together with it.
 template <class E>
-inline const E* values_of(const AttendArgs& a, int64_t key, int padded, int column) {
+inline const E* values_of(const AttendArgs& a, int64_t key, int padded) {
   return reinterpret_cast<const E*>(key_part(a, key) + a.value_offset) +
-         (key % a.block_size / kTogether<E> * padded + column) * kTogether<E>;
+         key % a.block_size / kTogether<E> * padded * kTogether<E>;
 }
+
+// The keys that a query sees: first_of … end_of − 1.
+inline int64_t end_of(const AttendArgs& a, int query) {
+  return a.keys > 0 ? a.keys : a.position + query / a.heads + 1;
+}
+inline int64_t first_of(const AttendArgs& a, int query) {
+  if (a.keys > 0) return a.first_key;
+  return a.window > 0 ? larger(0, end_of(a, query) - a.window) : 0;
+}
+
+// Where the keys of a tile lie, by groups of 16; of a group that no row sees, where the nearest one
+// lies that a row does: its scores are masked, and blocks outside may be gone.
+template <class E>
+struct Tile {
+  int64_t base;
+  const E* keys[kTile / kKeyGroup];
+  const E* values[kTile / kKeyGroup];
+
+  Tile(const AttendArgs& a, int64_t base, int padded) : base(base) {
+    int64_t first = first_of(a, 0), last = end_of(a, a.rows * a.heads - 1) - 1;
+    for (int g = 0; g < kTile / kKeyGroup; g++) {
+      int64_t key = smaller(larger(base + g * kKeyGroup, first), last) / kKeyGroup * kKeyGroup;
+      keys[g] = key_group<E>(a, key);
+      values[g] = values_of<E>(a, key, padded);
+    }
+  }
+};
 
 }  // namespace
