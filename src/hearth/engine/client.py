@@ -200,12 +200,12 @@ class EngineClient(asyncio.Protocol):
             handle._alarm = loop.call_later(left_s, self._expire, request_id)
         return handle
 
-    def check_room(self) -> None:
-        """Raises OverloadedError when a request would be refused now; costs next to nothing."""
+    def check_room(self, num_more: int = 0) -> None:
+        """Raises OverloadedError when a request would be refused after `num_more`; costs little."""
         scheduler = self.config.scheduler
         bound = scheduler.max_num_seqs + scheduler.max_queued_requests
         # Counted with those that the engine has not let go of: its own bound is never reached.
-        if len(self._running) + len(self._cancelled) >= bound:
+        if len(self._running) + len(self._cancelled) + num_more >= bound:
             raise OverloadedError(
                 f"{bound} requests are running or queued, the limit (max_num_seqs "
                 f"{scheduler.max_num_seqs} + max_queued_requests {scheduler.max_queued_requests})",

@@ -30,6 +30,7 @@ from hearth.serve.http.models import models_router
 from hearth.serve.http.schemas import ChatCompletionRequest
 from hearth.serve.http.tokens import tokens_router
 from hearth.serve.model import ServedModel
+from hearth.serve.pipeline import Room
 
 if TYPE_CHECKING:
     from hearth.engine.images.loader import ImageLoader
@@ -58,8 +59,9 @@ def create_app(
     """
     app = FastAPI(title="hearth", version=__version__, docs_url=None, redoc_url=None)
     loader = _image_loader(model, media, max_body_bytes)
-    chat = ChatService(engine, model, request_timeout_s=request_timeout_s, loader=loader)
-    completion = CompletionService(engine, model, request_timeout_s=request_timeout_s)
+    room = Room(engine)
+    chat = ChatService(engine, model, request_timeout_s=request_timeout_s, room=room, loader=loader)
+    completion = CompletionService(engine, model, request_timeout_s=request_timeout_s, room=room)
     bodies = Bodies(max_body_bytes)
     routers = (
         chat_router(chat, bodies),

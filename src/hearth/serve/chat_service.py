@@ -16,7 +16,7 @@ from hearth.engine.images.sources import ImageSource
 from hearth.serve.engine_port import EnginePort
 from hearth.serve.image_prompts import ChatPrompt, placed
 from hearth.serve.model import ServedModel
-from hearth.serve.pipeline import Call, Pipeline
+from hearth.serve.pipeline import Call, Pipeline, Room
 from hearth.serve.reasoning import OPEN, ends_inside
 from hearth.serve.running_answer import Job
 
@@ -58,9 +58,10 @@ class ChatService(Pipeline):
         model: ServedModel,
         *,
         request_timeout_s: float = 0.0,
+        room: Room | None = None,
         loader: ImageLoader | None = None,
     ) -> None:
-        super().__init__(engine, model, request_timeout_s=request_timeout_s)
+        super().__init__(engine, model, request_timeout_s=request_timeout_s, room=room)
         self._loader = loader
 
     @property
@@ -73,7 +74,10 @@ class ChatService(Pipeline):
 
         Raises RequestError and its kinds, OverloadedError.
         """
-        self.engine.check_room()
+        with self.room.place(call.n):
+            return await self._prepare(call)
+
+    async def _prepare(self, call: ChatCall) -> Job:
         self.model.resolve_name(call.model)  # before the work on what may be a long prompt
         if call.images and call.truncate_prompt_tokens is not None:
             raise RequestError(

@@ -53,7 +53,10 @@ class CompletionService(Pipeline):
 
     async def prepare(self, call: CompletionCall) -> CompletionJob:
         """Encodes and checks every prompt. Raises RequestError and its kinds, OverloadedError."""
-        self.engine.check_room()
+        with self.room.place(call.n * len(call.prompts)):
+            return await self._prepare(call)
+
+    async def _prepare(self, call: CompletionCall) -> CompletionJob:
         model_name = self.model.resolve_name(call.model)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         bad_words = await self.words_of(call)

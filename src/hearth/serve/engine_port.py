@@ -35,8 +35,11 @@ class EnginePort(Protocol):
         """
         ...
 
-    def check_room(self) -> None:
-        """Raises OverloadedError when `submit` would, before any work is done for a request."""
+    def check_room(self, num_more: int = 0) -> None:
+        """Raises OverloadedError when `submit` would after `num_more` requests that come before.
+
+        For before any work is done for a request.
+        """
         ...
 
     def cancel(self, request_id: str) -> None:

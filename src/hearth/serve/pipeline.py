@@ -10,8 +10,9 @@ is `running_answer`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from hearth.core.errors import ContextOverflowError, RequestError
@@ -45,6 +46,28 @@ class Call:
     truncate_prompt_tokens: int | None = None  # keep so many of the last; −1: as many as fit
 
 
+class Room:
+    """The engine's places, with those that requests will need which are being prepared.
+
+    Preparing takes seconds where images are loaded; without this, any number of requests could be
+    in it. One for all services of an engine.
+    """
+
+    def __init__(self, engine: EnginePort) -> None:
+        self._engine = engine
+        self._num_preparing = 0
+
+    @contextlib.contextmanager
+    def place(self, num_choices: int = 1) -> Iterator[None]:
+        """A place while a request is prepared. Raises OverloadedError where there is none."""
+        self._engine.check_room(self._num_preparing)
+        self._num_preparing += num_choices
+        try:
+            yield
+        finally:
+            self._num_preparing -= num_choices
+
+
 class Pipeline:
     """Checks and submits requests to one engine; the services for prompts build on it.
 
@@ -55,11 +78,17 @@ class Pipeline:
     prompt_param = "prompt"
 
     def __init__(
-        self, engine: EnginePort, model: ServedModel, *, request_timeout_s: float = 0.0
+        self,
+        engine: EnginePort,
+        model: ServedModel,
+        *,
+        request_timeout_s: float = 0.0,
+        room: Room | None = None,
     ) -> None:
         self.engine = engine
         self.model = model
         self.request_timeout_s = request_timeout_s
+        self.room = room or Room(engine)
         self.image_token = _image_token(model)
 
     def submit(self, job: Job) -> RunningAnswer:
@@ -105,7 +134,7 @@ class Pipeline:
             ),
             stop_token_ids=stops,
             priority=call.priority,
-            deadline=self._deadline(call),
+            deadline=self.deadline_of(call),
             images=() if images is None else images.inputs,
         )
         self._check_min_tokens(request)
@@ -134,8 +163,8 @@ class Pipeline:
     def _eos(self) -> frozenset[int]:
         return self.model.stop_token_ids
 
-    def _deadline(self, call: Call) -> float:
-        """The earlier of the client's and the server's; 0: none."""
+    def deadline_of(self, call: Call) -> float:
+        """The earlier of the client's and the server's, as time.monotonic has it; 0: none."""
         limits = (call.timeout_s or 0.0, self.request_timeout_s)
         timeout_s = min((limit for limit in limits if limit), default=0.0)
         return call.arrived + timeout_s if timeout_s else 0.0

@@ -69,6 +69,7 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.running: set[str] = set()
         self.num_cached = 0
+        self.max_requests = 10_000
         self.exit_code = 0
         self._died: asyncio.Future[int] | None = None
 
@@ -89,9 +90,11 @@ class FakeEngine:
         self.running.add(request.request_id)
         return self._events(request)
 
-    def check_room(self) -> None:
+    def check_room(self, num_more: int = 0) -> None:
         if isinstance(self.submit_error, OverloadedError):
             raise self.submit_error
+        if len(self.running) + num_more >= self.max_requests:
+            raise OverloadedError(f"{self.max_requests} requests run")
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)

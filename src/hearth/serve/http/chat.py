@@ -27,6 +27,7 @@ from hearth.serve.http.chat_fields import call_of, notices_of, truncation_notice
 from hearth.serve.http.deadlines import (
     DEADLINE_RESPONSE,
     error_event,
+    prepared,
     whole_response,
     with_timeout,
 )
@@ -40,10 +41,11 @@ from hearth.serve.http.schemas import (
     NoticeBody,
 )
 from hearth.serve.http.sse import DONE, EventStream
+from hearth.serve.model import ServedModel
 from hearth.serve.notices import log_notices
 from hearth.serve.prompt_scores import PromptScores
 from hearth.serve.reasoning import ReasoningSplitter, Split, split_reasoning
-from hearth.serve.running_answer import Delta, RunningAnswer
+from hearth.serve.running_answer import Delta, Job, RunningAnswer
 
 EXAMPLE = {"messages": [{"role": "user", "content": "What is hearth?"}]}
 
@@ -111,22 +113,10 @@ def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
     async def create(request: Request) -> Response:
         body = await bodies.read(request, ChatCompletionRequest)
         call = with_timeout(call_of(body, takes_images=service.takes_images), request, body)
-        job = await service.prepare(call)
-        notices = [*notices_of(body), *truncation_notices(job.num_truncated)]
-        notices += job.images.notices if job.images else ()
-        log_notices(job.request.request_id, notices)
-        shows_usage = bool(body.stream_options and body.stream_options.include_usage)
-        answer = _ChatAnswer(
-            request_id=job.request.request_id,
-            kind="chat.completion.chunk",
-            created=int(time.time()),
-            model=job.model_name,
-            notices=notices,
-            shows_usage=shows_usage,
-            tokenizer=service.model.text.tokenizer,
-            wants_logprobs=job.request.sampling.num_logprobs >= 0,
-            separates_reasoning=service.model.separates_reasoning,
-        )
+        job = await prepared(request, service.prepare(call), service.deadline_of(call))
+        if isinstance(job, Response):
+            return job
+        answer = _answer_of(body, job, service.model)
         chat = service.submit(job)
         is_stream = body.stream
         del body, call  # an answer may run for long, and images as base64 have megabytes
@@ -135,6 +125,23 @@ def chat_router(service: ChatService, bodies: Bodies) -> APIRouter:
         return await whole_response(request, _complete(answer, chat), chat)
 
     return router
+
+
+def _answer_of(body: ChatCompletionRequest, job: Job, model: ServedModel) -> _ChatAnswer:
+    notices = [*notices_of(body), *truncation_notices(job.num_truncated)]
+    notices += job.images.notices if job.images else ()
+    log_notices(job.request.request_id, notices)
+    return _ChatAnswer(
+        request_id=job.request.request_id,
+        kind="chat.completion.chunk",
+        created=int(time.time()),
+        model=job.model_name,
+        notices=notices,
+        shows_usage=bool(body.stream_options and body.stream_options.include_usage),
+        tokenizer=model.text.tokenizer,
+        wants_logprobs=job.request.sampling.num_logprobs >= 0,
+        separates_reasoning=model.separates_reasoning,
+    )
 
 
 async def _complete(answer: _ChatAnswer, chat: RunningAnswer) -> Response:

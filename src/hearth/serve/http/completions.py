@@ -42,6 +42,7 @@ from hearth.serve.http.completion_schemas import Completion, CompletionRequest
 from hearth.serve.http.deadlines import (
     DEADLINE_RESPONSE,
     error_event,
+    prepared,
     whole_response,
     with_timeout,
 )
@@ -67,7 +68,10 @@ def completions_router(service: CompletionService, bodies: Bodies) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         body = await bodies.read(request, CompletionRequest)
-        job = await service.prepare(with_timeout(call_of(body), request, body))
+        call = with_timeout(call_of(body), request, body)
+        job = await prepared(request, service.prepare(call), service.deadline_of(call))
+        if isinstance(job, Response):
+            return job
         answer = _answer_of(body, job, service.model.text.tokenizer)
         group = service.submit_all(job)
         if body.stream:

@@ -11,7 +11,9 @@ too much would only be done again. A stream that has begun ends with the same bo
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -43,6 +45,7 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _NO_RETRY = {"X-Should-Retry": "false"}
 
 AnyCall = TypeVar("AnyCall", bound=Call)
+Prepared = TypeVar("Prepared")
 
 
 class Work(Protocol):
@@ -65,8 +68,24 @@ DEADLINE_RESPONSE: dict[str, Any] = {"model": DeadlineBody}
 
 def with_timeout(call: AnyCall, request: Request, body: AnswerFields) -> AnyCall:
     """The call with the timeout that its client asks for. Raises RequestError."""
-    named = (body.timeout, _header_seconds(request))
+    named = (body.timeout, header_seconds(request))
     return replace(call, timeout_s=min((s for s in named if s is not None), default=None))
+
+
+async def prepared(
+    request: Request, work: Coroutine[Any, Any, Prepared], deadline: float
+) -> Prepared | Response:
+    """What `work` makes of a request before it runs, or the response in its place.
+
+    `deadline`: as `Pipeline.deadline_of` has it. The work is cancelled when the client goes away,
+    and when the time is over. Raises what `work` raises.
+    """
+    try:
+        return await until_gone(receive_of(request), _in_time(work, deadline))
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except DeadlineExceededError as error:
+        return _late_response(error, Usage(0, 0, 0))
 
 
 async def whole_response(
@@ -81,8 +100,7 @@ async def whole_response(
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     except DeadlineExceededError as error:
-        body = _body(error, work.usage)
-        return JSONResponse(body, status_code=error.http_status, headers=_NO_RETRY)
+        return _late_response(error, work.usage)
     finally:
         work.close()
 
@@ -94,12 +112,31 @@ def error_event(error: HearthError, usage: Usage) -> bytes:
     return event_bytes(ErrorBody(error=error_detail(error)).model_dump())
 
 
+async def _in_time(work: Coroutine[Any, Any, Prepared], deadline: float) -> Prepared:
+    """What `work` makes. Raises DeadlineExceededError, and what `work` raises."""
+    left_s = max(0.0, deadline - time.monotonic()) if deadline else None
+    limit = asyncio.timeout(left_s)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError(
+            "the request's time was over before it was complete: its prompt was being prepared"
+        ) from error
+
+
+def _late_response(error: DeadlineExceededError, usage: Usage) -> JSONResponse:
+    return JSONResponse(_body(error, usage), status_code=error.http_status, headers=_NO_RETRY)
+
+
 def _body(error: DeadlineExceededError, usage: Usage) -> dict[str, Any]:
     return DeadlineBody(error=error_detail(error), usage=usage_body(usage)).model_dump()
 
 
-def _header_seconds(request: Request) -> float | None:
-    """What the header says. Raises RequestError where that is no permitted number."""
+def header_seconds(request: Request) -> float | None:
+    """The timeout that the header names. Raises RequestError where that is no permitted number."""
     text = request.headers.get(TIMEOUT_HEADER)
     if text is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from hearth.serve.http.completion_schemas import (
     TokenizeResponse,
     Version,
 )
+from hearth.serve.http.deadlines import DEADLINE_RESPONSE, header_seconds, prepared
+from hearth.serve.pipeline import Call
 
 # Tokens that are looked up or decoded in a thread: some 5 ms of work.
 THREAD_THRESHOLD_TOKENS = 16_384
@@ -40,14 +43,18 @@ def tokens_router(service: ChatService, bodies: Bodies) -> APIRouter:
     @router.post(
         "/tokenize",
         summary="Tokens of a text or of messages",
-        responses=error_responses(*BODY_ERRORS),
+        responses={**error_responses(*BODY_ERRORS), 504: DEADLINE_RESPONSE},
         openapi_extra=body_documentation(TokenizeRequest, _TOKENIZE_EXAMPLE),
         response_model=TokenizeResponse,
     )
     async def tokenize(request: Request) -> Response:
         body = await bodies.read(request, TokenizeRequest)
         model.resolve_name(body.model)
-        tokens = await _tokens_of(service, body)
+        call = Call(timeout_s=header_seconds(request))
+        found = await prepared(request, _tokens_of(service, body), service.deadline_of(call))
+        if isinstance(found, Response):
+            return found
+        tokens = found
         answer: dict[str, Any] = {
             "count": len(tokens),
             "max_model_len": model.max_model_len,
@@ -95,16 +102,19 @@ def _json(body: dict[str, Any]) -> Response:
 
 
 async def _tokens_of(service: ChatService, body: TokenizeRequest) -> Sequence[int]:
-    """Raises RequestError."""
+    """Raises RequestError, OverloadedError."""
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("tokenize takes prompt or messages, one of the two", param="prompt")
     if body.messages is not None:
-        prompt = await service.encode(
-            conversation_of(body.messages, takes_images=service.takes_images),
-            variables=body.chat_template_kwargs or {},
-            add_generation_prompt=body.add_generation_prompt is not False,
-            add_special_tokens=bool(body.add_special_tokens),
-        )
+        conversation = conversation_of(body.messages, takes_images=service.takes_images)
+        # Counting the tokens of texts is no work that the engine's places would have to bound.
+        with service.room.place() if conversation.images else contextlib.nullcontext():
+            prompt = await service.encode(
+                conversation,
+                variables=body.chat_template_kwargs or {},
+                add_generation_prompt=body.add_generation_prompt is not False,
+                add_special_tokens=bool(body.add_special_tokens),
+            )
         prompt.close()  # of images only the number of their tokens is wanted
         return prompt.tokens
     assert body.prompt is not None
