@@ -213,7 +213,7 @@ def test_a_running_answer_may_finish_within_the_grace_time(tmp_path: Path) -> No
             received = sock.recv(1000)
             server.popen.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + 10
-            while "for 1 running answers" not in server.stderr:
+            while "for 1 requests" not in server.stderr:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             os.kill(server.engine_pid, signal.SIGCONT)

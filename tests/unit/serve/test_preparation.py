@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from hearth.engine.client import EngineClient
 from hearth.engine.images import decode
 from hearth.serve.app import create_app
 from hearth.serve.http.deadlines import TIMEOUT_HEADER
+from hearth.serve.http.server import HttpServer, ServerOptions
+from hearth.serve.listen import bind_socket
 from hearth.serve.model import ServedModel
 
 CHATS, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
@@ -159,3 +162,22 @@ def test_the_engine_counts_those_that_come_before() -> None:
     client.check_room(4)
     with pytest.raises(OverloadedError, match="5 requests are running or queued"):
         client.check_room(5)
+
+
+async def test_a_server_that_is_told_to_end_waits_for_images_that_are_being_loaded(
+    engine: LookingEngine, model: ServedModel, gate: Gate
+) -> None:
+    with bind_socket("127.0.0.1", 0) as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        server = HttpServer(create_app(engine, model), engine, sock, ServerOptions(grace_s=30.0))
+        serving = asyncio.ensure_future(server.run())
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client, asyncio.timeout(60):
+            loading = asyncio.ensure_future(client.post(CHATS, json=CHAT))
+            await gate.reached.wait()
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)  # so long as the server may take to look
+            assert engine.is_alive
+            gate.opened.set()
+            assert (await loading).status_code == 200
+            assert await serving == 0
+    assert not engine.is_alive

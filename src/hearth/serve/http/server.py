@@ -1,6 +1,6 @@
 """Runs the HTTP server on one event loop from the engine's readiness to its end.
 
-    serving ──signal──▶ draining (nothing new is accepted, answers may finish) ──▶ ended, exit 0
+    serving ──signal──▶ draining (nothing new is accepted, requests may finish) ──▶ ended, exit 0
        │                   └──second signal, or the grace time is over──▶ answers are cut off
        └──engine dies──▶ /health says DOWN for a moment ──▶ ended, exit 6
 
@@ -42,7 +42,7 @@ class StoppableEngine(EnginePort, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """How to serve. `grace_s`: time for running answers after a signal."""
+    """How to serve. `grace_s`: time after a signal for requests that have come."""
 
     grace_s: float = 15.0
     is_debug: bool = False
@@ -125,11 +125,11 @@ class HttpServer:
     async def _drain(self) -> int:
         """Stops accepting, lets running answers finish, then ends the engine."""
         self._uvicorn.should_exit = True
-        if self._engine.num_running:
+        if num_requests := max(self._engine.num_running, len(self._uvicorn.server_state.tasks)):
             logger.warning(
-                "shutdown: waiting up to %.0f s for %d running answers; again to stop at once",
+                "shutdown: waiting up to %.0f s for %d requests; again to stop at once",
                 self._options.grace_s,
-                self._engine.num_running,
+                num_requests,
             )
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._until_idle(), self._options.grace_s)
@@ -138,9 +138,11 @@ class HttpServer:
         return 0
 
     async def _until_idle(self) -> None:
-        """Until no request runs, or a second signal came."""
-        # Polled: the engine has no event for "no request runs", and this ends the process.
-        while self._engine.num_running and not self._force.is_set():  # noqa: ASYNC110
+        """Until no request is being read, prepared or answered, or a second signal came."""
+        # Polled: the engine has no event for "no request runs", and this ends the process. Those
+        # whose images are being loaded are no requests of the engine's yet, but tasks of uvicorn's.
+        tasks = self._uvicorn.server_state.tasks
+        while (self._engine.num_running or tasks) and not self._force.is_set():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     async def _finish_answers(self) -> None:
