@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from PIL import Image
 from tests.unit.images.samples import png
 from tests.unit.serve.fake_engine import client_for
 from tests.unit.serve.image_model import LookingEngine, image_model, image_part, text_part, user
+from tests.unit.serve.leaving_client import LeavingClient
 from tests.unit.serve.test_http_errors import error_of
 
 from hearth.core.config import EngineConfig, ModelConfig, SchedulerConfig
@@ -79,26 +79,10 @@ async def client(engine: LookingEngine, model: ServedModel) -> AsyncIterator[htt
 async def test_a_client_that_goes_away_ends_the_loading_of_its_images(
     engine: LookingEngine, model: ServedModel, gate: Gate, stream: bool
 ) -> None:
-    gone, sent = asyncio.Event(), list[dict[str, Any]]()
-    body = json.dumps({**CHAT, "stream": stream}).encode()
-    inbox = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if inbox:
-            return inbox.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": CHATS, "query_string": b"", "headers": []}
-    answer = asyncio.ensure_future(create_app(engine, model)(scope, receive, send))
+    leaving = LeavingClient(create_app(engine, model), {**CHAT, "stream": stream})
     async with asyncio.timeout(30):
         await gate.reached.wait()
-        gone.set()
-        await answer
-    assert sent[0]["status"] == 499
+    await leaving.leave()
     assert engine.submitted == []
 
 
