@@ -280,7 +280,7 @@ def test_every_endpoint_documents_its_errors(server: Server) -> None:
     for path, statuses in {
         "/v1/chat/completions": answers,
         "/v1/completions": answers,
-        "/tokenize": answers - {"503", "504"},
+        "/tokenize": answers - {"503"},  # loading its images may take too long
         "/detokenize": answers - {"503", "504"},
     }.items():
         responses = document["paths"][path]["post"]["responses"]

@@ -33,7 +33,7 @@ def aims_of(finds: Finds) -> list[tuple[int, int, list[int]]]:
 
 
 def test_a_name_looks_at_its_cells_and_what_follows_it_at_the_name(trainer: Trainer) -> None:
-    trainer.maker.question_share = 0.5
+    trainer.maker.question_share = 1.0
     batch = next(trainer.maker.endless(1, 4))
     by_name, by_rest = phone_lookup._finds(trainer.model, trainer.heads, batch)
     numbers = {
