@@ -26,6 +26,7 @@ from tools.demo_model.phone_tokenizer import (
     BEGIN_OF_IMAGE,
     END_OF_ANSWER,
     IMAGE,
+    THINK,
 )
 from tools.demo_model.tokenizer import ASSISTANT, IGNORED_LABEL, token_id
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
@@ -38,17 +39,19 @@ Number = TypeVar("Number", int, float)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 # A coordinate's first digit decides, its last one hardly matters.
+# The first token of a thought says what is done.
+DECISION_WEIGHT = 3.0
 DIGIT_WEIGHTS = {1: (0.3,), 2: (1.0, 0.2), 3: (2.0, 1.0, 0.2)}
 # How often a step of an episode is taken: questions teach where things are, and taps with them;
 # what is rare in an episode, and what depends on its history, needs more.
 STEP_WEIGHTS = {
     "Tap": 1.0,
-    "Launch": 1.0,
-    "Home": 2.0,
-    "Finish": 2.0,
-    "Swipe": 4.0,
-    "Type": 4.0,
-    "Back": 4.0,
+    "Launch": 0.5,
+    "Home": 1.0,
+    "Finish": 1.0,
+    "Swipe": 1.2,
+    "Type": 1.0,
+    "Back": 2.0,
 }
 POOL_EXAMPLES = 128
 LENGTH_STEP = 16
@@ -123,6 +126,7 @@ class BatchMaker:
         self._begin = token_id(tokenizer, BEGIN_OF_IMAGE)
         self._assistant = token_id(tokenizer, ASSISTANT)
         self._end = token_id(tokenizer, END_OF_ANSWER)
+        self._think = token_id(tokenizer, THINK)
         self._digits = {token_id(tokenizer, digit) for digit in "0123456789"}
         # Of the examples, those that are questions; may change while batches are taken.
         self.question_share = 0.0
@@ -221,7 +225,10 @@ class BatchMaker:
         return ids, labels, self._weights(ids, labels)
 
     def _weights(self, ids: list[int], labels: list[int]) -> list[float]:
-        weights = [1.0] * len(ids)
+        weights = [
+            DECISION_WEIGHT if before == self._think and label == token else 1.0
+            for before, token, label in zip([-1, *ids[:-1]], ids, labels)
+        ]
         at = 0
         while at < len(ids):
             end = at

@@ -30,8 +30,9 @@ ADDED_SPECIAL = (
     END_OF_VIDEO,
     END_OF_ANSWER,
 )
+THINK = "<think>"
 FIXED_PARTS = (
-    "<think>",
+    THINK,
     "</think>",
     "<answer>",
     'do(action="Tap", element=[',

@@ -47,7 +47,6 @@ TEXT_POOL = 1500
 REPORT_STEPS = 25
 NUM_HELD_OUT_BATCHES = 6
 LONGEST_STEP_S = 20.0
-FROZEN_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ class Options:
     text_tokens: int
     learning_rate: float
     question_share: float
+    frozen_share: float
     save_minutes: float
     seed: int
     num_processes: int
@@ -118,7 +118,7 @@ def train_everything(trainer: Trainer, options: Options, rank: int) -> None:
         share = options.question_share * (1.5 - clock.progress)
         trainer.maker.question_share = share
         # Until the rest has learned to use it, its gradients would only take the lookup away.
-        trainer.freeze_lookup(clock.progress < FROZEN_SHARE)
+        trainer.freeze_lookup(clock.progress < options.frozen_share)
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             features = features_of(trainer.model, batch)
@@ -234,6 +234,9 @@ def parse_options() -> Options:
     parser.add_argument("--text-tokens", type=int, default=400, help="of each process")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--question-share", type=float, default=0.4)
+    parser.add_argument(
+        "--frozen-share", type=float, default=0.6, help="of the time, during which lookup rests"
+    )
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
@@ -249,6 +252,7 @@ def parse_options() -> Options:
         text_tokens=given.text_tokens,
         learning_rate=given.learning_rate,
         question_share=given.question_share,
+        frozen_share=given.frozen_share,
         save_minutes=given.save_minutes,
         seed=given.seed,
         num_processes=given.processes,
