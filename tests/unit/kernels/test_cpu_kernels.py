@@ -137,6 +137,38 @@ def test_attention_equals_its_definition_and_its_bits_do_not_depend_on_chunks(
     assert all(output.tobytes() == outputs[0].tobytes() for output in outputs)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "rounded"])
+@pytest.mark.parametrize("window", [0, 1, 7, 32])
+def test_what_others_left_in_a_block_is_not_even_multiplied_by_zero(
+    isa: str, storage: str, window: int
+) -> None:
+    """NaN in keys and values of the same blocks, also in the half of a pair that is not seen."""
+    heads = Heads(6, 2, 20, window=window, rounded=storage == "rounded")
+    arrays = {"table": random_rows((VOCAB, 10 * 20), 5)}
+    arrays["table"][0] = np.nan
+    kv_dtype = DType.FLOAT32 if storage == "float32" else DType.BFLOAT16
+    executor = build(
+        attention_program(VOCAB, heads), arrays, Bench(1, isa, num_blocks=8, kv_dtype=kv_dtype)
+    )
+    tokens = np.random.default_rng(6).integers(1, VOCAB, 80).tolist()
+    qkv = arrays["table"][tokens]
+    if kv_dtype is DType.BFLOAT16:
+        qkv = np.concatenate([qkv[:, : 6 * 20], to_bfloat16(qkv[:, 6 * 20 :])], axis=1)
+    expected = causal_attention(qkv, heads)
+    blocks = list(range(8))
+    for chunks in ([1, 1, 3, 12, 1, 17, 45], [80], [33, 2, 45]):
+        builder, poison = PlanBuilder(16, 8), Track([0] * 128, blocks=[*blocks])
+        executor.execute(builder.plan([Chunk(poison, 128)]))
+        track, rows = Track(tokens, blocks=[*blocks]), []
+        for size in chunks:
+            executor.execute(builder.plan([Chunk(track, size)]))
+            rows.append(executor.read_buffer(1, size))
+        errors = np.abs(np.concatenate(rows) - expected)
+        assert errors.max() < (2**-7 if heads.rounded else 1e-4)
+    executor.close()
+
+
 def test_attention_never_reads_blocks_that_lie_behind_the_window() -> None:
     heads = Heads(2, 1, 16, window=40)
     arrays = {"table": random_rows((VOCAB, 64), 5)}
