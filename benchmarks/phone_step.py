@@ -4,7 +4,7 @@
                                     [--quantize int4] [--json FILE] [-- FLAGS OF hearth serve]
 
 CONFIG_DIR holds config.json and preprocessor_config.json; weights are random, the tokenizer is the
-built-in model's with the tokens of images behind it. For each bound of pixels a server is started
+text model's with the tokens of images behind it. For each bound of pixels a server is started
 and asked about a screenshot of 1080 × 2400 with a prompt as long as the agent's, then once more
 with another screenshot (the second step, whose text is in the prefix cache).
 
@@ -33,8 +33,8 @@ import httpx
 import numpy as np
 from benchmarks.ceilings import Ceiling, Ops, running_ceilings
 from PIL import Image
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.program import Attend, EncoderProgram
 from hearth.core.spec import SlotKind
 from hearth.engine.images.resize import Size, num_tokens_of, resized_size
@@ -81,7 +81,7 @@ class Step:
 def write_model(source: Path, directory: Path) -> None:
     """The configuration with a tokenizer that goes with it."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    tokenizer = json.loads((BUILT_IN_DIR / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = json.loads((TEXT_MODEL_DIR / "tokenizer.json").read_text(encoding="utf-8"))
     first = len(tokenizer["model"]["vocab"])
     plain = tokenizer["added_tokens"][0]
     tokenizer["added_tokens"] += [

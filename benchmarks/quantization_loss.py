@@ -3,7 +3,7 @@
     python -m benchmarks.quantization_loss [MODEL --text FILE] [--only SCHEME …] [--outliers]
 
 Perplexity, KL divergence, the share of positions whose best token stays, and how far greedy
-answers stay equal. Of the built-in model: conversations of a seed that its training never saw,
+answers stay equal. Of the small text model: conversations of a seed that its training never saw,
 once over the tokens of the answers, which is what it was trained on, and once over all tokens,
 where it is unsure and small changes show more. Of another model: the text, in pieces.
 
@@ -31,8 +31,8 @@ from benchmarks.step_plans import (
 )
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.config import DEFAULT_CODES, CodesConfig
 from hearth.core.program import Linear, Norm, StepProgram
 from hearth.core.spec import DType, QuantSpec, WeightSlot
@@ -228,7 +228,7 @@ def build(
 
 
 def conversations(path: Path, count: int) -> list[Sample]:
-    """Of the built-in model's kind, with a seed that training never saw."""
+    """Of the small text model's kind, with a seed that training never saw."""
     from tools.demo_model.corpus import draw_conversations
     from tools.demo_model.tokenizer import IGNORED_LABEL, Encoder
 
@@ -351,7 +351,7 @@ def layer_errors() -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path, nargs="?", default=BUILT_IN_DIR)
+    parser.add_argument("model", type=Path, nargs="?", default=TEXT_MODEL_DIR)
     parser.add_argument("--text", type=Path, help="what another model is measured on")
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--only", default="", help="schemes whose name holds this")

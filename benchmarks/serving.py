@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.client.sse import DONE
 from hearth.client.streaming import StreamPool
 from hearth.client.wire import Target, parse_event
 from hearth.core.errors import RemoteError
 
 START_TIMEOUT_S = 120.0
-# Random weights with the built-in model's tokenizer, by millions of parameters: a prefill costs
+# Random weights with the text model's tokenizer, by millions of parameters: a prefill costs
 # something.
 DUMMIES: Mapping[str, Mapping[str, Any]] = {
     "14M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8},
@@ -79,8 +79,8 @@ def running_server(
 def _dummy_model(directory: Path, changes: Mapping[str, Any]) -> Path:
     directory.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(BUILT_IN_DIR / name, directory)
-    config = json.loads((BUILT_IN_DIR / "config.json").read_text(encoding="utf-8"))
+        shutil.copy(TEXT_MODEL_DIR / name, directory)
+    config = json.loads((TEXT_MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     heads = {
         "head_dim": 64,
         "num_attention_heads": changes["hidden_size"] // 64,

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.transcripts import ADVERSARIES, AGENTS, Transcript
 from tokenizers import Tokenizer
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.config import EngineConfig, ModelConfig, SchedulerConfig, SpeculationConfig
 from hearth.core.request import Request, SamplingParams
 from hearth.core.step import Executor, StepPlan, StepResult
@@ -31,7 +31,7 @@ from hearth.engine.engine import Engine
 from hearth.engine.speculation.drafter import NgramDrafter
 from hearth.engine.startup import start
 
-TOKENIZER = BUILT_IN_DIR / "tokenizer.json"
+TOKENIZER = TEXT_MODEL_DIR / "tokenizer.json"
 
 
 class Reciting:
@@ -93,7 +93,7 @@ class Figures:
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", nargs="?", default=str(BUILT_IN_DIR))
+    parser.add_argument("model", nargs="?", default=str(TEXT_MODEL_DIR))
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=3, help="transcripts of a kind and stream")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.server import ENDLESS, SMALL, Server, endless_model
+from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.cli.settings import BUILT_IN_DIR
 
@@ -27,9 +28,9 @@ def server(built_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def endless(built_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model with a context that no answer fills in a test's time."""
-    return endless_model(built_in, tmp_path_factory.mktemp("endless"))
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text model with a context that no answer fills in a test's time."""
+    return endless_model(TEXT_MODEL_DIR, tmp_path_factory.mktemp("endless"))
 
 
 @pytest.fixture(scope="session")

@@ -11,25 +11,25 @@ import httpx
 import pytest
 import torch
 from tests.integration.server import SMALL, Server
+from tools.demo_model import TEXT_MODEL_DIR
 from transformers import AutoModelForCausalLM, Olmo2Config
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.engine.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(
-    not (BUILT_IN_DIR / "tokenizer.json").is_file(), reason="the built-in model is not there"
+    not (TEXT_MODEL_DIR / "tokenizer.json").is_file(), reason="the built-in model is not there"
 )
 NUM_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny OLMo 2 with the built-in model's tokenizer."""
+    """A tiny OLMo 2 with the text model's tokenizer."""
     path = tmp_path_factory.mktemp("olmo2")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (BUILT_IN_DIR / name).is_file():
-            shutil.copy(BUILT_IN_DIR / name, path / name)
-    vocab_size = json.loads((BUILT_IN_DIR / "config.json").read_text())["vocab_size"]
+        if (TEXT_MODEL_DIR / name).is_file():
+            shutil.copy(TEXT_MODEL_DIR / name, path / name)
+    vocab_size = json.loads((TEXT_MODEL_DIR / "config.json").read_text())["vocab_size"]
     torch.manual_seed(3)
     config = Olmo2Config(
         vocab_size=vocab_size,

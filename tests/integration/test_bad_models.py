@@ -1,6 +1,6 @@
 """Model directories and settings that cannot be served: one clear message, no trace, an exit code.
 
-Each is the built-in model with one thing broken.
+Each is the text model with one thing broken.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from tests.integration.server import SMALL, Server, free_port, run_to_end
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core import errors
 
 pytestmark = pytest.mark.skipif(
-    not (BUILT_IN_DIR / "model.safetensors").is_file(), reason="the built-in model is not there"
+    not (TEXT_MODEL_DIR / "model.safetensors").is_file(), reason="the built-in model is not there"
 )
 WEIGHTS = "model.safetensors"
 
@@ -26,7 +26,7 @@ WEIGHTS = "model.safetensors"
 def model_dir(tmp_path: Path) -> Path:
     path = tmp_path / "model"
     path.mkdir()
-    for file in BUILT_IN_DIR.iterdir():
+    for file in TEXT_MODEL_DIR.iterdir():
         if file.is_file():
             shutil.copy(file, path / file.name)
     return path

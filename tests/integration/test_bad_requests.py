@@ -86,9 +86,9 @@ def test_the_openai_client_raises_its_own_errors(server: Server) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_a_model_of_text_refuses_images(server: Server) -> None:
+def test_a_model_of_text_refuses_images(endless_server: Server) -> None:
     content = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
-    assert "this model takes no images" in message_of(server.chat(content))
+    assert "this model takes no images" in message_of(endless_server.chat(content))
 
 
 def test_what_is_not_http_at_all(server: Server) -> None:

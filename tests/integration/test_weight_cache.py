@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tests.integration.server import SMALL, Server
 from tests.unit.models.checkpoints import LLAMA, write_config, write_safetensors
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.kernels.packed_cache import COMPLETE
 
 WIDE = 24_000  # of an MLP, so that one layer takes 74 MB: above what is worth a file
@@ -22,12 +22,12 @@ HIDDEN, HEADS = 256, 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not (BUILT_IN_DIR / "tokenizer.json").is_file():
+    if not (TEXT_MODEL_DIR / "tokenizer.json").is_file():
         pytest.skip("the built-in model is not there; make demo-model trains it")
     directory = tmp_path_factory.mktemp("wide")
-    built_in = json.loads((BUILT_IN_DIR / "config.json").read_text(encoding="utf-8"))
+    built_in = json.loads((TEXT_MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     for pattern in ("tokenizer*.json", "*.jinja"):
-        for path in BUILT_IN_DIR.glob(pattern):
+        for path in TEXT_MODEL_DIR.glob(pattern):
             shutil.copy(path, directory)
     vocabulary = built_in["vocab_size"]
     changes: dict[str, Any] = {

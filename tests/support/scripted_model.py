@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from tests.unit.models.checkpoints import LLAMA, write_config, write_safetensors
-
-from hearth.cli.settings import BUILT_IN_DIR
+from tools.demo_model import TEXT_MODEL_DIR
 
 LINE_FEED = 205  # the last token of a prompt
 HIDDEN, HEADS = 32, 2
@@ -24,9 +23,9 @@ HIDDEN, HEADS = 32, 2
 def write_scripted_model(directory: Path, pieces: Sequence[str]) -> Path:
     """`pieces`: different ones, at most 30. Returns the directory."""
     for name in ("tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(BUILT_IN_DIR / name, directory)
-    tokenizer = json.loads((BUILT_IN_DIR / "tokenizer.json").read_text(encoding="utf-8"))
-    config = json.loads((BUILT_IN_DIR / "config.json").read_text(encoding="utf-8"))
+        shutil.copy(TEXT_MODEL_DIR / name, directory)
+    tokenizer = json.loads((TEXT_MODEL_DIR / "tokenizer.json").read_text(encoding="utf-8"))
+    config = json.loads((TEXT_MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     end, first = config["eos_token_id"][0], config["vocab_size"]
     plain = {**tokenizer["added_tokens"][0], "special": False}
     tokenizer["added_tokens"] += [

@@ -1,7 +1,7 @@
 """A directory as a phone agent's model comes: a random Glm4v, a tokenizer with the tokens of
 images and of `</answer>`, GLM-4.1V's form of chat template, a preprocessor_config.json.
 
-The tokenizer is the built-in model's with tokens added behind its vocabulary.
+The tokenizer is the text model's with tokens added behind its vocabulary.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.vision_models import CONFIG, build_model
-
-from hearth.cli.settings import BUILT_IN_DIR
+from tools.demo_model import TEXT_MODEL_DIR
 
 FIRST_TOKEN = 3072  # behind the built-in vocabulary
 TOKENS = ("<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "</answer>")
@@ -53,7 +52,7 @@ def write_directory(directory: Path, seed: int = 5, max_model_len: int = 4096) -
         "eos_token_id": [0, 4, 6, STOP_TOKEN],
     }
     build_model(seed, config=config).save_pretrained(directory)
-    tokenizer = json.loads((BUILT_IN_DIR / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = json.loads((TEXT_MODEL_DIR / "tokenizer.json").read_text(encoding="utf-8"))
     plain = tokenizer["added_tokens"][0]
     tokenizer["added_tokens"] += [
         {**plain, "id": FIRST_TOKEN + i, "content": token} for i, token in enumerate(TOKENS)

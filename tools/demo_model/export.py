@@ -24,7 +24,7 @@ MAX_CONTEXT_TOKENS = 4096
 
 
 def model_config(tokenizer: Tokenizer) -> Glm4Config:
-    """The configuration of the built-in model for this tokenizer."""
+    """The configuration of the text model for this tokenizer."""
     end_ids = [token_id(tokenizer, text) for text in (END_OF_TEXT, USER, OBSERVATION)]
     return Glm4Config(
         vocab_size=tokenizer.get_vocab_size(),

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tools.demo_model import TEXT_MODEL_DIR
 from tools.demo_model.corpus import draw_conversations
 from tools.demo_model.phone_batches import PhoneBatch
 from tools.demo_model.phone_losses import (
@@ -38,7 +39,7 @@ from tools.demo_model.train import Batch, make_batches
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-TEXT_MODEL = Path("src/hearth/demo_model")
+TEXT_MODEL = TEXT_MODEL_DIR
 WARMUP_STEPS = 50
 FINAL_SHARE = 0.03
 CELL_SHARE = 0.3
@@ -227,7 +228,7 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--text-model", type=Path, default=TEXT_MODEL)
-    parser.add_argument("--start-from", type=Path, help="a start.safetensors of another run")
+    parser.add_argument("--start-from", type=Path, help="an exported model of another run")
     parser.add_argument("--vision-minutes", type=float, default=12.0)
     parser.add_argument("--minutes", type=float, default=55.0)
     parser.add_argument("--batch-size", type=int, default=8, help="screens of each process")

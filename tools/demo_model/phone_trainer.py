@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tools.demo_model import phone_model
 from tools.demo_model.phone_batches import NAMES, BatchMaker
 from tools.demo_model.phone_export import export_phone_model
@@ -17,17 +17,16 @@ from tools.demo_model.phone_losses import CellHeads
 from tools.demo_model.phone_model import new_model
 from tools.demo_model.phone_tokenizer import extended_tokenizer
 from tools.demo_model.tokenizer import token_id
-from torch import distributed, nn
+from torch import distributed
 
 STATE_FILE = "training.pt"
-START_FILE = "start.safetensors"
 MAX_GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.02
 AVERAGE_DECAY = 0.99
 
 
 class Trainer:
-    """Owns `training.pt` in the output directory, and `model` and `start.safetensors` beside it."""
+    """Owns `training.pt` in the output directory, and `model` beside it."""
 
     def __init__(
         self,
@@ -37,7 +36,7 @@ class Trainer:
         start_from: Path | None = None,
         is_compiled: bool = False,
     ) -> None:
-        """`start_from`: weights as `write_start` writes them, where there is no `training.pt`."""
+        """`start_from`: an exported model, where there is no `training.pt`."""
         self.output = output
         self.tokenizer = extended_tokenizer(text_model)
         self.maker = BatchMaker(self.tokenizer)
@@ -75,36 +74,14 @@ class Trainer:
         self.has_lookup = state["has_lookup"]
         print(f"goes on from step {self.step}", flush=True)
 
-    def _start(self, path: Path) -> None:
-        """The weights of another run, after its lookup; nothing of its optimizer."""
-        weights = load_file(path)
-        for name, module in self._modules:
-            found = {
-                k.removeprefix(name): v.float() if v.is_floating_point() else v
-                for k, v in weights.items()
-                if k.startswith(name)
-            }
-            module.load_state_dict({**module.state_dict(), **found})
+    def _start(self, directory: Path) -> None:
+        """The weights of an exported model, after its lookup; heads and optimizer begin anew."""
+        weights = load_file(directory / "model.safetensors")
+        found = {name: weight.float() for name, weight in weights.items()}
+        self.model.load_state_dict({**self.model.state_dict(), **found})
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.has_lookup = True
-        print(f"starts from {path}", flush=True)
-
-    def write_start(self, path: Path) -> None:
-        """The mean weights and the heads in bfloat16, a quarter of `training.pt`."""
-        heads = self.heads.state_dict()
-        weights = {f"model.{k}": v for k, v in self.average.items() if k != "lm_head.weight"}
-        weights |= {f"heads.{k}": v for k, v in heads.items()}
-        save_file(
-            {
-                k: (v.to(torch.bfloat16) if v.is_floating_point() else v).contiguous()
-                for k, v in weights.items()
-            },
-            path,
-        )
-
-    @property
-    def _modules(self) -> tuple[tuple[str, nn.Module], ...]:
-        return ("model.", self.model), ("heads.", self.heads)
+        print(f"starts from {directory}", flush=True)
 
     def save(self) -> None:
         """Writes the state to go on from, and the averaged weights as a model directory."""
@@ -121,7 +98,6 @@ class Trainer:
         partial = path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(path)
-        self.write_start(self.output / START_FILE)
         export_phone_model(self.average, self.model.config, self.tokenizer, self.output / "model")
 
     def learn_lookup(self, seed: int) -> None:

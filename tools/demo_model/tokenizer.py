@@ -1,4 +1,4 @@
-"""The tokenizer of the built-in model: byte-level BPE with single digits and GLM's special tokens.
+"""The tokenizer of the text model: byte-level BPE with single digits and GLM's special tokens.
 
 Owns the vocabulary's size, the special tokens and how a conversation becomes token ids. The ids
 made here for training are those that the chat template gives when serving: special tokens cut the

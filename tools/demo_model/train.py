@@ -1,4 +1,4 @@
-"""Trains the built-in model from nothing: `python -m tools.demo_model.train`.
+"""Trains the text model from nothing: `python -m tools.demo_model.train`.
 
 Makes the text, trains the tokenizer, trains a small Glm4ForCausalLM on a CPU and exports it; or,
 with `--start-from` and another `--seed`, goes on from an exported directory with new text. Given
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from tools.demo_model import TEXT_MODEL_DIR
 from tools.demo_model.corpus import (
     HELD_OUT_PATH,
     count_overlap,
@@ -26,7 +27,7 @@ from tools.demo_model.tokenizer import IGNORED_LABEL, Encoded, Encoder, train_to
 from torch.nn import functional
 from transformers import Glm4ForCausalLM
 
-DEFAULT_OUTPUT = Path("src/hearth/demo_model")
+DEFAULT_OUTPUT = TEXT_MODEL_DIR
 TOKENIZER_CONVERSATIONS = 40_000
 # Conversations are sorted by length within a pool, so that batches waste little on padding.
 POOL_BATCHES = 40

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from tests.unit.cli.test_commands import hearth
+from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.cli import launch as launch_module
 from hearth.cli.arguments import dashed, repeat_flag
 from hearth.cli.image_settings import ImageFlags, image_warnings, images_config, media_config
-from hearth.cli.settings import BUILT_IN_DIR, ServeSettings
+from hearth.cli.settings import ServeSettings
 from hearth.core.config import ImagesConfig, MediaConfig
 from hearth.core.errors import ConfigError
 
@@ -25,7 +26,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> ServeSettin
         monkeypatch.delenv(name)
     seen: list[Any] = []
     monkeypatch.setattr(launch_module, "launch", seen.append)
-    app(["serve", str(BUILT_IN_DIR), *arguments], standalone_mode=False)
+    app(["serve", str(TEXT_MODEL_DIR), *arguments], standalone_mode=False)
     (found,) = seen
     assert isinstance(found, ServeSettings)
     return found

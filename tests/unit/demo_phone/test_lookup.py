@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tools.demo_model import phone_lookup
+from tools.demo_model import TEXT_MODEL_DIR, phone_lookup
 from tools.demo_model.phone_lookup import Finds, train_lookup
 from tools.demo_model.phone_model import NUM_LOOKUP_LAYERS
 from tools.demo_model.phone_trainer import Trainer
 from tools.demo_model.tokenizer import IGNORED_LABEL
-
-from hearth.cli.settings import BUILT_IN_DIR
 
 NUM_STEPS = 5
 
@@ -22,7 +20,7 @@ NUM_STEPS = 5
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     torch.manual_seed(1)
-    return Trainer(tmp_path, BUILT_IN_DIR)
+    return Trainer(tmp_path, TEXT_MODEL_DIR)
 
 
 def aims_of(finds: Finds) -> list[tuple[int, int, list[int]]]:

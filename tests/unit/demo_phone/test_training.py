@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools.demo_model import TEXT_MODEL_DIR
 from tools.demo_model.phone_batches import BatchMaker, PhoneBatch
 from tools.demo_model.phone_model import embed, new_model, text_pass, vision_pass
 from tools.demo_model.phone_steps import (
@@ -23,13 +24,12 @@ from tools.demo_model.tokenizer import IGNORED_LABEL, token_id
 from hearth.demo_phone.messages import PastStep, step_messages
 from hearth.demo_phone.parser import parse_action, split_reply
 
-TEXT_MODEL = Path(__file__).parents[3] / "src" / "hearth" / "demo_model"
 TEMPLATE = Path(__file__).parents[3] / "tools" / "demo_model" / "data" / "phone_chat_template.jinja"
 
 
 @pytest.fixture(scope="module")
 def maker() -> BatchMaker:
-    return BatchMaker(extended_tokenizer(TEXT_MODEL))
+    return BatchMaker(extended_tokenizer(TEXT_MODEL_DIR))
 
 
 def first_batch(maker: BatchMaker, question_share: float) -> PhoneBatch:
@@ -38,7 +38,7 @@ def first_batch(maker: BatchMaker, question_share: float) -> PhoneBatch:
 
 
 def test_the_text_models_tokens_keep_their_ids_and_names_are_single_tokens() -> None:
-    tokenizer = extended_tokenizer(TEXT_MODEL)
+    tokenizer = extended_tokenizer(TEXT_MODEL_DIR)
     assert tokenizer.encode("Hello 12").ids == [
         one for one in tokenizer.encode("Hello 12").ids if one < 3072
     ]
@@ -52,7 +52,7 @@ def test_the_text_models_tokens_keep_their_ids_and_names_are_single_tokens() -> 
 
 def test_the_last_answer_of_a_step_is_an_action_and_has_the_labels(maker: BatchMaker) -> None:
     rng = random.Random(2)
-    tokenizer = extended_tokenizer(TEXT_MODEL)
+    tokenizer = extended_tokenizer(TEXT_MODEL_DIR)
     for example in [one for _ in range(10) for one in step_examples(rng)]:
         ids, labels, _ = maker.encode(example, 15, 7)
         assert ids.count(maker.image) == 105
@@ -66,7 +66,7 @@ def test_the_last_answer_of_a_step_is_an_action_and_has_the_labels(maker: BatchM
 def test_every_answer_about_a_screen_has_labels(maker: BatchMaker) -> None:
     example: Example = question_example(random.Random(3))
     _, labels, _ = maker.encode(example, 15, 7)
-    end = token_id(extended_tokenizer(TEXT_MODEL), END_OF_ANSWER)
+    end = token_id(extended_tokenizer(TEXT_MODEL_DIR), END_OF_ANSWER)
     assert labels.count(end) == example.text.count(END_OF_ANSWER) > 1
 
 
@@ -92,7 +92,7 @@ def test_the_chat_template_gives_the_text_of_training() -> None:
 def test_the_training_pass_is_what_transformers_computes(
     maker: BatchMaker, question_share: float
 ) -> None:
-    model = new_model(extended_tokenizer(TEXT_MODEL), TEXT_MODEL).train(False)
+    model = new_model(extended_tokenizer(TEXT_MODEL_DIR), TEXT_MODEL_DIR).train(False)
     batch = first_batch(maker, question_share)
     num = len(batch.ids)
     frames = batch.patches.view(-1, 3, 1, 14, 14).expand(-1, 3, 2, 14, 14).reshape(-1, 1176)

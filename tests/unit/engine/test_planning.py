@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.vision_directory import write_directory
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.config import CacheConfig, CodesConfig, EngineConfig, ImagesConfig, ModelConfig
 from hearth.core.errors import CapacityError
 from hearth.core.program import Quantize
@@ -20,7 +20,7 @@ from hearth.host.fit import needed_bytes
 from hearth.host.memory import HostMemory, MemoryFact
 
 CPU = BackendChoice("cpu", "test")
-AUTO = EngineConfig(ModelConfig(str(BUILT_IN_DIR), quantize="auto"))
+AUTO = EngineConfig(ModelConfig(str(TEXT_MODEL_DIR), quantize="auto"))
 
 
 def plan(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tests.unit.models.test_experts import QWEN3
 from tests.unit.models.test_experts import load_spec as load_experts
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.config import CodesConfig
 from hearth.core.program import Experts, Linear, Quantize
 from hearth.core.spec import MoeSpec, SlotKind
@@ -20,7 +20,7 @@ from hearth.models.quantize import quantized, storage_of
 
 @pytest.mark.parametrize(("scheme", "bits"), [("int4", 4), ("int8", 8)])
 def test_every_matrix_becomes_codes_and_every_layer_reads_int8_rows(scheme: str, bits: int) -> None:
-    loaded = load_model_spec(BUILT_IN_DIR, quantize=scheme)
+    loaded = load_model_spec(TEXT_MODEL_DIR, quantize=scheme)
     for slot in loaded.program.slots:
         if slot.kind is SlotKind.VECTOR:
             assert slot.quant.bits == 0
@@ -37,13 +37,13 @@ def test_every_matrix_becomes_codes_and_every_layer_reads_int8_rows(scheme: str,
 
 
 def test_the_scheme_survives_another_length() -> None:
-    loaded = load_model_spec(BUILT_IN_DIR, quantize="int4")
+    loaded = load_model_spec(TEXT_MODEL_DIR, quantize="int4")
     assert loaded.at_length(64).program == loaded.program
 
 
 def test_sizes_follow_the_bits() -> None:
     sizes = [
-        arena_bytes(load_model_spec(BUILT_IN_DIR, quantize=q).program.slots)
+        arena_bytes(load_model_spec(TEXT_MODEL_DIR, quantize=q).program.slots)
         for q in ("none", "int8", "int4")
     ]
     assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2]
@@ -69,6 +69,6 @@ def test_experts_become_codes_and_routers_stay_as_they_are(
 
 
 def test_none_changes_nothing() -> None:
-    spec = load_model_spec(BUILT_IN_DIR).spec
+    spec = load_model_spec(TEXT_MODEL_DIR).spec
     assert quantized(spec, "none") is spec
     assert storage_of(spec.slots) == "bfloat16 100 %"
