@@ -44,6 +44,7 @@ from hearth.demo_phone.words import (
 
 MAX_STEPS = 9
 ASTRAY_SHARE = 0.06
+SWITCH_SHARE = 0.3  # beyond those of random tasks
 IMAGE_MARK = f"{BEGIN_OF_IMAGE}{IMAGE}{END_OF_IMAGE}"
 NUM_QUESTIONS = 6
 NUM_ABSENT = 2
@@ -96,6 +97,9 @@ def draw_episode(rng: random.Random, *, is_held_out: bool = False) -> Episode:
     language: Language = rng.choice(LANGUAGES)
     width, height = rng.choice(HELD_OUT_RESOLUTIONS if is_held_out else RESOLUTIONS)
     task = random_task(rng)
+    if not is_held_out and rng.random() < SWITCH_SHARE:
+        while task.kind != "switch":  # rows of a list differ in their text alone: they take longest
+            task = random_task(rng)
     state = starting_state(task, language, rng)
     look = random_look(rng, width, height)
     wording = rng.choice(wordings(task, language))
