@@ -27,7 +27,8 @@ _READING = (
     "× best: hearth against the best other engine, by pairs of one round; above 1 hearth is "
     "better. Limit: what hearth's scheme cannot exceed by the bytes it reads, its int8 "
     "operations and its attention, at the ceilings measured around each of its rounds; it is "
-    "hearth's limit alone, since the others read other numbers of bytes. Of memory: packed weights and KV."
+    "hearth's limit alone, since the others read other numbers of bytes. Of memory: packed weights "
+    "and KV."
 )
 
 
