@@ -16,9 +16,6 @@ from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.core import errors
 
-pytestmark = pytest.mark.skipif(
-    not (TEXT_MODEL_DIR / "model.safetensors").is_file(), reason="the built-in model is not there"
-)
 WEIGHTS = "model.safetensors"
 
 
