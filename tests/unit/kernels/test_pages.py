@@ -26,11 +26,16 @@ def mapped_file(path: Path, num_bytes: int = SIZE) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), np.uint8)
 
 
+def facts_of(address: int) -> tuple[str, list[str]]:
+    """What the kernel says of the mapping that begins there: sizes and flags."""
+    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    sizes, _, rest = text.partition(f"\n{address:x}-")[2].partition("VmFlags:")
+    return sizes, rest.partition("\n")[0].split()
+
+
 def resident_bytes(address: int) -> int:
     """How much of the mapping that begins there is in this process's page tables."""
-    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith(f"{address:x}-"))
-    (size,) = re.findall(r"\nRss:\s+(\d+) kB", "\n".join(lines[first : first + 8]))
+    (size,) = re.findall(r"\nRss:\s+(\d+) kB", facts_of(address)[0])
     return int(size) << 10
 
 
@@ -47,6 +52,22 @@ def test_an_older_kernel_reads_in_as_well(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(pages, "_MADV_POPULATE_READ", 12345)
     array = mapped_file(tmp_path / "file")
     assert resident_bytes(array.ctypes.data) < SIZE
+    pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+    assert resident_bytes(array.ctypes.data) == SIZE
+
+
+def test_a_mapping_that_is_read_in_asks_for_huge_pages(tmp_path: Path) -> None:
+    array = mapped_file(tmp_path / "file")
+    pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+    assert "hg" in facts_of(array.ctypes.data)[1]
+
+
+def test_a_kernel_without_huge_pages_reads_in_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)
+    array = mapped_file(tmp_path / "file")
+    assert not pages.ask_for_huge_pages(array.ctypes.data, SIZE)
     pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
     assert resident_bytes(array.ctypes.data) == SIZE
 
