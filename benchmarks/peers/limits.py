@@ -1,7 +1,8 @@
 """What no engine could beat with hearth's scheme, from bytes, operations and measured ceilings.
 
 Weights: linear layers in int4 in groups of 128 with bfloat16 scales, the head in int8, each read
-once a step. Arithmetic: linear layers at the int8 peak, attention in pairs of bfloat16
+once a step. Arithmetic: linear layers at the int8 peak, of the last layer (behind its attention)
+and the head for the rows alone whose logits are wanted; attention in pairs of bfloat16
 (float32 where the processor has no products of pairs); memory and arithmetic overlap, kinds of
 arithmetic do not. KV in bfloat16, read once a step and written never:
 small beside the rest. Norms, rotations and sampling cost nothing here.
@@ -15,7 +16,7 @@ from pathlib import Path
 from benchmarks.ceilings import Ceiling, Ops
 from benchmarks.peers.rows import RowSpec
 
-from hearth.core.program import Attend
+from hearth.core.program import Attend, BufferRows, Linear
 from hearth.core.spec import SlotKind
 from hearth.kernels.packing import arena_bytes, packed_bytes
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -25,18 +26,12 @@ from hearth.models.loader import LoadedSpec, load_model_spec
 class Scheme:
     """What a token costs."""
 
-    body_bytes: int  # linear layers without the head
-    head_bytes: int
-    body_params: int
-    head_params: int
+    weight_bytes: int  # linear layers with the head, read for every step
+    params: int  # that every token is multiplied with
+    wanted_params: int  # those that the tokens alone need whose logits are wanted
     stored_bytes: int  # all packed weights, the embedding too
     kv_bytes: int  # of a token, all layers
     attend_flops: int  # a query and one key, all layers
-
-    @property
-    def weight_bytes(self) -> int:
-        """Read for every step."""
-        return self.body_bytes + self.head_bytes
 
 
 def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
@@ -46,16 +41,18 @@ def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
 
 def program_scheme(loaded: LoadedSpec) -> Scheme:
     """From the program that hearth runs, not from the configuration."""
-    program, head = loaded.program, loaded.spec.head
-    linear = [slot for slot in program.slots if slot.kind is SlotKind.LINEAR]
-    body = [slot for slot in linear if slot.name != head]
-    (last,) = [slot for slot in linear if slot.name == head]
+    program = loaded.program
+    linear = {slot.name: slot for slot in program.slots if slot.kind is SlotKind.LINEAR}
+    wanted = {
+        op.weight
+        for op in program.ops
+        if isinstance(op, Linear) and program.buffers[op.out].rows is BufferRows.LOGITS
+    }
     attends = [op for op in program.ops if isinstance(op, Attend)]
     return Scheme(
-        body_bytes=sum(packed_bytes(slot) for slot in body),
-        head_bytes=packed_bytes(last),
-        body_params=sum(slot.rows * slot.cols for slot in body),
-        head_params=last.rows * last.cols,
+        weight_bytes=sum(packed_bytes(slot) for slot in linear.values()),
+        params=sum(slot.rows * slot.cols for slot in linear.values() if slot.name not in wanted),
+        wanted_params=sum(linear[name].rows * linear[name].cols for name in wanted),
         stored_bytes=arena_bytes(program.slots),
         kv_bytes=sum(4 * op.num_kv_heads * op.head_dim for op in attends),
         attend_flops=sum(4 * op.num_heads * op.head_dim for op in attends),
@@ -73,7 +70,7 @@ def step_floor_s(
     num_bytes = scheme.weight_bytes
     if num_rows == num_logits:
         num_bytes += round(scheme.kv_bytes * keys)
-    int8_ops = 2.0 * (scheme.body_params * num_rows + scheme.head_params * num_logits)
+    int8_ops = 2.0 * (scheme.params * num_rows + scheme.wanted_params * num_logits)
     return ceiling.floor_s(num_bytes, Ops(int8=int8_ops, pairs=scheme.attend_flops * keys))
 
 

@@ -2,6 +2,9 @@
 
 A buffer is reused by all layers that need the same name and width. Layers with the same window
 and head shape share a KV group; groups are numbered in the order of their first layer.
+
+What follows the last layer's attention is computed for the rows whose logits are wanted, and for no
+others: of a prompt that is one row, or none before its last chunk.
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from hearth.core.program import (
     Op,
     Rope,
     Sample,
-    Select,
     SoftCap,
     StepProgram,
 )
@@ -71,12 +73,12 @@ def lower(spec: ModelSpec) -> StepProgram:
     writer.ops += [Angles(rope, writer.angles(rope)) for rope in ropes]
     groups = _kv_groups(spec)
     used = [0] * len(groups)
-    for layer in spec.layers:
+    for number, layer in enumerate(spec.layers, 1):
         group = _group_of(groups, layer.attention)
         place = _KvPlace(group, used[group])
         used[group] += 1
-        _write_layer(writer, layer, place)
-    _write_head(writer, hidden)
+        _write_layer(writer, layer, place, is_last=number == len(spec.layers))
+    _write_head(writer)
     return StepProgram(
         buffers=tuple(writer.buffers),
         ops=tuple(writer.ops),
@@ -99,14 +101,14 @@ def _kv_groups(spec: ModelSpec) -> tuple[KvGroupSpec, ...]:
     return tuple(KvGroupSpec(count, *key) for key, count in counts.items())
 
 
-def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace) -> None:
+def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace, *, is_last: bool) -> None:
     width = writer.spec.hidden_size
-    hidden = writer.buffer("hidden", width)
     normed = writer.buffer("normed", width)
-    branch = writer.buffer("branch", width)
-    writer.ops.append(norm_op(layer.attention_norm, hidden, normed))
-    _write_attention(writer, layer.attention, place, (normed, branch))
+    writer.ops.append(norm_op(layer.attention_norm, writer.buffer("hidden", width), normed))
+    mixed = _write_attention(writer, layer.attention, place, normed)
+    _write_projection(writer, layer.attention, mixed, is_last=is_last)
     _write_residual(writer, layer.post_attention_norm)
+    hidden, normed, branch = (writer.buffer(name, width) for name in ("hidden", "normed", "branch"))
     writer.ops.append(norm_op(layer.mlp_norm, hidden, normed))
     if isinstance(layer.mlp, MoeSpec):
         _write_experts(writer, layer.mlp, (normed, branch))
@@ -115,10 +117,8 @@ def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace) -> None:
     _write_residual(writer, layer.post_mlp_norm)
 
 
-def _write_attention(
-    writer: _Writer, attention: AttentionSpec, place: _KvPlace, x_out: tuple[int, int]
-) -> None:
-    x, out = x_out
+def _write_attention(writer: _Writer, attention: AttentionSpec, place: _KvPlace, x: int) -> int:
+    """Up to the buffer with what the heads have mixed, which is returned."""
     heads, kv_heads, head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
     rope = attention.rope or writer.spec.rope
     qkv = writer.buffer("qkv", (heads + 2 * kv_heads) * head_dim)
@@ -141,8 +141,25 @@ def _write_attention(
             soft_cap=attention.soft_cap,
             rounded=writer.quants[attention.out].int8_rows,
         ),
-        *writer.linear(mixed, attention.out, attention.out_bias, out),
     ]
+    return mixed
+
+
+def _write_projection(
+    writer: _Writer, attention: AttentionSpec, mixed: int, *, is_last: bool
+) -> None:
+    """From the heads to `branch`. In the last layer the rest of the program has fewer rows."""
+    width, x = writer.spec.hidden_size, mixed
+    if writer.quants[attention.out].int8_rows:
+        rounding = writer.rounding(mixed, attention.out)
+        writer.ops.append(rounding)
+        x = rounding.out
+    if is_last:
+        writer.selected(writer.buffer("hidden", width))
+        x = writer.selected(x)
+        writer.rows = BufferRows.LOGITS
+    branch = writer.buffer("branch", width)
+    writer.ops.append(Linear(x, attention.out, attention.out_bias, branch))
 
 
 def _head_norms(attention: AttentionSpec, qkv: int) -> list[Op]:
@@ -210,14 +227,12 @@ def _write_residual(writer: _Writer, post_norm: NormSpec | None) -> None:
     writer.ops.append(Add(writer.buffer("hidden", width), branch))
 
 
-def _write_head(writer: _Writer, hidden: int) -> None:
+def _write_head(writer: _Writer) -> None:
     spec = writer.spec
-    selected = writer.buffer("selected", spec.hidden_size, BufferRows.LOGITS)
-    normed = writer.buffer("selected_normed", spec.hidden_size, BufferRows.LOGITS)
-    logits = writer.buffer("logits", spec.vocab_size, BufferRows.LOGITS)
+    hidden, normed = (writer.buffer(name, spec.hidden_size) for name in ("hidden", "normed"))
+    logits = writer.buffer("logits", spec.vocab_size)
     writer.ops += [
-        Select(hidden, selected),
-        norm_op(spec.final_norm, selected, normed),
+        norm_op(spec.final_norm, hidden, normed),
         *writer.linear(normed, spec.head, None, logits),
     ]
     if spec.logit_soft_cap:

@@ -50,7 +50,7 @@ def test_every_copy_of_a_linear_layer_has_weights_of_its_own(scheme: str) -> Non
 
 def test_the_floor_of_a_step_is_that_of_the_program_that_is_served() -> None:
     scheme = program_scheme(loaded("1.5b", "int4"))
-    assert scheme.body_params + scheme.head_params == pytest.approx(1.40e9, rel=0.01)
+    assert scheme.params + scheme.wanted_params == pytest.approx(1.40e9, rel=0.01)
     assert scheme.weight_bytes == pytest.approx(0.76e9, rel=0.01)
     assert scheme.kv_bytes == 22 * 2 * 4 * 128 * 2
     assert {p.label for p in POINTS} == {"decode", "prefill", "prefill @1536"}

@@ -213,7 +213,17 @@ def test_a_quantized_llama_layer_runs_in_seven_stages() -> None:
         "Norm+Quantize",
         "Linear+Rope+KvWrite",
     ]
-    assert names_of(WIDE)[-3:] == ["Select+Norm+Quantize", "Linear", "Sample"]
+    assert names_of(WIDE)[-9:] == [
+        "Attend+Quantize",
+        "Select+Select",
+        "Linear+Add",
+        "Norm+Quantize",
+        "Linear+Gate+Quantize",
+        "Linear+Add",
+        "Norm+Quantize",
+        "Linear",
+        "Sample",
+    ]
 
 
 def test_a_norm_before_the_sum_keeps_the_residual_apart() -> None:

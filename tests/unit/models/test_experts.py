@@ -275,11 +275,11 @@ def test_stacked_experts_of_another_shape_are_refused(
 
 
 def test_the_memory_plan_counts_every_expert_and_their_scratch(tmp_path: Path) -> None:
-    program = load_spec(tmp_path, QWEN3, num_hidden_layers=1).program
+    program = load_spec(tmp_path, QWEN3, num_hidden_layers=2).program
     stacks = [slot.stack for slot in program.slots if slot.stack > 1]
-    assert stacks == [2 * EXPERTS, EXPERTS]
+    assert stacks == 2 * [2 * EXPERTS, EXPERTS]
     others = arena_bytes([slot for slot in program.slots if slot.stack == 1])
-    experts = [EXPERTS * 2 * 64 * HIDDEN * 4, EXPERTS * 64 * SIZE * 4]
+    experts = 2 * [EXPERTS * 2 * 64 * HIDDEN * 4, EXPERTS * 64 * SIZE * 4]
     whole_pages = sum(round_up(num_bytes, 4096) for num_bytes in experts)
     assert arena_bytes(program.slots) == others + whole_pages
     widths = {b.name: b.width for b in program.buffers if b.rows is BufferRows.TOKENS}

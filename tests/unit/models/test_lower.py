@@ -9,28 +9,61 @@ from typing import Any
 import pytest
 from tests.unit.models.checkpoints import GLM4, HIDDEN, LLAMA, VOCABULARY, write_config
 
-from hearth.core.program import Attend, BufferRows, Embed, KvGroupSpec, KvWrite, Linear, StepProgram
+from hearth.core.program import (
+    Attend,
+    BufferRows,
+    Embed,
+    KvGroupSpec,
+    KvWrite,
+    Linear,
+    Select,
+    StepProgram,
+)
 from hearth.core.spec import SlotKind
+from hearth.kernels.fuse import access_of
 from hearth.models.loader import load_model_spec
 from hearth.models.lower import lower
 
-ATTENTION = ["Norm", "Linear", "Rope", "KvWrite", "Attend", "Linear"]
+ATTENTION = ["Norm", "Linear", "Rope", "KvWrite", "Attend"]
 MLP = ["Norm", "Linear", "Gate", "Linear"]
-LLAMA_LAYER = [*ATTENTION, "Add", *MLP, "Add"]
-GLM4_LAYER = [*ATTENTION, "Norm", "Add", *MLP, "Norm", "Add"]
+LLAMA_REST = ["Linear", "Add", *MLP, "Add"]
+GLM4_REST = ["Linear", "Norm", "Add", *MLP, "Norm", "Add"]
 
 
 def program_of(directory: Path, base: dict[str, Any], **changes: Any) -> StepProgram:
     return load_model_spec(write_config(directory, base, **changes)).program
 
 
-@pytest.mark.parametrize(("base", "layer"), [(LLAMA, LLAMA_LAYER), (GLM4, GLM4_LAYER)])
+@pytest.mark.parametrize(("base", "rest"), [(LLAMA, LLAMA_REST), (GLM4, GLM4_REST)])
 def test_the_operations_are_those_of_the_architecture(
-    tmp_path: Path, base: dict[str, Any], layer: list[str]
+    tmp_path: Path, base: dict[str, Any], rest: list[str]
 ) -> None:
     program = program_of(tmp_path, base)
     names = [type(op).__name__ for op in program.ops]
-    assert names == ["Embed", "Angles", *layer, *layer, "Select", "Norm", "Linear", "Sample"]
+    last = [*ATTENTION, "Select", "Select", *rest]
+    assert names == ["Embed", "Angles", *ATTENTION, *rest, *last, "Norm", "Linear", "Sample"]
+
+
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+@pytest.mark.parametrize("base", [LLAMA, GLM4, {**LLAMA, "num_hidden_layers": 1}])
+def test_what_follows_the_last_attention_has_the_wanted_rows_only(
+    tmp_path: Path, base: dict[str, Any], quantize: str
+) -> None:
+    wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
+    directory = write_config(tmp_path, base, **wide)
+    program = load_model_spec(directory, quantize=quantize).program
+    first = next(at for at, op in enumerate(program.ops) if isinstance(op, Select))
+    assert max(at for at, op in enumerate(program.ops) if isinstance(op, Attend)) < first
+    for at, op in enumerate(program.ops):
+        access = access_of(op)
+        kinds = {program.buffers[one].rows for one in access.reads + access.writes}
+        if isinstance(op, Select):
+            assert [program.buffers[one].rows for one in (op.x, op.out)] == [
+                BufferRows.TOKENS,
+                BufferRows.LOGITS,
+            ]
+        else:
+            assert kinds == {BufferRows.LOGITS if at > first else BufferRows.TOKENS}
 
 
 def test_keys_are_written_before_they_are_read(tmp_path: Path) -> None:
@@ -44,10 +77,11 @@ def test_keys_are_written_before_they_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", [LLAMA, GLM4])
 def test_buffers_are_shared_by_all_layers(tmp_path: Path, base: dict[str, Any]) -> None:
-    few = program_of(tmp_path, base, num_hidden_layers=1).buffers
+    few = program_of(tmp_path, base, num_hidden_layers=2).buffers
     many = program_of(tmp_path, base, num_hidden_layers=7).buffers
     assert few == many
-    assert [b.width for b in few if b.rows is BufferRows.LOGITS] == [HIDDEN, HIDDEN, VOCABULARY]
+    assert [b.width for b in few if b.name == "hidden"] == [HIDDEN, HIDDEN]
+    assert [(b.width, b.rows) for b in few][-1] == (VOCABULARY, BufferRows.LOGITS)
 
 
 def test_every_operand_has_the_width_of_its_weight(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def mix(
 
     `rounded`: what becomes of the weighted inputs of `down`, [T · top_k, intermediate], before it.
     """
+    if not len(x):  # a step without wanted rows
+        return x.new_zeros(0, weights.down.shape[1])
     chosen = routes.experts.flatten()
     pairs = chosen.argsort(stable=True)  # of row and expert, in the order of the experts
     row = pairs // routes.experts.shape[-1]
@@ -86,7 +88,8 @@ def _best(values: torch.Tensor, count: int) -> torch.Tensor:
 
 def _of_best_groups(rank: torch.Tensor, router: RouterSpec) -> torch.Tensor:
     """The ranks, −∞ for experts of groups that are not among the best."""
-    groups = rank.reshape(*rank.shape[:-1], router.num_groups, -1)
+    size = router.num_experts // router.num_groups
+    groups = rank.reshape(*rank.shape[:-1], router.num_groups, size)
     of_groups = groups.sort(dim=-1, descending=True).values[..., :2].sum(dim=-1)
     is_out = torch.ones_like(of_groups, dtype=torch.bool)
     is_out = is_out.scatter(-1, _best(of_groups, router.top_groups), False)

@@ -69,9 +69,11 @@ const hearth_layout& Model::checked_weight(int32_t index, int32_t kind, int64_t 
 
 void Model::check_experts(const hearth_op& op) const {
   for (int32_t i : {op.x, op.y, op.out, op.routes, op.gated})
-    require(i >= 0 && i < static_cast<int32_t>(buffers_.size()) &&
-                buffers_[i].rows_kind == HEARTH_ROWS_TOKENS,
-            "experts name no buffer of tokens");
+    require(i >= 0 && i < static_cast<int32_t>(buffers_.size()), "experts name no buffer");
+  for (int32_t i : {op.x, op.y, op.out, op.routes, op.gated})
+    require(buffers_[i].rows_kind == buffers_[op.out].rows_kind &&
+                buffers_[i].rows_kind <= HEARTH_ROWS_LOGITS,
+            "experts have buffers of different rows");
   require(op.experts > 0 && op.experts < 1 << 24 && op.top_k > 0 && op.expert_groups > 0 &&
               op.top_groups > 0 && op.top_groups <= op.expert_groups &&
               op.experts % op.expert_groups == 0 &&
@@ -106,9 +108,9 @@ void Model::check_expert_codes(const hearth_op& op, const hearth_layout& gate_up
               (!group || gate_up.group == group),
           "experts: rows and weights are not quantized alike");
   if (!group) return;
-  require(op.gated_codes < static_cast<int32_t>(buffers_.size()) &&
-              buffers_[op.gated_codes].rows_kind == HEARTH_ROWS_TOKENS,
-          "experts name no buffer of tokens");
+  require(op.gated_codes < static_cast<int32_t>(buffers_.size()), "experts name no buffer");
+  require(buffers_[op.gated_codes].rows_kind == buffers_[op.out].rows_kind,
+          "experts have buffers of different rows");
   require(!buffers_[op.gated_codes].group &&
               buffers_[op.gated_codes].width * 4 == op.top_k * row_bytes(down.cols, down.group),
           "experts do not fit their buffers");

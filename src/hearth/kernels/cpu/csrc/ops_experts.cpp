@@ -100,7 +100,8 @@ void Model::create_expert_scratch() {
   if (experts == 0) return;
   pairs_.first.resize(experts + 1);
   pairs_.active.resize(experts);
-  pairs_.pairs.resize(static_cast<size_t>(limits_.max_tokens) * top_k);
+  pairs_.pairs.resize(static_cast<size_t>(std::max(limits_.max_tokens, limits_.max_logit_rows)) *
+                      top_k);
   if (gather_floats_)
     gather_scratch_ = std::make_unique<Arena>(
         static_cast<size_t>(gather_floats_ * kLinearTileRows * limits_.num_threads) *
@@ -117,13 +118,13 @@ void Model::create_expert_scratch() {
 int Model::expert_tiles(const hearth_op& op, int part) const {
   switch (part_of(op, part)) {
     case kChoose:
-      return (plan_->num_tokens + kRouteTileRows - 1) / kRouteTileRows;
+      return (rows_of(op) + kRouteTileRows - 1) / kRouteTileRows;
     case kCodes:
-      return plan_->num_tokens;
+      return rows_of(op);
     case kGroup:
       return 1;
     case kGated: {
-      int64_t most = std::min<int64_t>(op.experts, int64_t{plan_->num_tokens} * op.top_k);
+      int64_t most = std::min<int64_t>(op.experts, int64_t{rows_of(op)} * op.top_k);
       return static_cast<int>(most) * panels(weights_[op.weight].layout.rows);
     }
     default:
@@ -135,7 +136,7 @@ void Model::experts(const hearth_op& op, int part, int tile, int thread) {
   switch (part_of(op, part)) {
     case kChoose: {
       int first = tile * kRouteTileRows;
-      int last = std::min(first + kRouteTileRows, plan_->num_tokens);
+      int last = std::min(first + kRouteTileRows, rows_of(op));
       for (int r = first; r < last; r++) route(op, r, route_scratch_[static_cast<size_t>(thread)]);
       return;
     }
@@ -208,7 +209,7 @@ void Model::group_pairs(const hearth_op& op) {
   auto& first = pairs_.first;
   std::fill(first.begin(), first.end(), 0);
   auto expert_of = [&](int t, int i) { return static_cast<size_t>(row(op.routes, t)[i]); };
-  for (int t = 0; t < plan_->num_tokens; t++)
+  for (int t = 0; t < rows_of(op); t++)
     for (int i = 0; i < op.top_k; i++) first[expert_of(t, i) + 1]++;
   pairs_.num_active = 0;
   for (int e = 0; e < op.experts; e++) {
@@ -216,7 +217,7 @@ void Model::group_pairs(const hearth_op& op) {
       pairs_.active[static_cast<size_t>(pairs_.num_active++)] = e;
     first[static_cast<size_t>(e) + 1] += first[static_cast<size_t>(e)];
   }
-  for (int t = 0; t < plan_->num_tokens; t++)  // first[e] runs to the end of e's pairs …
+  for (int t = 0; t < rows_of(op); t++)  // first[e] runs to the end of e's pairs …
     for (int i = 0; i < op.top_k; i++)
       pairs_.pairs[static_cast<size_t>(first[expert_of(t, i)]++)] = t * op.top_k + i;
   for (size_t e = static_cast<size_t>(op.experts); e > 0; e--) first[e] = first[e - 1];
@@ -312,8 +313,7 @@ void Model::expert_down(const hearth_op& op, int panel, int thread) {
   const Buffer &gated = buffers_[is_int8 ? op.gated_codes : op.gated], &out = buffers_[op.out];
   int64_t part_floats = is_int8 ? row_bytes(w.cols, w.group) / 4 : w.cols;
   alignas(64) float sums[kLinearTileRows * kPanel];
-  for (int t = 0; t < plan_->num_tokens; t++)
-    std::fill_n(row(op.out, t) + panel * kPanel, kPanel, 0.0f);
+  for (int t = 0; t < rows_of(op); t++) std::fill_n(row(op.out, t) + panel * kPanel, kPanel, 0.0f);
   int64_t x_offsets[kLinearTileRows], out_offsets[kLinearTileRows];
   LinearArgs args = linear_args(weight);
   args.x = gated.data;
