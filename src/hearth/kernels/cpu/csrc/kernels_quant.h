@@ -31,10 +31,12 @@ struct QuantPanel {
   const int8_t* minus_sum(int r, int64_t group) const { return row_scale(r, group) + 4; }
 };
 
-// How far ahead of their use codes are asked for where several row tiles take them, or a panel in
-// several passes: the processor would notice too late. One tile that goes straight through leaves
-// it to the processor, which then reads faster.
-constexpr int kPrefetchBytes = 4096;
+// How far ahead of their use codes are asked for, in bytes: where one row tile goes straight
+// through a panel, and where several take it or it takes several passes. The processor by itself
+// asks later, and less of it the more it computes in between. Codes are used once: they need no
+// place in the second-level cache, which the rows need.
+constexpr int kStraightAhead = 6144, kSharedAhead = 8192;
+constexpr int kNoReuse = 0;  // of __builtin_prefetch
 
 // What is read again is not kept in a register: accumulators need them all.
 HEARTH_INLINE void reload() {
@@ -110,7 +112,7 @@ HEARTH_INLINE void add_group(const QuantPanel& p, int64_t group, const QuantTile
 }
 
 // Adds one group to R rows of V vectors of outputs. BITS bounds the values of codes.
-template <int R, int V, Codes FROM, int BITS, bool AHEAD>
+template <int R, int V, Codes FROM, int BITS, int AHEAD>
 HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTile& t, int column) {
   constexpr bool is_packed = FROM == Codes::kPacked || FROM == Codes::kUnpack;
   const QuantLinearArgs& a = p.a;
@@ -133,7 +135,7 @@ HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTil
     unroll<V>([&](auto v) HEARTH_LAMBDA {
       const uint8_t* from = w + v.value * kLanes * 4;
       bytes[v.value] = iload(from);
-      if constexpr (AHEAD) __builtin_prefetch(from + kPrefetchBytes);
+      if constexpr (FROM != Codes::kUnpacked) __builtin_prefetch(from + AHEAD, 0, kNoReuse);
       codes[v.value] = is_packed ? low_codes(bytes[v.value]) : bytes[v.value];
       if constexpr (FROM == Codes::kUnpack) istore(unpacked + v.value * kLanes * 4, codes[v.value]);
     });
@@ -154,7 +156,7 @@ HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTil
   add_group<R, V>(p, group, t, column, acc);
 }
 
-template <int R, Codes FROM, bool AHEAD>
+template <int R, Codes FROM, int AHEAD>
 void quant_rows(const QuantPanel& p, const QuantTile& t) {
   if constexpr (R > 0) {
     if (t.rows != R) return quant_rows<R - 1, FROM, AHEAD>(p, t);
@@ -170,13 +172,13 @@ void quant_rows(const QuantPanel& p, const QuantTile& t) {
 inline void quant_rows(const QuantPanel& p, const QuantTile& t, int tiles) {
   constexpr int most = kLinearRows, most_packed = 3;
   if (p.a.bits == 8)
-    return tiles == 1 ? quant_rows<most, Codes::kBytes, false>(p, t)
-                      : quant_rows<most, Codes::kBytes, true>(p, t);
+    return tiles == 1 ? quant_rows<most, Codes::kBytes, kStraightAhead>(p, t)
+                      : quant_rows<most, Codes::kBytes, kSharedAhead>(p, t);
   bool is_straight = tiles == 1 && (kLinearVectors * kLanes == kPanel || t.rows <= kNarrowRows);
-  if (is_straight) return quant_rows<most, Codes::kPacked, false>(p, t);
-  if (tiles <= most_packed) return quant_rows<most, Codes::kPacked, true>(p, t);
-  t.row == 0 ? quant_rows<most, Codes::kUnpack, true>(p, t)
-             : quant_rows<most, Codes::kUnpacked, false>(p, t);
+  if (is_straight) return quant_rows<most, Codes::kPacked, kStraightAhead>(p, t);
+  if (tiles <= most_packed) return quant_rows<most, Codes::kPacked, kSharedAhead>(p, t);
+  t.row == 0 ? quant_rows<most, Codes::kUnpack, kSharedAhead>(p, t)
+             : quant_rows<most, Codes::kUnpacked, 0>(p, t);
 }
 
 inline void add_bias(const QuantLinearArgs& a) {
