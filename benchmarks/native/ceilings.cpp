@@ -4,7 +4,7 @@
 //   ceilings [threads]: for each line on stdin, one line of JSON on stdout; ends at end of file.
 //
 // Memory: every thread reads its own contiguous share of a 1 GiB buffer of huge pages, larger than
-// any cache here. Arithmetic: chains of independent accumulators in registers, no memory at all, so
+// any cache here, and asks for it ahead of time (4 to 6 % more than the processor does by itself). Arithmetic: chains of independent accumulators in registers, no memory at all, so
 // nothing that reads operands can be faster. The best of the passes is the ceiling; the median of
 // the reads says how quiet the machine was. Between two lines the threads do not exist: an idle
 // instance takes no processor time.
@@ -32,6 +32,7 @@
 namespace {
 
 constexpr size_t kBufferBytes = size_t{1} << 30;
+constexpr size_t kAheadBytes = 6144;
 constexpr int kReadPasses = 5;
 constexpr int kComputePasses = 3;
 constexpr int64_t kComputeLoops = 1'000'000;  // some 4 ms
@@ -72,8 +73,10 @@ void read_all(const char* data, size_t bytes) {
   for (auto& sum : sums) sum = _mm512_setzero_si512();
   for (size_t i = 0; i < bytes; i += 512)
 #pragma GCC unroll 8
-    for (size_t j = 0; j < 8; j++)
+    for (size_t j = 0; j < 8; j++) {
+      __builtin_prefetch(data + i + 64 * j + kAheadBytes, 0, 0);
       sums[j] = _mm512_add_epi64(sums[j], _mm512_load_si512(data + i + 64 * j));
+    }
   for (int j = 1; j < 8; j++) sums[0] = _mm512_add_epi64(sums[0], sums[j]);
   g_sink += static_cast<uint64_t>(_mm512_reduce_add_epi64(sums[0]));
 #else

@@ -140,7 +140,8 @@ class LockStep:
         if isinstance(op, Quantize):
             buffer = self._program.buffers[op.out]
             return torch.from_numpy(self._cpu.read_buffer(op.out, num_rows[buffer.rows]))
-        gated = torch.from_numpy(self._cpu.read_buffer(op.gated, num_rows[0]))
+        rows = num_rows[self._program.buffers[op.gated].rows]
+        gated = torch.from_numpy(self._cpu.read_buffer(op.gated, rows))
         group_size = self._program.slot(op.down).quant.group_size
         return rounded_rows(gated.reshape(-1, op.intermediate_size), group_size)
 

@@ -101,6 +101,14 @@ def test_the_client_works_on_uvloop_too() -> None:
         runner.run(main())
 
 
+async def test_an_engine_that_still_writes_a_file_may_finish_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    client = EngineClient.start(config(f"writes {file}"), factory=FACTORY)
+    await client.wait_ready()
+    assert await client.shutdown() == 0
+    assert file.read_text(encoding="utf-8") == "whole"
+
+
 async def test_a_progress_callback_that_fails_does_not_end_the_engine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

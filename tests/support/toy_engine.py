@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.support.toy_executor import ToyExecutor, toy_program
 
@@ -126,9 +128,17 @@ def start(config: EngineConfig, report: Callable[[str, int, int], None]) -> Star
     num_blocks = rows * -(-max_model_len // config.cache.block_size)
     kv = KvConfig(config.cache.block_size, (num_blocks,), "float32")
     executor = _failing_executor(config, limits, kv)
+    if config.model.path.startswith("writes "):
+        threading.Thread(target=_write, args=(config.model.path.partition(" ")[2],)).start()
     resolved = Resolved("toy", "Toy", "float32", max_model_len, 97, ())
     ready = Ready(resolved, executor.info, ("toy: nothing",), {"python": 0.1})
     return StartedEngine(Engine(config, executor, EngineShape(limits, kv)), ready)
+
+
+def _write(path: str) -> None:
+    """Longer than a front end waits for an engine that has closed its socket."""
+    time.sleep(3.0)
+    Path(path).write_text("whole", encoding="utf-8")
 
 
 def _failing_executor(config: EngineConfig, limits: StepLimits, kv: KvConfig) -> ToyExecutor:

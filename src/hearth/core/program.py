@@ -5,7 +5,7 @@ is a matrix of float32 rows: one row a token of the step (`BufferRows.TOKENS`), 
 logits row (`BufferRows.LOGITS`). Operations read and write whole buffers; `x == out` means in
 place and is allowed only where an operation says so. Weights are named by slot.
 
-The version and the digest name a program in packed-weight caches and receipts.
+The digest tells programs apart.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -66,9 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
     _follow_parent(options.parent)
     connection = Connection(socket.socket(fileno=options.fd))
     try:
-        return _run(connection, options.factory)
+        code = _run(connection, options.factory)
     except EOFError:
         return 0  # the front end is gone: nobody is left to answer
+    # Packed weights may still be on their way to the disk. The socket stays open meanwhile: a front
+    # end that sees it closed waits for the exit no longer than it must.
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    return code
 
 
 def _follow_parent(parent: int) -> None:

@@ -14,18 +14,21 @@ A cache never ends a start: what goes wrong is a warning, and the weights are pa
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+import numpy as np
 
 from hearth.core.config import Choice, WeightCacheConfig
-from hearth.core.errors import HearthError
+from hearth.core.errors import HearthError, KernelError
 from hearth.core.paths import home_expanded
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
@@ -105,9 +108,11 @@ def load_cpu_weights(
     wanted = _wanted(program.slots, sources, resolve_isa(isa))
     problem: tuple[str, ...] = ()
     try:
-        found = policy.cache.find(wanted, verify=config.verify)
+        found = policy.cache.find(
+            wanted, verify=config.verify, prepare=partial(_read_in, on_progress=on_progress)
+        )
         if found is not None:
-            return _use(program, found, on_progress).with_warnings(report.warnings)
+            return _use(program, found).with_warnings(report.warnings)
     except CacheError as error:
         problem = (f"weight cache: {error}",)
     try:
@@ -200,10 +205,18 @@ def _as_stored(slot: WeightSlot) -> WeightSlot:
     return replace(slot, quant=replace(slot.quant, int8_rows=False))
 
 
-def _use(program: StepProgram, found: Found, on_progress: Progress) -> CpuLoad:
-    """Reads the file in before the engine calls itself ready: the first answer needs all of it."""
+def _read_in(memory: mmap.mmap, on_progress: Progress) -> None:
+    """Before the engine calls itself ready: the first answer needs all of the file.
+
+    Raises OSError where the disk cannot read it; without this, a kernel that reads it would end the
+    process.
+    """
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    pages.read_in(address, len(memory), on_progress)
+
+
+def _use(program: StepProgram, found: Found) -> CpuLoad:
     weights = CpuWeights(program, found.memory)
-    pages.read_in(weights.base_address, weights.num_bytes, on_progress)
     size = format_bytes(weights.num_bytes)
     reason = f"packed {_describe_age(found.age_s)}: {found.path}"
     return CpuLoad(weights, Choice("weight cache", f"mapped, {size}", reason))
@@ -220,8 +233,8 @@ def _pack_to_file(
     except BaseException:
         draft.discard()
         raise
-    # Not a daemon: a process that ends early finishes the file first, so that what was packed
-    # once is not packed again.
+    # Not a daemon: a process that ends early finishes the file first where it has the time, so that
+    # what was packed once is not packed again.
     threading.Thread(
         target=_commit, args=(draft, weights, sources), name="hearth-weight-cache"
     ).start()
@@ -243,8 +256,20 @@ def _commit(draft: Draft, weights: CpuWeights, sources: _Sources) -> None:
         logger.warning("weight_cache_discarded %s", error)
     except OSError as error:
         logger.warning("weight_cache_failed the packed weights could not be kept: %s", error)
-        # Pages that the disk refused may be dropped under memory pressure, and then read as zeros.
+        _leave_file(weights)
+
+
+def _leave_file(weights: CpuWeights) -> None:
+    """Pages that the disk refused may be dropped under memory pressure, and then read as zeros."""
+    try:
         pages.replace_by_copy(weights.base_address, weights.num_bytes)
+        pages.forbid_writes(weights.base_address, weights.num_bytes)
+    except KernelError as error:
+        logger.error(
+            "weight_cache_failed the weights stay in a file that the disk refused: %s; restart "
+            "with --weight-cache-bytes 0",
+            error,
+        )
 
 
 def _describe_age(age_s: float) -> str:

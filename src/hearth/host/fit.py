@@ -42,10 +42,12 @@ EXTRA_ROWS = 64
 SPLIT_BYTES = 2 * MIB
 # A thread's sums and unpacked codes of a tile of a quantized layer (csrc/kernels.h).
 CODES_BYTES = 88 * 1024
+TILE_BYTES = 96 * 1024  # what a thread keeps of a tile of fused operations
+TILE_ROWS = 96  # that a linear tile takes at a time (csrc/kernels.h)
 # Where pixels are one part in so many of what is needed, or more, settings that bound them help.
 PIXELS_SHARE = 4
 IMAGE_QUERIES = 96  # patches that a thread attends with together (csrc/ops_attention.cpp)
-SAMPLER_BYTES = 12  # a weight, a logit and an id for each token of the vocabulary
+SAMPLER_BYTES = 20  # a weight and two keys to sort by for each token of the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +184,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     tokens = request.max_num_batched_tokens
     rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
-    split = SPLIT_BYTES * request.num_threads
-    if request.fusion is None or request.num_threads == 1:
-        split = 0
-    is_quantized = any(slot.quant.bits for slot in program.slots)
-    codes = CODES_BYTES * request.num_threads if is_quantized else 0
-    scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler + split + codes
+    scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler
+    scratch += _tile_bytes(program, request) + request.num_threads * _expert_bytes(program)
     return (
         MemoryItem("weights", weights, f"{format_count(num_parameters)} parameters as {stored}"),
         MemoryItem(
@@ -212,15 +210,14 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
         kv_block_bytes(group, ENCODER_BLOCK_ROWS, request.dtype) for group in program.kv_groups
     )
     threads = request.num_threads
-    rows = encoder_bytes(images.encoder, images.max_patches, threads if request.fusion else 0)
-    split = SPLIT_BYTES * threads if request.fusion is not None and threads > 1 else 0
+    is_fused = request.fusion is not None and bool(request.fusion.groups)
+    rows = encoder_bytes(images.encoder, images.max_patches, threads if is_fused else 0)
     attention = threads * IMAGE_QUERIES * (2 * round_up(program.kv_groups[0].head_dim, 16) + 68) * 4
-    codes = CODES_BYTES * threads if any(slot.quant.bits for slot in program.slots) else 0
     output = images.max_patches // images.encoder.merge_rows * images.encoder.output_size * 4
     return (
         MemoryItem(
             "encoder",
-            keys + rows + codes + split + attention + output,
+            keys + rows + _tile_bytes(program, request) + attention + output,
             f"one image of {patches} patches",
         ),
         MemoryItem("images", images.cache_bytes, "--image-cache-bytes, outputs of the encoder"),
@@ -253,6 +250,27 @@ def encoder_bytes(encoder: EncoderProgram, max_patches: int, fused_threads: int)
         for number, buffer in enumerate(program.buffers)
         if number not in without_memory
     )
+
+
+def _tile_bytes(program: StepProgram, request: FitRequest) -> int:
+    """What the threads keep beside the rows of a step: codes, fused tiles, split attention."""
+    threads = request.num_threads
+    num_bytes = CODES_BYTES * threads if any(slot.quant.bits for slot in program.slots) else 0
+    if request.fusion is not None:
+        num_bytes += TILE_BYTES * threads + (SPLIT_BYTES * threads if threads > 1 else 0)
+    return num_bytes
+
+
+def _expert_bytes(program: StepProgram) -> int:
+    """Rows of an expert that a thread copies beside each other, of quantized experts."""
+    widest = 0
+    for op in program.ops:
+        if not isinstance(op, Experts) or not (down := program.slot(op.down)).quant.bits:
+            continue
+        x = program.buffers[op.x]
+        widths = (row_bytes(x.width, x.group_size), row_bytes(down.cols, down.quant.group_size))
+        widest = max(widest, *widths, 4 * down.cols)
+    return TILE_ROWS * round_up(widest, 4 * PANEL_COLUMNS)
 
 
 def _stored_as(request: FitRequest) -> str:

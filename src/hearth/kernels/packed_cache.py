@@ -22,7 +22,7 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from hearth.kernels.packed_file import (
     check_file,
     damaged_tensors,
     encode_header,
+    read_header,
     with_checksums,
 )
 
@@ -64,10 +65,17 @@ class PackedCache:
         self.directory = directory
         self.max_bytes = max_bytes
 
-    def find(self, wanted: PackedHeader, *, verify: bool = False) -> Found | None:
+    def find(
+        self,
+        wanted: PackedHeader,
+        *,
+        verify: bool = False,
+        prepare: Callable[[mmap.mmap], None] | None = None,
+    ) -> Found | None:
         """The file of this key, or None. `verify` reads all of it and compares checksums.
 
-        Raises CacheError when there is one that is damaged (it is removed) or cannot be read.
+        `prepare` gets the mapping before anything of it is read; it may raise OSError. Raises
+        CacheError when there is a file that is damaged (it is removed) or cannot be read.
         """
         path = self._path(wanted.key, COMPLETE)
         try:
@@ -79,7 +87,10 @@ class PackedCache:
         try:
             if not _lock(fd, fcntl.LOCK_SH):
                 return None  # it is just being evicted
-            return self._map(fd, path, wanted, verify)
+            memory = _map(fd, path, wanted)
+            if prepare is not None:
+                prepare(memory)
+            return _found(fd, path, memory, verify=verify)
         except PackedFileError as error:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -129,24 +140,6 @@ class PackedCache:
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.directory / f"{key}{suffix}"
-
-    def _map(self, fd: int, path: Path, wanted: PackedHeader, verify: bool) -> Found:
-        owner = os.fstat(fd).st_uid
-        if owner not in (0, os.geteuid()):
-            raise CacheError(f"{path} belongs to user {owner}, who could change it at any time")
-        header = check_file(fd, wanted)
-        offset = len(encode_header(header))
-        memory = mmap.mmap(
-            fd, header.num_bytes, mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=offset
-        )
-        if verify and (damaged := list(damaged_tensors(header, memoryview(memory)))):
-            raise PackedFileError(f"{len(damaged)} tensors have changed: {damaged[0]} …")
-        # The time of use is the access time: that of modification stays the time of writing. Set
-        # by hand, since most file systems keep it only once a day or not at all.
-        written = os.fstat(fd).st_mtime_ns
-        with contextlib.suppress(OSError):  # a directory for reading only
-            os.utime(fd, ns=(time.time_ns(), written))
-        return Found(memory, path, max(0.0, time.time() - written / 1e9))
 
     def _evict(self, needed_bytes: int) -> None:
         """Removes what nobody uses, oldest use first, until `needed_bytes` are within the budget.
@@ -222,6 +215,28 @@ class Draft:
         with contextlib.suppress(OSError):
             self._path.unlink()
         os.close(self._fd)
+
+
+def _map(fd: int, path: Path, wanted: PackedHeader) -> mmap.mmap:
+    """The data of a file that holds what is wanted. Raises CacheError, PackedFileError, OSError."""
+    owner = os.fstat(fd).st_uid
+    if owner not in (0, os.geteuid()):
+        raise CacheError(f"{path} belongs to user {owner}, who could change it at any time")
+    header = check_file(fd, wanted)
+    offset = len(encode_header(header))
+    return mmap.mmap(fd, header.num_bytes, mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=offset)
+
+
+def _found(fd: int, path: Path, memory: mmap.mmap, *, verify: bool) -> Found:
+    """Notes that the file is used. Raises PackedFileError, OSError."""
+    if verify and (damaged := list(damaged_tensors(read_header(fd), memoryview(memory)))):
+        raise PackedFileError(f"{len(damaged)} tensors have changed: {damaged[0]} …")
+    # The time of use is the access time: that of modification stays the time of writing. Set
+    # by hand, since most file systems keep it only once a day or not at all.
+    written = os.fstat(fd).st_mtime_ns
+    with contextlib.suppress(OSError):  # a directory for reading only
+        os.utime(fd, ns=(time.time_ns(), written))
+    return Found(memory, path, max(0.0, time.time() - written / 1e9))
 
 
 def _open_exclusively(path: Path) -> int:

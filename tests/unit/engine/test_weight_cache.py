@@ -23,11 +23,12 @@ from tests.unit.models.checkpoints import (
 )
 
 from hearth.core.config import DEFAULT_CODES, CodesConfig, WeightCacheConfig
-from hearth.core.errors import WeightsError
+from hearth.core.errors import KernelError, WeightsError
 from hearth.core.spec import DType, QuantSpec, WeightSource
 from hearth.engine import weight_cache
 from hearth.engine.weight_cache import CpuLoad, cache_key, default_directory, load_cpu_weights
 from hearth.host.disk import DiskFacts
+from hearth.kernels.cpu import pages
 from hearth.kernels.packing import WeightSink
 from hearth.models import weights
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -226,6 +227,23 @@ def test_a_changed_byte_is_found_when_asked(starts: Starts) -> None:
     assert not starts.start(verify=True).warnings
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_file_that_the_disk_cannot_read_is_packed_anew(
+    starts: Starts, monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    starts.start()
+
+    def fail(address: int, num_bytes: int, on_progress: object) -> None:
+        raise OSError(errno.EFAULT, "a page cannot be read")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pages, "read_in", fail)
+        second = starts.start(verify=verify)
+    assert "a page cannot be read" in second.warnings[0]
+    assert second.choice.value.startswith("written")
+    assert starts.start(verify=True).choice.value.startswith("mapped")
+
+
 def test_a_directory_that_cannot_be_written_is_a_warning(starts: Starts) -> None:
     starts.cache.write_bytes(b"a file where the directory should be")
     found = starts.start()
@@ -246,6 +264,21 @@ def test_a_disk_that_fails_later_leaves_the_weights_in_memory(
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     assert str(starts.cache) not in maps
     assert found.weights.num_bytes > 0
+
+
+def test_no_memory_for_the_weights_of_a_failed_disk_is_said(
+    starts: Starts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def refuse(*args: object) -> None:
+        raise KernelError("no memory for a copy")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(pages, "replace_by_copy", refuse)
+    starts.start()
+    assert "no memory for a copy; restart with --weight-cache-bytes 0" in caplog.text
 
 
 def test_weights_that_cannot_be_packed_leave_no_file(starts: Starts) -> None:

@@ -27,7 +27,17 @@ from tests.unit.kernels.programs import (
 )
 
 from hearth.core.errors import ConfigError, KernelError
-from hearth.core.program import Add, Norm
+from hearth.core.program import (
+    Add,
+    BufferRows,
+    BufferSpec,
+    Embed,
+    Linear,
+    Norm,
+    Op,
+    Select,
+    StepProgram,
+)
 from hearth.core.spec import DType, SlotKind
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packing import HostTensor
@@ -346,6 +356,32 @@ def test_block_copies_are_done_before_the_step() -> None:
     expected = causal_attention(arrays["table"][fork.tokens], heads)[-1]
     assert np.abs(executor.read_buffer(1, 1)[0] - expected).max() < 1e-5
     executor.close()
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (Select(1, 2), "select does not fit"),
+        (Add(0, 1), "other rows"),
+        (Linear(1, "weight", None, 0), "other rows"),
+        (Norm(1, "norm", 1e-6, 0), "other rows"),
+    ],
+    ids=str,
+)
+def test_an_operation_on_other_rows_than_it_writes_is_refused(op: Op, message: str) -> None:
+    """There may be fewer rows of logits than of tokens."""
+    logits = BufferSpec("y", VOCAB, BufferRows.LOGITS)
+    buffers = (BufferSpec("x", VOCAB), logits, replace(logits, name="z"))
+    slots = (
+        slot("table", SlotKind.TABLE, VOCAB, VOCAB),
+        slot("weight", SlotKind.LINEAR, VOCAB, VOCAB),
+        slot("norm", SlotKind.VECTOR, VOCAB),
+    )
+    program = StepProgram(buffers, (Embed("table", 0), Select(0, 1), op), slots, (), VOCAB)
+    square = random_rows((VOCAB, VOCAB), 1)
+    arrays = {"table": square, "weight": square, "norm": np.ones(VOCAB, np.float32)}
+    with pytest.raises(KernelError, match=message):
+        build(program, arrays, Bench())
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def put(cache: PackedCache, header: PackedHeader | None = None, fill: int = 7) -
     return draft.commit()
 
 
-def found(cache: PackedCache, header: PackedHeader | None = None, **options: bool) -> Found:
-    result = cache.find(header or wanted(), **options)
+def found(cache: PackedCache, header: PackedHeader | None = None, *, verify: bool = False) -> Found:
+    result = cache.find(header or wanted(), verify=verify)
     assert result is not None
     return result
 

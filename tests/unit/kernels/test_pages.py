@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,32 @@ def test_a_kernel_without_huge_pages_reads_in_as_well(
     array = mapped_file(tmp_path / "file")
     assert not pages.ask_for_huge_pages(array.ctypes.data, SIZE)
     pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+    assert resident_bytes(array.ctypes.data) == SIZE
+
+
+def test_a_page_that_cannot_be_read_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    array = mapped_file(tmp_path / "file")
+    os.truncate(tmp_path / "file", SIZE // 2)  # reading beyond it would be SIGBUS
+    with pytest.raises(OSError, match="a page cannot be read"):
+        pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+
+
+@pytest.mark.parametrize(("release", "asks"), [("5.15.0-91-generic", True), ("6.8.0", False)])
+def test_kernels_whose_faults_read_little_get_one_large_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, asks: bool
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    calls: list[int] = []
+    madvise = pages._libc().madvise
+
+    def note(address: int, num_bytes: int, advice: int) -> int:
+        calls.append(advice)
+        return int(madvise(address, num_bytes, advice))
+
+    monkeypatch.setattr(pages._libc(), "madvise", note)
+    array = mapped_file(tmp_path / "file")
+    pages.read_in(array.ctypes.data, SIZE, lambda done, total: None)
+    assert (mmap.MADV_WILLNEED in calls) == asks
     assert resident_bytes(array.ctypes.data) == SIZE
 
 

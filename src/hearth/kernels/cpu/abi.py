@@ -38,6 +38,7 @@ SPLIT_CODES = {"auto": 0, "never": 1, "always": 2}
 PAIRING_CODES = {RopePairing.HALF: 0, RopePairing.INTERLEAVED: 1}
 WANT_HASHES = 1
 WANT_LOGITS = 2
+E_MEMORY = 2  # an error code
 ATTEND_IMAGE, ATTEND_ROUNDED = 1, 2
 
 (

@@ -125,6 +125,8 @@ class CpuWeights:
 
     @staticmethod
     def _check(slot: WeightSlot, code: int) -> None:
+        if code == abi.E_MEMORY:
+            raise KernelError(f"no memory to pack slot {slot.name} in")
         if code != 0:
             why = ": it has values that are not finite" if slot.quant.bits else ""
             raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.name}{why}")

@@ -45,7 +45,7 @@ def rounded_weights(rows: torch.Tensor, quant: QuantSpec) -> torch.Tensor:
 def _grouped(x: torch.Tensor, group_size: int) -> torch.Tensor:
     """[rows, groups, group_size], zeros behind a row's end."""
     padded = functional.pad(x, (0, -x.shape[-1] % group_size))
-    return padded.reshape(*x.shape[:-1], -1, group_size)
+    return padded.reshape(*x.shape[:-1], padded.shape[-1] // group_size, group_size)
 
 
 def _bfloat16(x: torch.Tensor) -> torch.Tensor:

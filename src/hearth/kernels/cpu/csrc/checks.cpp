@@ -127,6 +127,14 @@ void Model::check_op(const hearth_op& op) const {
   auto weight = [&](int32_t i, int32_t kind, int64_t rows) {
     return checked_weight(i, kind, rows);
   };
+  // Rows of the step, or of its image: as many. Those of logits and joined ones are fewer.
+  auto rows_alike = [&](int32_t a, int32_t b) {
+    auto kind = [&](int32_t i) {
+      int of = buffer(i).rows_kind;
+      return of == HEARTH_ROWS_IMAGE ? HEARTH_ROWS_TOKENS : of;
+    };
+    require(kind(a) == kind(b), "an operation reads other rows than it writes");
+  };
   switch (op.kind) {
     case HEARTH_OP_EMBED:
       require(op.weight >= 0 && op.weight < static_cast<int32_t>(weights_.size()),
@@ -148,6 +156,7 @@ void Model::check_op(const hearth_op& op) const {
       weight(op.weight, HEARTH_VECTOR, buffer(op.x).width);
       if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, buffer(op.x).width);
       require(buffer(op.out).stride == buffer(op.x).stride, "norm changes the width");
+      rows_alike(op.x, op.out);
       break;
     case HEARTH_OP_LINEAR: {
       auto w = weight(op.weight, HEARTH_LINEAR, buffer(op.out).width);
@@ -156,12 +165,14 @@ void Model::check_op(const hearth_op& op) const {
       require(!buffer(op.x).group || (w.bits && w.group == buffer(op.x).group),
               "linear: rows and weight are not quantized alike");
       if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, w.rows);
+      rows_alike(op.x, op.out);
       break;
     }
     case HEARTH_OP_QUANTIZE:
       require(
           buffer(op.x).width == buffer(op.out).width && buffer(op.out).group && !buffer(op.x).group,
           "quantize does not fit");
+      rows_alike(op.x, op.out);
       break;
     case HEARTH_OP_HEAD_NORM:
       require(op.heads > 0 && op.kv_heads > 0 && op.head_dim > 0 &&
@@ -174,6 +185,7 @@ void Model::check_op(const hearth_op& op) const {
       require(op.heads * op.head_dim <= buffer(op.x).width && op.rotary_dim <= op.head_dim &&
                   buffer(op.y).width == op.rotary_dim,
               "rope does not fit");
+      rows_alike(op.x, op.y);
       break;
     case HEARTH_OP_KV_WRITE:
     case HEARTH_OP_ATTEND: {
@@ -187,6 +199,8 @@ void Model::check_op(const hearth_op& op) const {
               op.heads % op.kv_heads == 0 &&
               (buffer(op.x).width == width + kv_width || (attends && buffer(op.x).width == width)),
           "attention does not fit its KV group");
+      rows_alike(op.x, attends ? op.out : op.x);
+      require(buffer(op.x).rows_kind != HEARTH_ROWS_LOGITS, "attention of the rows of logits");
       if (attends)
         require(buffer(op.out).width == width && op.soft_cap >= 0.0f && op.window == g.window &&
                     is_image == (limits_.max_image_rows > 0) && op.window >= -is_image,
@@ -197,15 +211,19 @@ void Model::check_op(const hearth_op& op) const {
       require(buffer(op.x).width == 2 * buffer(op.out).width, "gate needs twice its width");
       require(op.activation >= 0 && op.activation < HEARTH_NUM_ACTIVATIONS,
               "gate has an unknown activation");
+      rows_alike(op.x, op.out);
       break;
     case HEARTH_OP_EXPERTS:
       check_experts(op);
       break;
     case HEARTH_OP_ADD:
       require(buffer(op.x).stride == buffer(op.y).stride, "add of different widths");
+      rows_alike(op.x, op.y);
       break;
     case HEARTH_OP_SELECT:
       require(buffer(op.x).stride == buffer(op.out).stride &&
+                  buffer(op.x).group == buffer(op.out).group &&
+                  buffer(op.x).rows_kind == HEARTH_ROWS_TOKENS &&
                   buffer(op.out).rows_kind == HEARTH_ROWS_LOGITS,
               "select does not fit");
       break;

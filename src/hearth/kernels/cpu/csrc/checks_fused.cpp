@@ -34,7 +34,8 @@ std::vector<int32_t> buffers_used(const hearth_op& op) {
     case HEARTH_OP_EMIT:
       return {op.x};
     case HEARTH_OP_EXPERTS:
-      return {op.x, op.y, op.out, op.routes, op.gated};
+      if (op.gated_codes < 0) return {op.x, op.y, op.out, op.routes, op.gated};
+      return {op.x, op.y, op.out, op.routes, op.gated, op.gated_codes};
     default:
       return {op.x, op.out};
   }

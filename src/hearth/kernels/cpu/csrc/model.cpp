@@ -161,7 +161,6 @@ void Model::create_scratch() {
                                   [](const hearth_weight& w) { return w.layout.bits > 0; });
   if (is_quantized) quant_scratch_ = std::make_unique<Arena>(kQuantScratchBytes * threads);
   for (size_t i = 0; i < threads; i++) sample_scratch_.emplace_back(limits_.vocab_size);
-  row_sequence_.resize(static_cast<size_t>(limits_.max_tokens));
   previous_tokens_.resize(static_cast<size_t>(limits_.max_logit_rows));
 }
 
@@ -179,9 +178,6 @@ void Model::copy_blocks(const hearth_plan& plan) {
 void Model::prepare(int first, int last, const hearth_plan& plan, const hearth_result& result) {
   plan_ = &plan;
   result_ = &result;
-  for (int s = 0; s < plan.num_sequences; s++)
-    std::fill(row_sequence_.begin() + plan.row_start[s],
-              row_sequence_.begin() + plan.row_start[s + 1], s);
   plan_attention();
   stages_.clear();
   stage_tiles_.clear();

@@ -111,7 +111,7 @@ class Model {
   // Pairs of a row and one of its experts, grouped by expert: row · top_k + place in `routes`.
   struct ExpertPairs {
     std::vector<int32_t> first;   // [experts + 1], offsets into `pairs`
-    std::vector<int32_t> pairs;   // [max_tokens · top_k], ascending within an expert
+    std::vector<int32_t> pairs;   // [most rows · top_k], ascending within an expert
     std::vector<int32_t> active;  // [experts], those that have rows, ascending
     int num_active = 0;
   };
@@ -246,7 +246,6 @@ class Model {
   int attend_rows_ = kAttendRows;              // of a sequence that a tile takes
   std::vector<RowTile> attend_tiles_;          // rows of one sequence, attend_rows_ at most
   int64_t image_row_ = 0;                      // of an encoder's run, the first
-  std::vector<int32_t> row_sequence_;          // [max_tokens]
   std::vector<int32_t> previous_tokens_;       // results of the last step that sampled
   int num_previous_tokens_ = 0;
   ExpertPairs pairs_;
