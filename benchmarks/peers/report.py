@@ -134,7 +134,8 @@ def write(body: Mapping[str, Any], out: Path, quiet: Quiet) -> str:
     full = {**body, "summary": [asdict(line) for line in lines]}
     text = page(body, lines, quiet)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "peers.json").write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+    record = json.dumps(full, indent=1).replace(f"{Path.home()}/", "~/")
+    (out / "peers.json").write_text(record + "\n", encoding="utf-8")
     (out / "peers.md").write_text(text, encoding="utf-8")
     (out / "peers.svg").write_text(chart(lines, body["engines"]), encoding="utf-8")
     return text

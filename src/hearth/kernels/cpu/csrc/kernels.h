@@ -14,7 +14,8 @@ constexpr int kKeyGroup = 16;        // neighbouring keys that lie in one vector
 constexpr int kLinearTileRows = 96;  // rows that a linear tile takes at a time: with 512 columns of
                                      // K they stay in the second-level cache
 constexpr int kTile = 64;            // keys a softmax tile, at absolute positions
-constexpr int kAttendRows = 8;       // rows of a sequence that go through their keys together
+constexpr int kAttendRows = 8;       // rows of a sequence that go through their keys together, or
+                                     // more where a key/value head has few query heads
 constexpr int kSegment = 512;  // keys a segment that is reduced on its own, at absolute positions
 
 // Row i of x is at x + i · ldx, or at x + x_offsets[i] where there are offsets; likewise of out.
