@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 from tools.demo_model.phone_batches import NAMES, BatchMaker, PhoneBatch
 from tools.demo_model.phone_losses import CellHeads, features_of
-from tools.demo_model.phone_model import HIDDEN, NUM_LOOKUP_LAYERS, embed
+from tools.demo_model.phone_model import HIDDEN, NUM_LOOKUP_LAYERS, embed, rotated_heads
 from tools.demo_model.tokenizer import IGNORED_LABEL
 from torch import nn
 from torch.nn import functional
 from transformers import Glm4vForConditionalGeneration
-from transformers.models.glm4v.modeling_glm4v import apply_rotary_pos_emb
 
 NUM_BATCHES = 40
 NUM_STEPS = 280
@@ -109,15 +108,9 @@ def _attend(
     text = model.model.language_model
     layer = text.layers[number]
     attn = layer.self_attn
-    num, num_tokens, _ = hidden.shape
-    cos, sin = text.rotary_emb(hidden, position_ids=batch.positions)
-    mixed = layer.input_layernorm(hidden)
-    q, k, v = (
-        project(mixed).view(num, num_tokens, -1, attn.head_dim).transpose(1, 2)
-        for project in (attn.q_proj, attn.k_proj, attn.v_proj)
-    )
-    q, k = apply_rotary_pos_emb(q, k, cos, sin)  # type: ignore[no-untyped-call]  # its types
-    k, v = (one.repeat_interleave(attn.num_key_value_groups, 1) for one in (k, v))
+    num_tokens = hidden.shape[1]
+    angles = text.rotary_emb(hidden, position_ids=batch.positions)
+    q, k, v = rotated_heads(attn, layer.input_layernorm(hidden), *angles)
     scores = q @ k.transpose(-1, -2) * attn.scaling
     future = torch.ones(num_tokens, num_tokens, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(future, -1e9).softmax(-1)

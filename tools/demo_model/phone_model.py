@@ -29,6 +29,7 @@ from tools.demo_model.tokenizer import END_OF_TEXT, OBSERVATION, USER, token_id
 from torch.nn import functional
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration
 from transformers.models.glm4v.modeling_glm4v import (
+    Glm4vTextAttention,
     apply_rotary_pos_emb,
     apply_rotary_pos_emb_vision,
 )
@@ -225,6 +226,20 @@ def text_pass(
     return _text_body(model, hidden, cos, sin)
 
 
+def rotated_heads(
+    attn: Glm4vTextAttention, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values [n, heads, tokens, head_dim] of rows [n, tokens, hidden]."""
+    num, num_tokens, _ = x.shape
+    q, k, v = (
+        project(x).view(num, num_tokens, -1, attn.head_dim).transpose(1, 2)
+        for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)  # type: ignore[no-untyped-call]  # its types
+    k, v = (one.repeat_interleave(attn.num_key_value_groups, 1) for one in (k, v))
+    return q, k, v
+
+
 def _text_layers(
     model: Glm4vForConditionalGeneration,
     hidden: torch.Tensor,
@@ -232,16 +247,9 @@ def _text_layers(
     sin: torch.Tensor,
 ) -> torch.Tensor:
     text = model.model.language_model
-    num, num_tokens, _ = hidden.shape
     for layer in text.layers:
         attn = layer.self_attn
-        mixed = layer.input_layernorm(hidden)
-        q, k, v = (
-            project(mixed).view(num, num_tokens, -1, attn.head_dim).transpose(1, 2)
-            for project in (attn.q_proj, attn.k_proj, attn.v_proj)
-        )
-        q, k = apply_rotary_pos_emb(q, k, cos, sin)  # type: ignore[no-untyped-call]  # its types
-        k, v = (one.repeat_interleave(attn.num_key_value_groups, 1) for one in (k, v))
+        q, k, v = rotated_heads(attn, layer.input_layernorm(hidden), cos, sin)
         mixed = functional.scaled_dot_product_attention(
             q.to(v.dtype), k.to(v.dtype), v, is_causal=True
         )

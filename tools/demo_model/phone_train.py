@@ -2,14 +2,14 @@
 
 Begins with the text model and a random vision part, or goes on where `DIR/training.pt` stopped.
 Three stages: first the vision part alone, from what every cell of a screen shows; then the lookup
-of names in the image; then everything, from steps of tasks, questions on screens, and the conversations of the text model, so that its
-answers stay. The learning rate follows the clock, so that a run of any length ends well; the
-screens are a function of the seed. `DIR/model` gets the mean of the last weights (an exponential
-moving average) as a model directory every few minutes.
+of names in the image; then everything, from steps of tasks, questions on screens, and the
+conversations of the text model, so that its answers stay. The learning rate follows the clock, so
+that a run of any length ends well; the screens are a function of the seed. `DIR/model` gets the
+mean of the last weights (an exponential moving average) as a model directory every few minutes.
 
-Two processes (`--processes`), each with a batch of its own and one thread; gradients are averaged once
-a step. On cores that other programs use, too, that is several times as fast as two threads that
-wait for each other in every operation.
+Two processes (`--processes`), each with a batch of its own and one thread; gradients are averaged
+once a step. On cores that other programs use, too, that is several times as fast as two threads
+that wait for each other in every operation.
 """
 
 import argparse

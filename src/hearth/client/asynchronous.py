@@ -9,8 +9,7 @@ from typing import Any, Self
 import httpx
 
 from hearth.client.streaming import Arrival, StreamPool
-from hearth.client.wire import Target, refusal, transport_error
-from hearth.core.errors import RemoteError
+from hearth.client.wire import Target, json_of, transport_error
 
 
 class AsyncClient:
@@ -56,9 +55,4 @@ class AsyncClient:
             response = await self._http.request(method, path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise transport_error(self.target, error) from error
-        if not response.is_success:
-            raise refusal(response.status_code, response.content)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise RemoteError(f"{self.target.root}{path} answers something but JSON") from error
+        return json_of(f"{self.target.root}{path}", response.status_code, response.content)

@@ -14,7 +14,15 @@ from typing import Any, Self
 import httpx
 
 from hearth.client.sse import DONE, EventSplitter
-from hearth.client.wire import Piece, Target, encoded, parse_event, refusal, transport_error
+from hearth.client.wire import (
+    Piece,
+    Target,
+    encoded,
+    json_of,
+    parse_event,
+    refusal,
+    transport_error,
+)
 from hearth.core.errors import RemoteError
 
 _JSON = {"Content-Type": "application/json"}
@@ -88,9 +96,4 @@ class BlockingClient:
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise transport_error(self.target, error) from error
-        if not response.is_success:
-            raise refusal(response.status_code, response.content)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise RemoteError(f"{self.target.root}{path} answers something but JSON") from error
+        return json_of(f"{self.target.root}{path}", response.status_code, response.content)

@@ -126,6 +126,16 @@ def refusal(status: int, content: bytes) -> RemoteError:
     return RemoteError(f"HTTP {status}: {message}", status=status)
 
 
+def json_of(url: str, status: int, content: bytes) -> Any:
+    """A whole answer. Raises RemoteError for a refusal and for what is no JSON."""
+    if not 200 <= status < 300:
+        raise refusal(status, content)
+    try:
+        return _decoder.decode(content)
+    except msgspec.DecodeError as error:
+        raise RemoteError(f"{url} answers something but JSON") from error
+
+
 def unreachable(target: Target, error: Exception) -> RemoteError:
     """No connection to the server."""
     return RemoteError(
