@@ -183,6 +183,7 @@ void Model::prepare(int first, int last, const hearth_plan& plan, const hearth_r
   stage_tiles_.clear();
   for (int i = first_step_[first]; i < first_step_[last]; i++) {
     int tiles = tiles_of(steps_[i]);
+    if (tiles > kMostTiles) fail(HEARTH_E_PLAN, "a step has too many tiles");
     if (tiles == 1 && !stages_.empty() && stages_.back().tiles == 1) {
       stages_.back().last_step = i + 1;
       continue;

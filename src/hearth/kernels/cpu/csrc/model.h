@@ -189,7 +189,7 @@ class Model {
   // ops_linear.cpp
   int linear_tiles(const Step& step) const;
   int columns_a_tile(const Step& step) const;
-  int own_part(int tile, int count) const;
+  int row_parts(int row_tiles) const;
   void linear_tile(const Step& step, int tile, int thread);
   void linear_panel(const hearth_op& op, int64_t panel, Rows rows, float* out, int64_t ldo,
                     int thread);

@@ -17,6 +17,17 @@ namespace {
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int kBlockTiles = 4;
 
+int row_tiles_of(int rows) {
+  return (rows + kLinearTileRows - 1) / kLinearTileRows;
+}
+
+// Tiles of nearly equal size, so that threads with rows of their own have equally many; of six,
+// which is what the widest kernel takes at a time.
+int rows_a_linear_tile(int rows) {
+  int size = (rows + row_tiles_of(rows) - 1) / row_tiles_of(rows);
+  return std::min(kLinearTileRows, (size + 5) / 6 * 6);
+}
+
 int panels(int64_t columns) {
   return static_cast<int>((columns + kPanel - 1) / kPanel);
 }
@@ -54,30 +65,33 @@ int Model::linear_tiles(const Step& step) const {
   int64_t columns = step.form == Form::kGated ? buffers_[ops_[step.op + 1].out].width
                                               : weights_[op.weight].layout.rows;
   int size = columns_a_tile(step);
-  int row_tiles = (rows_of(op) + kLinearTileRows - 1) / kLinearTileRows;
-  return static_cast<int>((columns + size - 1) / size) * row_tiles;
+  return static_cast<int>((columns + size - 1) / size) * row_tiles_of(rows_of(op));
 }
 
-// Which tile the thread computes that takes the number `tile` of `count`: threads that take numbers
-// in turn get neighbouring tiles each, so that every one reads its part of the weight straight
-// through (one row, two threads: 14.4 ms a step where every other panel took 13.2). Any thread may
-// take any number.
-int Model::own_part(int tile, int count) const {
-  int threads = limits_.num_threads, thread = tile % threads;
-  return thread * (count / threads) + std::min(thread, count % threads) + tile / threads;
+// Where two threads share many rows, each takes rows of its own, as it does in operations that go
+// row by row: what it has written lies in its cache, and the threads' caches may be far apart. The
+// price is that both read the weight.
+int Model::row_parts(int row_tiles) const {
+  return limits_.num_threads == 2 ? std::min(row_tiles, 2) : 1;
 }
 
 // Some neighbouring panels go by a row tile, then by the next one: so both are read from a near
-// cache but for their first time.
+// cache but for their first time. A thread's share are neighbours: it reads its part of a weight
+// straight through (one row, two threads: 14.4 ms a step where every other panel took 13.2).
 void Model::linear_tile(const Step& step, int tile, int thread) {
   const hearth_op& op = ops_[step.op];
-  int all_rows = rows_of(op), row_tiles = (all_rows + kLinearTileRows - 1) / kLinearTileRows;
-  int tiles = linear_tiles(step), columns = tiles / row_tiles;
-  if (row_tiles == 1) tile = own_part(tile, tiles);
-  int first = tile / row_tiles / kBlockTiles * kBlockTiles, in_block = tile - first * row_tiles;
+  int all_rows = rows_of(op), row_tiles = row_tiles_of(all_rows);
+  int columns = linear_tiles(step) / row_tiles, parts = row_parts(row_tiles);
+  int begin = 0, count = row_tiles / parts;  // row tiles of the part that the tile is in
+  for (int part = 0; tile >= columns * count; part++) {
+    tile -= columns * count;
+    begin += count;
+    count = (part + 2) * row_tiles / parts - begin;
+  }
+  int first = tile / count / kBlockTiles * kBlockTiles, in_block = tile - first * count;
   int width = std::min(kBlockTiles, columns - first);
-  int first_row = in_block / width * kLinearTileRows;
-  Rows rows{first_row, std::min(kLinearTileRows, all_rows - first_row)};
+  int size = rows_a_linear_tile(all_rows), first_row = (begin + in_block / width) * size;
+  Rows rows{first_row, std::min(size, all_rows - first_row)};
   int64_t panel = int64_t{first + in_block % width} * (columns_a_tile(step) / kPanel);
   if (step.form == Form::kHeads) return heads_tile(step, panel, rows, thread);
   if (step.form == Form::kGated) return gated_tile(step, panel, rows, thread);

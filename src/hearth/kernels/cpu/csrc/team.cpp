@@ -5,7 +5,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <bit>
 #include <climits>
 
 namespace hearth {
@@ -31,28 +30,28 @@ inline void relax() {
 #endif
 }
 
-// The high half of a ticket is a futex word.
-static_assert(sizeof(std::atomic<uint64_t>) == 8 && std::endian::native == std::endian::little);
-
-void futex(std::atomic<uint64_t>& ticket, int operation, uint32_t value) {
-  auto* word = reinterpret_cast<uint32_t*>(&ticket) + 1;
-  syscall(SYS_futex, word, operation, value, nullptr, nullptr, 0);
+void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
+  static_assert(sizeof word == 4);
+  syscall(SYS_futex, &word, operation, value, nullptr, nullptr, 0);
 }
 
-// Each thread that finds no tile left takes the count one further down, once a stage: the low half
-// has room for that below no tiles.
-constexpr uint32_t kNoTiles = 1u << 30;
-
-uint64_t ticket_of(uint32_t epoch, int tiles) {
-  return static_cast<uint64_t>(epoch) << 32 | (kNoTiles + static_cast<uint32_t>(tiles));
+uint64_t share_of(uint32_t epoch, int64_t first, int64_t last) {
+  return static_cast<uint64_t>(epoch & 0xffff) << 2 * kTileBits |
+         static_cast<uint64_t>(first) << kTileBits | static_cast<uint64_t>(last);
 }
-uint32_t epoch_of(uint64_t ticket) {
-  return static_cast<uint32_t>(ticket >> 32);
+bool is_of(uint64_t share, uint32_t epoch) {
+  return share >> 2 * kTileBits == (epoch & 0xffff);
+}
+int first_of(uint64_t share) {
+  return static_cast<int>(share >> kTileBits & kMostTiles);
+}
+int last_of(uint64_t share) {
+  return static_cast<int>(share & kMostTiles);
 }
 
 }  // namespace
 
-Team::Team(int num_threads) : num_threads_(num_threads), ticket_(ticket_of(0, 0)) {
+Team::Team(int num_threads) : num_threads_(num_threads), shares_(static_cast<size_t>(num_threads)) {
   try {
     for (int i = 1; i < num_threads; i++) threads_.emplace_back([this, i] { worker(i); });
   } catch (...) {
@@ -73,7 +72,7 @@ void Team::stop() {
 
 void Team::run(const Job& job) {
   job_ = job;
-  uint32_t epoch = epoch_of(ticket_.load(std::memory_order_relaxed));
+  uint32_t epoch = epoch_.load(std::memory_order_relaxed);
   last_epoch_.store(epoch, std::memory_order_relaxed);  // behind us: no end is in sight
   for (open_next(-1, 0);;) {
     epoch = take_tiles(0);
@@ -92,17 +91,36 @@ void Team::worker(int thread) {
   }
 }
 
-// Returns the epoch in which there was no tile left. A job cannot end while one of its tiles is
-// out, so what it says may be read by who holds one, and by nobody else.
+// Returns the epoch in which there was no tile left. A job cannot end while a tile is not counted,
+// so what it says may be read by who has one, and by nobody else.
 uint32_t Team::take_tiles(int thread) {
+  uint32_t epoch = epoch_.load(std::memory_order_acquire);
   for (;;) {
-    uint64_t ticket = ticket_.fetch_sub(1, std::memory_order_acq_rel);
-    int left = static_cast<int>(static_cast<uint32_t>(ticket) - kNoTiles);
-    if (left <= 0) return epoch_of(ticket);
+    int own = 0;
+    for (int tile; (tile = claim(thread, epoch)) >= 0; own++)
+      job_.run(job_.context, stage_, tile, thread);
+    if (own == 0) return epoch;
     int stage = stage_, tiles = job_.tiles[stage];
-    job_.run(job_.context, stage, tiles - left, thread);
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tiles) open_next(stage, thread);
+    if (done_.fetch_add(own, std::memory_order_acq_rel) + own < tiles) return epoch;
+    open_next(stage, thread);
+    epoch = epoch_.load(std::memory_order_acquire);
   }
+}
+
+// A tile of the stage that the epoch has opened, or −1. A share that changed in between, even to
+// one that looks the same, is that of a stage that is open: what is taken is valid.
+int Team::claim(int thread, uint32_t epoch) {
+  for (int i = 0; i < num_threads_; i++) {
+    auto& share = shares_[static_cast<size_t>((thread + i) % num_threads_)].tiles;
+    uint64_t seen = share.load(std::memory_order_acquire);
+    while (is_of(seen, epoch) && first_of(seen) < last_of(seen)) {
+      uint64_t rest = i == 0 ? seen + (uint64_t{1} << kTileBits) : seen - 1;
+      if (share.compare_exchange_weak(seen, rest, std::memory_order_acq_rel,
+                                      std::memory_order_acquire))
+        return i == 0 ? first_of(seen) : last_of(seen) - 1;
+    }
+  }
+  return -1;
 }
 
 // Opens the next stage that is worth sharing, or ends the job. No tile is out.
@@ -112,10 +130,8 @@ void Team::open_next(int stage, int thread) {
     if (job_.tiles[stage] == 1) job_.run(job_.context, stage, 0, thread);
   stage_ = stage;
   bool is_last = stage == job_.num_stages;
-  if (is_last) {
-    uint32_t epoch = epoch_of(ticket_.load(std::memory_order_relaxed));
-    last_epoch_.store(epoch + 1, std::memory_order_relaxed);
-  }
+  if (is_last)
+    last_epoch_.store(epoch_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   // At the end nobody but the caller of run() has anything to do.
   open(is_last ? 0 : job_.tiles[stage], !is_last || thread != 0);
 }
@@ -123,10 +139,15 @@ void Team::open_next(int stage, int thread) {
 // A waiter counts itself before it looks a last time, and the epoch changes before the waiters are
 // counted: one of the two sees the other.
 void Team::open(int tiles, bool must_wake) {
-  uint32_t epoch = epoch_of(ticket_.load(std::memory_order_relaxed));
-  ticket_.store(ticket_of(epoch + 1, tiles), std::memory_order_seq_cst);
+  uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  for (int64_t i = 0; tiles > 0 && i < num_threads_; i++) {
+    int64_t first = i * tiles / num_threads_, last = (i + 1) * tiles / num_threads_;
+    shares_[static_cast<size_t>(i)].tiles.store(share_of(epoch, first, last),
+                                                std::memory_order_release);
+  }
+  epoch_.store(epoch, std::memory_order_seq_cst);
   if (must_wake && sleepers_.load(std::memory_order_seq_cst) > 0)
-    futex(ticket_, FUTEX_WAKE_PRIVATE, INT_MAX);
+    futex(epoch_, FUTEX_WAKE_PRIVATE, INT_MAX);
 }
 
 // Returns when the epoch is another one.
@@ -134,13 +155,12 @@ void Team::wait_behind(uint32_t epoch, int64_t spin_ns) {
   int64_t deadline = now_ns() + spin_ns;
   do {
     for (int i = 0; i < 64; i++) {
-      if (epoch_of(ticket_.load(std::memory_order_acquire)) != epoch) return;
+      if (epoch_.load(std::memory_order_acquire) != epoch) return;
       relax();
     }
   } while (now_ns() < deadline);
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
-  while (epoch_of(ticket_.load(std::memory_order_seq_cst)) == epoch)
-    futex(ticket_, FUTEX_WAIT_PRIVATE, epoch);
+  while (epoch_.load(std::memory_order_seq_cst) == epoch) futex(epoch_, FUTEX_WAIT_PRIVATE, epoch);
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 

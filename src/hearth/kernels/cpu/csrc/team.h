@@ -1,16 +1,21 @@
 // A persistent team of threads that walks through stages of tiles together.
 //
-// A stage is a number of independent tiles, which threads take one by one: another process may
-// take a core for some milliseconds, so nothing is assigned beforehand. A stage ends when its tiles
-// are done, not when every thread has come by: a thread that sleeps or has lost its core between
-// two tiles is not waited for and joins at whatever stage it finds. Who finishes the last tile of a
-// stage opens the next one, and runs stages of one tile at once, so that they need no barrier.
-// Waiting spins for a bounded time and then sleeps on a futex, also between jobs: an idle team
-// costs nothing.
+// A stage is a number of independent tiles. Every thread has a share of them, neighbours, the same
+// ones of stages alike: what it has written, it reads from its own cache. It takes its share one by
+// one from the front, and then, since another process may have taken a core for some milliseconds,
+// what is left of others' from the back. Tiles are counted as done when their thread finds no more,
+// so that threads meet twice a stage and not at every tile. A stage ends when its tiles are done,
+// not when every thread has come by: a thread that sleeps or has lost its core between two stages
+// is not waited for and joins at whatever stage it finds. Who counts the last tiles of a stage
+// opens the next one, and runs stages of one tile at once, so that they need no barrier. Waiting
+// spins for a bounded time and then sleeps on a futex, also between jobs: an idle team costs
+// nothing.
 //
-//   ticket       epoch (high half): counts the stages of all jobs, waiters wait for it to change;
-//                and the tiles of the stage that nobody has taken (low half)
-//   stage, job   written while no tile is out, read only by those who hold one
+//   epoch        counts the stages of all jobs; waiters wait for it to change
+//   shares       the tiles that nobody has taken, with the epoch that they belong to: written
+//   before
+//                it comes
+//   stage, job   written while no tile is out, read only by those who hold one that is not counted
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -18,6 +23,9 @@
 #include <vector>
 
 namespace hearth {
+
+constexpr int kTileBits = 24;
+constexpr int kMostTiles = (1 << kTileBits) - 1;  // of a stage
 
 // Calls run(context, stage, tile, thread). Tiles of one stage may run in any order and thread.
 struct Job {
@@ -40,8 +48,13 @@ class Team {
   int size() const { return num_threads_; }
 
  private:
+  struct alignas(64) Share {
+    std::atomic<uint64_t> tiles{0};  // epoch (16 bits), first, behind the last (24 bits each)
+  };
+
   void worker(int thread);
   uint32_t take_tiles(int thread);
+  int claim(int thread, uint32_t epoch);
   void open_next(int stage, int thread);
   void open(int tiles, bool must_wake);
   void wait_behind(uint32_t epoch, int64_t spin_ns);
@@ -49,10 +62,11 @@ class Team {
 
   const int num_threads_;
   std::vector<std::thread> threads_;
+  std::vector<Share> shares_;  // [threads]
   Job job_{};
   int stage_ = 0;
-  alignas(64) std::atomic<uint64_t> ticket_;
-  alignas(64) std::atomic<int> done_{0};      // tiles of the stage
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<int> done_{0};      // tiles of the stage that are counted
   alignas(64) std::atomic<int> sleepers_{0};  // waiters that a new epoch must wake
   std::atomic<uint32_t> last_epoch_{0};       // behind the last stage of a job
   std::atomic<bool> stopping_{false};
