@@ -1,8 +1,8 @@
 """What no engine could beat with hearth's scheme, from bytes, operations and measured ceilings.
 
 Weights: linear layers in int4 in groups of 128 with bfloat16 scales, the head in int8, each read
-once a step. Arithmetic: linear layers at the int8 peak, of the last layer (behind its attention)
-and the head for the rows alone whose logits are wanted; attention in pairs of bfloat16
+once a step. Arithmetic: linear layers at the int8 peak, of the last layer (behind its keys and
+values) and the head for the rows alone whose logits are wanted; attention in pairs of bfloat16
 (float32 where the processor has no products of pairs); memory and arithmetic overlap, kinds of
 arithmetic do not. KV in bfloat16, read once a step and written never:
 small beside the rest. Norms, rotations and sampling cost nothing here.
@@ -31,7 +31,8 @@ class Scheme:
     wanted_params: int  # those that the tokens alone need whose logits are wanted
     stored_bytes: int  # all packed weights, the embedding too
     kv_bytes: int  # of a token, all layers
-    attend_flops: int  # a query and one key, all layers
+    attend_flops: int  # a query and one key, all layers but the last
+    wanted_attend_flops: int  # those of the last one: of queries alone whose logits are wanted
 
 
 def scheme_of(model: Path, quantize: str = "int4") -> Scheme:
@@ -55,7 +56,8 @@ def program_scheme(loaded: LoadedSpec) -> Scheme:
         wanted_params=sum(linear[name].rows * linear[name].cols for name in wanted),
         stored_bytes=arena_bytes(program.slots),
         kv_bytes=sum(4 * op.num_kv_heads * op.head_dim for op in attends),
-        attend_flops=sum(4 * op.num_heads * op.head_dim for op in attends),
+        attend_flops=sum(4 * op.num_heads * op.head_dim for op in attends[:-1]),
+        wanted_attend_flops=4 * attends[-1].num_heads * attends[-1].head_dim,
     )
 
 
@@ -71,7 +73,9 @@ def step_floor_s(
     if num_rows == num_logits:
         num_bytes += round(scheme.kv_bytes * keys)
     int8_ops = 2.0 * (scheme.params * num_rows + scheme.wanted_params * num_logits)
-    return ceiling.floor_s(num_bytes, Ops(int8=int8_ops, pairs=scheme.attend_flops * keys))
+    wanted_keys = keys * num_logits / num_rows
+    pairs = scheme.attend_flops * keys + scheme.wanted_attend_flops * wanted_keys
+    return ceiling.floor_s(num_bytes, Ops(int8=int8_ops, pairs=pairs))
 
 
 def limit(spec: RowSpec, scheme: Scheme, ceiling: Ceiling) -> float:

@@ -3,8 +3,8 @@
 A buffer is reused by all layers that need the same name and width. Layers with the same window
 and head shape share a KV group; groups are numbered in the order of their first layer.
 
-What follows the last layer's attention is computed for the rows whose logits are wanted, and for no
-others: of a prompt that is one row, or none before its last chunk.
+What follows the last layer's keys and values is computed for the rows whose logits are wanted, and
+for no others: of a prompt that is one row, or none before its last chunk.
 """
 
 from __future__ import annotations
@@ -105,8 +105,7 @@ def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace, *, is_last:
     width = writer.spec.hidden_size
     normed = writer.buffer("normed", width)
     writer.ops.append(norm_op(layer.attention_norm, writer.buffer("hidden", width), normed))
-    mixed = _write_attention(writer, layer.attention, place, normed)
-    _write_projection(writer, layer.attention, mixed, is_last=is_last)
+    _write_attention(writer, layer.attention, place, normed, is_last=is_last)
     _write_residual(writer, layer.post_attention_norm)
     hidden, normed, branch = (writer.buffer(name, width) for name in ("hidden", "normed", "branch"))
     writer.ops.append(norm_op(layer.mlp_norm, hidden, normed))
@@ -117,17 +116,25 @@ def _write_layer(writer: _Writer, layer: LayerSpec, place: _KvPlace, *, is_last:
     _write_residual(writer, layer.post_mlp_norm)
 
 
-def _write_attention(writer: _Writer, attention: AttentionSpec, place: _KvPlace, x: int) -> int:
-    """Up to the buffer with what the heads have mixed, which is returned."""
+def _write_attention(
+    writer: _Writer, attention: AttentionSpec, place: _KvPlace, x: int, *, is_last: bool
+) -> None:
+    """To `branch`. In the last layer, the rest of the program has fewer rows than the keys."""
     heads, kv_heads, head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
     rope = attention.rope or writer.spec.rope
     qkv = writer.buffer("qkv", (heads + 2 * kv_heads) * head_dim)
-    mixed = writer.buffer("attention", heads * head_dim)
     writer.ops += [
         *writer.linear(x, attention.qkv, attention.qkv_bias, qkv),
         *_head_norms(attention, qkv),
         Rope(qkv, writer.angles(rope), heads + kv_heads, head_dim, rope),
         KvWrite(qkv, place.group, place.layer, heads, kv_heads, head_dim),
+    ]
+    if is_last:
+        writer.selected(writer.buffer("hidden", writer.spec.hidden_size))
+        qkv = writer.selected(qkv)
+        writer.rows = BufferRows.LOGITS
+    mixed = writer.buffer("attention", heads * head_dim)
+    writer.ops += [
         Attend(
             qkv=qkv,
             out=mixed,
@@ -141,25 +148,13 @@ def _write_attention(writer: _Writer, attention: AttentionSpec, place: _KvPlace,
             soft_cap=attention.soft_cap,
             rounded=writer.quants[attention.out].int8_rows,
         ),
+        *writer.linear(
+            mixed,
+            attention.out,
+            attention.out_bias,
+            writer.buffer("branch", writer.spec.hidden_size),
+        ),
     ]
-    return mixed
-
-
-def _write_projection(
-    writer: _Writer, attention: AttentionSpec, mixed: int, *, is_last: bool
-) -> None:
-    """From the heads to `branch`. In the last layer the rest of the program has fewer rows."""
-    width, x = writer.spec.hidden_size, mixed
-    if writer.quants[attention.out].int8_rows:
-        rounding = writer.rounding(mixed, attention.out)
-        writer.ops.append(rounding)
-        x = rounding.out
-    if is_last:
-        writer.selected(writer.buffer("hidden", width))
-        x = writer.selected(x)
-        writer.rows = BufferRows.LOGITS
-    branch = writer.buffer("branch", width)
-    writer.ops.append(Linear(x, attention.out, attention.out_bias, branch))
 
 
 def _head_norms(attention: AttentionSpec, qkv: int) -> list[Op]:

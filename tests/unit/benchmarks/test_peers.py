@@ -20,7 +20,7 @@ from benchmarks.peers.summary import Quiet, kept, summaries
 from tokenizers import Tokenizer
 
 CEILING = Ceiling(33.0, 32.0, 1250.0, 310.0)
-SCHEME = Scheme(760_000_000, 1_340_000_000, 67_000_000, 830_000_000, 45_056, 180_224)
+SCHEME = Scheme(760_000_000, 1_340_000_000, 67_000_000, 830_000_000, 45_056, 172_032, 8_192)
 STREAMS = RowSpec("streams-3", "3 streams", 3, 64, 20)
 
 

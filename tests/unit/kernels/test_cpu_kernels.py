@@ -29,6 +29,7 @@ from tests.unit.kernels.programs import (
 from hearth.core.errors import ConfigError, KernelError
 from hearth.core.program import (
     Add,
+    Attend,
     BufferRows,
     BufferSpec,
     Embed,
@@ -355,6 +356,45 @@ def test_block_copies_are_done_before_the_step() -> None:
     executor.execute(builder.plan([Chunk(fork, 1)], copies=[(original.blocks[1], fork.blocks[1])]))
     expected = causal_attention(arrays["table"][fork.tokens], heads)[-1]
     assert np.abs(executor.read_buffer(1, 1)[0] - expected).max() < 1e-5
+    executor.close()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    window=st.sampled_from([0, 5, 70]),
+    rounded=st.booleans(),
+    data=st.data(),
+)
+def test_attention_of_some_rows_has_the_bits_of_attention_of_all(
+    isa: str, lengths: list[int], window: int, rounded: bool, data: st.DataObject
+) -> None:
+    """Rows in any order and number: neighbours, gaps, the same one twice, none."""
+    heads = Heads(4, 2, 16, window=window, rounded=rounded)
+    program = attention_program(VOCAB, heads)
+    whole = program.ops[-1]
+    assert isinstance(whole, Attend)
+    buffers = (
+        *program.buffers,
+        *(replace(one, rows=BufferRows.LOGITS) for one in program.buffers),
+    )
+    program = replace(
+        program, buffers=buffers, ops=(*program.ops, Select(0, 2), replace(whole, qkv=2, out=3))
+    )
+    kv_dtype = DType.BFLOAT16 if rounded else DType.FLOAT32
+    bench = Bench(isa=isa, threads=2, kv_dtype=kv_dtype, max_tokens=400)
+    executor = build(program, {"table": random_rows((VOCAB, buffers[0].width), 7)}, bench)
+    random = np.random.default_rng(8)
+    tracks = [Track(random.integers(0, VOCAB, length).tolist()) for length in lengths]
+    plan = PlanBuilder(16, 64).plan([Chunk(track, len(track.tokens)) for track in tracks])
+    num_rows = sum(lengths)
+    wanted = data.draw(st.lists(st.integers(0, num_rows - 1), max_size=60))
+    if data.draw(st.booleans()):
+        wanted = sorted(wanted)
+    executor.execute(replace(plan, logit_rows=int32(wanted)))
+    some = executor.read_buffer(3, len(wanted))
+    assert np.array_equal(some, executor.read_buffer(1, num_rows)[wanted])
     executor.close()
 
 

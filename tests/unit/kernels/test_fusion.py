@@ -214,8 +214,8 @@ def test_a_quantized_llama_layer_runs_in_seven_stages() -> None:
         "Linear+Rope+KvWrite",
     ]
     assert names_of(WIDE)[-9:] == [
-        "Attend+Quantize",
         "Select+Select",
+        "Attend+Quantize",
         "Linear+Add",
         "Norm+Quantize",
         "Linear+Gate+Quantize",

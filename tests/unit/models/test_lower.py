@@ -24,10 +24,10 @@ from hearth.kernels.fuse import access_of
 from hearth.models.loader import load_model_spec
 from hearth.models.lower import lower
 
-ATTENTION = ["Norm", "Linear", "Rope", "KvWrite", "Attend"]
+KEYS = ["Norm", "Linear", "Rope", "KvWrite"]
 MLP = ["Norm", "Linear", "Gate", "Linear"]
-LLAMA_REST = ["Linear", "Add", *MLP, "Add"]
-GLM4_REST = ["Linear", "Norm", "Add", *MLP, "Norm", "Add"]
+LLAMA_REST = ["Attend", "Linear", "Add", *MLP, "Add"]
+GLM4_REST = ["Attend", "Linear", "Norm", "Add", *MLP, "Norm", "Add"]
 
 
 def program_of(directory: Path, base: dict[str, Any], **changes: Any) -> StepProgram:
@@ -40,20 +40,20 @@ def test_the_operations_are_those_of_the_architecture(
 ) -> None:
     program = program_of(tmp_path, base)
     names = [type(op).__name__ for op in program.ops]
-    last = [*ATTENTION, "Select", "Select", *rest]
-    assert names == ["Embed", "Angles", *ATTENTION, *rest, *last, "Norm", "Linear", "Sample"]
+    last = [*KEYS, "Select", "Select", *rest]
+    assert names == ["Embed", "Angles", *KEYS, *rest, *last, "Norm", "Linear", "Sample"]
 
 
 @pytest.mark.parametrize("quantize", ["none", "int4"])
 @pytest.mark.parametrize("base", [LLAMA, GLM4, {**LLAMA, "num_hidden_layers": 1}])
-def test_what_follows_the_last_attention_has_the_wanted_rows_only(
+def test_what_follows_the_last_keys_has_the_wanted_rows_only(
     tmp_path: Path, base: dict[str, Any], quantize: str
 ) -> None:
     wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32}
     directory = write_config(tmp_path, base, **wide)
     program = load_model_spec(directory, quantize=quantize).program
     first = next(at for at, op in enumerate(program.ops) if isinstance(op, Select))
-    assert max(at for at, op in enumerate(program.ops) if isinstance(op, Attend)) < first
+    assert max(at for at, op in enumerate(program.ops) if isinstance(op, KvWrite)) == first - 1
     for at, op in enumerate(program.ops):
         access = access_of(op)
         kinds = {program.buffers[one].rows for one in access.reads + access.writes}

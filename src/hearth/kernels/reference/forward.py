@@ -18,6 +18,7 @@ from hearth.core.program import (
     Add,
     Angles,
     Attend,
+    BufferRows,
     Embed,
     Emit,
     Experts,
@@ -131,8 +132,13 @@ class _Pass:
     def attend(self, op: Attend) -> None:
         width = op.num_heads * op.head_dim  # k and v, if they are there, stand behind
         queries = self.buffers[op.qkv][:, :width].reshape(-1, op.num_heads, op.head_dim)
+        wanted = self.program.buffers[op.out].rows is BufferRows.LOGITS
+        if wanted:  # the others' stay zero, and are left out again
+            own, rows = queries, self.step.logit_rows
+            queries = own.new_zeros(len(self.step.tokens), *own.shape[1:]).index_put((rows,), own)
         mixed = [_attend(self, op, queries, index) for index in range(len(self.step.sequences))]
-        self.buffers[op.out] = torch.cat(mixed).reshape(-1, width)
+        whole = torch.cat(mixed).reshape(-1, width)
+        self.buffers[op.out] = whole[self.step.logit_rows] if wanted else whole
 
     def gate(self, op: Gate) -> None:
         gate, up = self.buffers[op.x].chunk(2, dim=-1)

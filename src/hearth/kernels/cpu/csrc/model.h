@@ -73,8 +73,10 @@ class Model {
   struct Rows {
     int first, count;
   };
+  // Rows of a buffer, neighbours in a sequence, the first at `position`.
   struct RowTile {
     int first, rows, sequence;
+    int64_t position;
   };
   struct Segments {
     int64_t first, last;  // absolute numbers; `last` is behind the last one
@@ -207,7 +209,11 @@ class Model {
   Keys keys_of(const RowTile& rows, int window) const;
   Segments segments_of(const RowTile& rows, int window) const;
   void plan_attention();
-  void split_attention(AttendWork& work, const hearth_group& group);
+  void split_attention(AttendWork& work, const std::vector<RowTile>& tiles,
+                       const hearth_group& group);
+  int64_t position_of(int sequence, int row) const;
+  bool attends_wanted_rows(const hearth_op& op) const;
+  size_t attend_work(const hearth_op& op) const;
   int attend_tiles(const hearth_op& op) const;
   AttendArgs attend_args(const hearth_op& op, const RowTile& rows, int kv_head, int thread);
   void attend_tile(const Step& step, int tile, int thread);
@@ -238,15 +244,16 @@ class Model {
   int64_t tile_floats_ = 0;              // a thread
   std::unique_ptr<Arena> partials_;      // of attention that is split
   int64_t partial_floats_ = 0;
-  std::vector<AttendWork> attend_work_;        // [groups]
+  std::vector<AttendWork> attend_work_;        // [rows of the step, wanted ones][groups]
   std::vector<std::atomic<int>> attend_done_;  // tiles of (row tile that is split, kv head)
   int most_split_ = 0;                         // row tiles of a step that may be split
   std::unique_ptr<Arena> quant_scratch_;       // kQuantScratchBytes a thread
   std::vector<SampleScratch> sample_scratch_;  // [threads]
   int attend_rows_ = kAttendRows;              // of a sequence that a tile takes
-  std::vector<RowTile> attend_tiles_;          // rows of one sequence, attend_rows_ at most
-  int64_t image_row_ = 0;                      // of an encoder's run, the first
-  std::vector<int32_t> previous_tokens_;       // results of the last step that sampled
+  // Rows of one sequence, attend_rows_ at most: of the step, and of the logits that are wanted.
+  std::vector<RowTile> attend_tiles_[2];
+  int64_t image_row_ = 0;                 // of an encoder's run, the first
+  std::vector<int32_t> previous_tokens_;  // results of the last step that sampled
   int num_previous_tokens_ = 0;
   ExpertPairs pairs_;
   std::vector<RouteScratch> route_scratch_;  // [threads]

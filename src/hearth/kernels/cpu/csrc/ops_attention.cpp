@@ -24,7 +24,7 @@ constexpr size_t kPartialBytes = 2 << 20;  // a thread; what finds no room there
 }  // namespace
 
 void Model::create_attend_scratch() {
-  attend_work_.resize(groups_.size());
+  attend_work_.resize(2 * groups_.size());
   int most_kv_heads = 0, most_heads = 1;
   for (const auto& op : ops_)
     if (op.kind == HEARTH_OP_ATTEND) most_heads = std::max(most_heads, op.heads / op.kv_heads);
@@ -35,15 +35,15 @@ void Model::create_attend_scratch() {
     int heads = op.heads / op.kv_heads;
     int64_t floats = hearth::attend_scratch_floats(attend_rows_ * heads, op.head_dim);
     attend_scratch_floats_ = std::max(attend_scratch_floats_, (floats + 63) / 64 * 64);
-    auto& work = attend_work_[static_cast<size_t>(op.group)];
+    auto& work = attend_work_[attend_work(op)];
     work.most_heads = std::max(work.most_heads, heads);
     most_kv_heads = std::max(most_kv_heads, op.kv_heads);
   }
   auto threads = static_cast<size_t>(limits_.num_threads);
   attend_scratch_ = std::make_unique<Arena>(static_cast<size_t>(attend_scratch_floats_) * threads *
                                             sizeof(float));
-  auto rows = static_cast<size_t>(limits_.max_tokens);
-  attend_tiles_.reserve(rows);
+  auto rows = static_cast<size_t>(std::max(limits_.max_tokens, limits_.max_logit_rows));
+  for (auto& tiles : attend_tiles_) tiles.reserve(rows);
   bool may_split = limits_.attend_split == HEARTH_SPLIT_ALWAYS ||
                    (limits_.attend_split == HEARTH_SPLIT_AUTO && threads > 1);
   if (may_split && most_kv_heads > 0) {
@@ -70,39 +70,62 @@ Model::Segments Model::segments_of(const RowTile& rows, int window) const {
     Keys keys = keys_of(rows, window);
     return {keys.first / kSegment, (keys.last + kSegment - 1) / kSegment};
   }
-  int64_t position = static_cast<int64_t>(plan_->context[rows.sequence]) + rows.first -
-                     plan_->row_start[rows.sequence];
-  int64_t first = window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0;
-  return {first / kSegment, (position + rows.rows + kSegment - 1) / kSegment};
+  int64_t first = window > 0 ? std::max<int64_t>(0, rows.position + 1 - window) : 0;
+  return {first / kSegment, (rows.position + rows.rows + kSegment - 1) / kSegment};
 }
 
+// Attention of the rows of a step, and of those alone whose logits are wanted.
 void Model::plan_attention() {
-  attend_tiles_.clear();
+  for (auto& tiles : attend_tiles_) tiles.clear();
   for (int s = 0; s < plan_->num_sequences; s++)
     for (int row = plan_->row_start[s]; row < plan_->row_start[s + 1];) {
-      RowTile tile{row, std::min(attend_rows_, plan_->row_start[s + 1] - row), s};
+      RowTile tile{row, std::min(attend_rows_, plan_->row_start[s + 1] - row), s,
+                   position_of(s, row)};
       if (plan_->num_windows > 0)  // no tile lies in two windows
         tile.rows = static_cast<int>(
             std::min<int64_t>(tile.rows, keys_of(tile, -1).last - plan_->context[0] - row));
-      attend_tiles_.push_back(tile);
+      attend_tiles_[0].push_back(tile);
       row += tile.rows;
     }
-  for (size_t g = 0; g < groups_.size(); g++)
-    if (attend_work_[g].most_heads > 0) split_attention(attend_work_[g], groups_[g].shape);
+  const int32_t* wanted = plan_->logit_rows;
+  for (int first = 0, count = 0; first < plan_->num_logit_rows; first += count) {
+    const int32_t* behind = plan_->row_start + plan_->num_sequences + 1;
+    const int32_t* end = std::upper_bound(plan_->row_start, behind, wanted[first]);
+    int sequence = static_cast<int>(end - plan_->row_start) - 1;
+    int most = std::min({attend_rows_, plan_->num_logit_rows - first, *end - wanted[first]});
+    for (count = 1; count < most && wanted[first + count] == wanted[first] + count;) count++;
+    attend_tiles_[1].push_back({first, count, sequence, position_of(sequence, wanted[first])});
+  }
+  for (size_t w = 0; w < attend_work_.size(); w++)
+    if (attend_work_[w].most_heads > 0)
+      split_attention(attend_work_[w], attend_tiles_[w / groups_.size()],
+                      groups_[w % groups_.size()].shape);
+}
+
+int64_t Model::position_of(int sequence, int row) const {
+  return static_cast<int64_t>(plan_->context[sequence]) + row - plan_->row_start[sequence];
+}
+
+bool Model::attends_wanted_rows(const hearth_op& op) const {
+  return buffers_[op.out].rows_kind == HEARTH_ROWS_LOGITS;
+}
+
+size_t Model::attend_work(const hearth_op& op) const {
+  return static_cast<size_t>(op.group) + (attends_wanted_rows(op) ? groups_.size() : 0);
 }
 
 // Cuts row tiles that have more than their share of the work, as long as there is room for what
 // their pieces leave. The work of a tile is taken to be its rows times its segments.
-void Model::split_attention(AttendWork& work, const hearth_group& group) {
+void Model::split_attention(AttendWork& work, const std::vector<RowTile>& tiles,
+                            const hearth_group& group) {
   int64_t total = 0;
-  for (const auto& rows : attend_tiles_)
-    total += rows.rows * segments_of(rows, group.window).count();
+  for (const auto& rows : tiles) total += rows.rows * segments_of(rows, group.window).count();
   int64_t share = total * group.kv_heads / (int64_t{kPiecesAThread} * limits_.num_threads);
   int64_t used = 0;
   int merge = 0;
   work.tiles.clear();
-  for (size_t i = 0; i < attend_tiles_.size(); i++) {
-    const RowTile& rows = attend_tiles_[i];
+  for (size_t i = 0; i < tiles.size(); i++) {
+    const RowTile& rows = tiles[i];
     Segments all = segments_of(rows, group.window);
     int64_t run = limits_.attend_split == HEARTH_SPLIT_ALWAYS
                       ? 1
@@ -125,7 +148,7 @@ void Model::split_attention(AttendWork& work, const hearth_group& group) {
 }
 
 int Model::attend_tiles(const hearth_op& op) const {
-  return static_cast<int>(attend_work_[static_cast<size_t>(op.group)].tiles.size()) * op.kv_heads;
+  return static_cast<int>(attend_work_[attend_work(op)].tiles.size()) * op.kv_heads;
 }
 
 AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_head, int thread) {
@@ -138,8 +161,7 @@ AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_h
   args.rows = rows.rows;
   args.heads = heads;
   args.head_dim = op.head_dim;
-  args.position =
-      static_cast<int64_t>(plan_->context[sequence]) + rows.first - plan_->row_start[sequence];
+  args.position = rows.position;
   if (op.flag & HEARTH_ATTEND_IMAGE) {
     Keys keys = keys_of(rows, op.window);
     args.first_key = keys.first;
@@ -167,8 +189,8 @@ void Model::attend_tile(const Step& step, int tile, int thread) {
   const hearth_op* ops = &ops_[step.op];
   const hearth_op& op = ops[0];
   const AttendTile& t =
-      attend_work_[static_cast<size_t>(op.group)].tiles[static_cast<size_t>(tile / op.kv_heads)];
-  const RowTile& rows = attend_tiles_[static_cast<size_t>(t.row_tile)];
+      attend_work_[attend_work(op)].tiles[static_cast<size_t>(tile / op.kv_heads)];
+  const RowTile& rows = attend_tiles_[attends_wanted_rows(op)][static_cast<size_t>(t.row_tile)];
   int kv_head = tile % op.kv_heads, width = op.heads / op.kv_heads * op.head_dim;
   AttendArgs args = attend_args(op, rows, kv_head, thread);
   args.out = step.fused ? tile_scratch(thread) : row(op.out, rows.first) + kv_head * width;
