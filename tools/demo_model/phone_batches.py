@@ -38,8 +38,8 @@ from hearth.demo_phone.words import ALL_NAMES, APPS, QUERIES
 Number = TypeVar("Number", int, float)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-# A coordinate's first digit decides, its last one hardly matters.
-# The first token of a thought says what is done.
+# The first token of a thought says what is looked for or done, the one after a colon whether it is
+# there; of a coordinate the first digit decides, and the last one hardly matters.
 DECISION_WEIGHT = 3.0
 DIGIT_WEIGHTS = {1: (0.3,), 2: (1.0, 0.2), 3: (2.0, 1.0, 0.2)}
 # How often a step of an episode is taken: questions teach where things are, and taps with them;
@@ -126,7 +126,7 @@ class BatchMaker:
         self._begin = token_id(tokenizer, BEGIN_OF_IMAGE)
         self._assistant = token_id(tokenizer, ASSISTANT)
         self._end = token_id(tokenizer, END_OF_ANSWER)
-        self._think = token_id(tokenizer, THINK)
+        self._deciding = {tokenizer.encode(one).ids[-1] for one in (THINK, ":", "：")}
         self._digits = {token_id(tokenizer, digit) for digit in "0123456789"}
         # Of the examples, those that are questions; may change while batches are taken.
         self.question_share = 0.0
@@ -226,7 +226,7 @@ class BatchMaker:
 
     def _weights(self, ids: list[int], labels: list[int]) -> list[float]:
         weights = [
-            DECISION_WEIGHT if before == self._think and label == token else 1.0
+            DECISION_WEIGHT if before in self._deciding and label == token else 1.0
             for before, token, label in zip([-1, *ids[:-1]], ids, labels)
         ]
         at = 0

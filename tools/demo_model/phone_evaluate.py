@@ -129,7 +129,7 @@ def measure_steps(answer: Answerer, episodes: Iterator[Episode], *, is_verbose: 
     tally = new_tally()
     for episode in episodes:
         device = Device(episode.state, episode.look, episode.width, episode.height)
-        expert = Expert(episode.task, episode.look, episode.style)
+        expert = Expert(episode.task, episode.look)
         conversation = Conversation(episode.wording, episode.language)
         while True:
             state = device.state

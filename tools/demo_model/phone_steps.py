@@ -16,7 +16,7 @@ from tools.demo_model.phone_tokenizer import (
 )
 
 from hearth.demo_phone.actions import Finish, Tap
-from hearth.demo_phone.expert import Decision, Expert, random_style
+from hearth.demo_phone.expert import Decision, Expert, sight_of
 from hearth.demo_phone.layout import Element, element_at, layout, surface
 from hearth.demo_phone.look import HELD_OUT_RESOLUTIONS, RESOLUTIONS, Look, random_look
 from hearth.demo_phone.messages import (
@@ -44,10 +44,10 @@ from hearth.demo_phone.words import (
 
 MAX_STEPS = 9
 ASTRAY_SHARE = 0.06
-SWITCH_SHARE = 0.3  # beyond those of random tasks
+SWITCH_SHARE = 0.2  # beyond those of random tasks
 IMAGE_MARK = f"{BEGIN_OF_IMAGE}{IMAGE}{END_OF_IMAGE}"
 NUM_QUESTIONS = 6
-NUM_ABSENT = 2
+NUM_ABSENT = 3
 # Seeds below this number are of training; measurements draw theirs from above.
 FIRST_HELD_OUT_SEED = 1 << 40
 
@@ -89,7 +89,6 @@ class Episode:
     width: int
     height: int
     wording: str
-    style: int
 
 
 def draw_episode(rng: random.Random, *, is_held_out: bool = False) -> Episode:
@@ -103,7 +102,7 @@ def draw_episode(rng: random.Random, *, is_held_out: bool = False) -> Episode:
     state = starting_state(task, language, rng)
     look = random_look(rng, width, height)
     wording = rng.choice(wordings(task, language))
-    return Episode(task, language, state, look, width, height, wording, random_style(rng))
+    return Episode(task, language, state, look, width, height, wording)
 
 
 def copied(state: PhoneState) -> PhoneState:
@@ -131,7 +130,7 @@ def step_examples(rng: random.Random, *, astray_share: float = ASTRAY_SHARE) -> 
 def examples_of(episode: Episode, rng: random.Random, *, astray_share: float) -> list[Example]:
     """Every step of an episode that the expert goes through."""
     state = episode.state
-    phone, expert = Phone(state), Expert(episode.task, episode.look, episode.style)
+    phone, expert = Phone(state), Expert(episode.task, episode.look)
     past: list[PastStep] = []
     examples = []
     for number in range(MAX_STEPS):
@@ -216,19 +215,13 @@ def _questions(state: PhoneState, look: Look, rng: random.Random) -> list[tuple[
         shown = {one.key for one in surface(state, look)}
         absent = [key for key in table if key not in shown]
         for key in rng.sample(absent, NUM_ABSENT):
-            name = table[key].in_(language)
-            thought = f"No {name} here." if language == "en" else f"没有{name}。"
-            pairs.append((f"{name}?", f"<think>{thought}"))
+            thought = sight_of(table[key], None, language).rstrip()
+            pairs.append((f"{table[key].in_(language)}?", f"<think>{thought}"))
     rng.shuffle(pairs)
     return pairs
 
 
 def _presence(one: Element, language: Language) -> tuple[str, str]:
-    name = {**APPS, **SWITCHES, **BUTTONS, **WIDGETS}[one.key].in_(language)
-    if one.is_on is None:
-        thought = f"{name}."
-    elif language == "en":
-        thought = f"{name} is {'on' if one.is_on else 'off'}."
-    else:
-        thought = f"{name}已{'开启' if one.is_on else '关闭'}。"
-    return f"{name}?", reply_text(thought, str(Tap(one.center)))
+    name = {**APPS, **SWITCHES, **BUTTONS, **WIDGETS}[one.key]
+    thought = sight_of(name, one, language).rstrip()
+    return f"{name.in_(language)}?", reply_text(thought, str(Tap(one.center)))

@@ -21,7 +21,7 @@ from hearth.demo_phone.tasks import (
     starting_state,
     wordings,
 )
-from hearth.demo_phone.words import LANGUAGES, Language
+from hearth.demo_phone.words import APPS, LANGUAGES, SWITCHES, Language
 
 
 def start(seed: int) -> tuple[Task, Language, Device]:
@@ -39,7 +39,7 @@ def test_a_seed_gives_the_same_task_and_phone_every_time() -> None:
 def test_the_expert_solves_every_random_task_and_no_task_solves_itself() -> None:
     for seed in range(300):
         task, _, phone = start(seed)
-        expert = Expert(task, phone.look, seed)
+        expert = Expert(task, phone.look)
         num_steps = 0
         while not isinstance((decision := expert.decide(phone.state)).action, Finish):
             hit = phone.perform(decision.action)
@@ -49,6 +49,23 @@ def test_the_expert_solves_every_random_task_and_no_task_solves_itself() -> None
             assert num_steps <= 9, (seed, task)
         assert task.is_done(phone.state), (seed, task)
         assert num_steps > 0 or task.kind == "switch"
+
+
+def test_thoughts_say_what_the_screen_shows_before_what_to_do() -> None:
+    phone = device()
+
+    def thought(task: Task) -> str:
+        return Expert(task, phone.look).decide(phone.state).thought
+
+    shown, hidden = (phone.state.icons[at] for at in (0, -1))
+    assert thought(Task("open", shown)) == f"{APPS[shown].en}: here. Tap."
+    assert thought(Task("open", hidden)) == f"{APPS[hidden].en}: not here. Swipe."
+    key = phone.state.switch_order[0]
+    phone.state.switches[key] = False
+    Phone(phone.state).perform(Tap((0, 0)), "settings")
+    assert thought(Task("switch", key)) == f"{SWITCHES[key].en}: off. Tap."
+    Phone(phone.state).perform(Tap((0, 0)), key)
+    assert thought(Task("switch", key)) == f"{SWITCHES[key].en}: on. Done."
 
 
 def test_the_expert_finds_its_way_back_from_a_wrong_app() -> None:
@@ -112,7 +129,7 @@ def test_a_session_sends_one_image_and_keeps_nested_tags_in_its_history() -> Non
     assert images[0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert isinstance(last[0]["content"], str)
     assert last[1]["content"][0]["text"].startswith("Open it, then go home\n\n{")
-    assert last[2]["content"].startswith("<think><think>Tap ")
+    assert last[2]["content"].startswith("<think><think>Camera: here. Tap.<")
     assert last[2]["content"].endswith("])</answer>")
 
 
