@@ -200,8 +200,9 @@ void Model::check_op(const hearth_op& op) const {
               (buffer(op.x).width == width + kv_width || (attends && buffer(op.x).width == width)),
           "attention does not fit its KV group");
       rows_alike(op.x, attends ? op.out : op.x);
-      require(attends || buffer(op.x).rows_kind != HEARTH_ROWS_LOGITS,
-              "keys and values of the rows of logits alone");
+      require(buffer(op.x).rows_kind != HEARTH_ROWS_MERGED &&
+                  (buffer(op.x).rows_kind != HEARTH_ROWS_LOGITS || (attends && !is_image)),
+              "attention, or its keys, of rows that are no tokens");
       if (attends)
         require(buffer(op.out).width == width && op.soft_cap >= 0.0f && op.window == g.window &&
                     is_image == (limits_.max_image_rows > 0) && op.window >= -is_image,

@@ -102,6 +102,9 @@ uint32_t Team::take_tiles(int thread) {
     if (own == 0) return epoch;
     int stage = stage_, tiles = job_.tiles[stage];
     if (done_.fetch_add(own, std::memory_order_acq_rel) + own < tiles) return epoch;
+    // Who has opened this stage may have lost its core before it said so. (Its tiles can be taken
+    // all the same by a thread whose epoch is older by a multiple of 2¹⁶.)
+    while (epoch_.load(std::memory_order_acquire) != stage_epoch_) relax();
     open_next(stage, thread);
     epoch = epoch_.load(std::memory_order_acquire);
   }
@@ -140,6 +143,7 @@ void Team::open_next(int stage, int thread) {
 // counted: one of the two sees the other.
 void Team::open(int tiles, bool must_wake) {
   uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  stage_epoch_ = epoch;
   for (int64_t i = 0; tiles > 0 && i < num_threads_; i++) {
     int64_t first = i * tiles / num_threads_, last = (i + 1) * tiles / num_threads_;
     shares_[static_cast<size_t>(i)].tiles.store(share_of(epoch, first, last),

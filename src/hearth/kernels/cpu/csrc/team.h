@@ -15,7 +15,8 @@
 //   shares       the tiles that nobody has taken, with the epoch that they belong to: written
 //   before
 //                it comes
-//   stage, job   written while no tile is out, read only by those who hold one that is not counted
+//   stage, job   written while no tile is out, read only by those who hold one that is not counted,
+//                and by who has counted the last
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -65,6 +66,7 @@ class Team {
   std::vector<Share> shares_;  // [threads]
   Job job_{};
   int stage_ = 0;
+  uint32_t stage_epoch_ = 0;  // that opens the stage
   alignas(64) std::atomic<uint32_t> epoch_{0};
   alignas(64) std::atomic<int> done_{0};      // tiles of the stage that are counted
   alignas(64) std::atomic<int> sleepers_{0};  // waiters that a new epoch must wake
