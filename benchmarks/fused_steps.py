@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from hearth.core.step import KvConfig, SamplingArrays, StepLimits, StepPlan
-from hearth.kernels.cpu.executor import CpuExecutor, Split
+from hearth.kernels.cpu.executor import CpuExecutor, Split, Tiling
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.fuse import ALL_PATTERNS, Pattern
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -146,7 +146,7 @@ def executor_of(
     blocks = case.sequences * -(-(case.context + case.rows) // BLOCK)
     limits = StepLimits(case.rows, case.sequences, case.sequences, 40_000)
     kv = KvConfig(BLOCK, (blocks,), "bfloat16")
-    return CpuExecutor(loaded.program, weights, limits, kv, threads, patterns=patterns, split=split)
+    return CpuExecutor(loaded.program, weights, limits, kv, threads, tiling=Tiling(patterns, split))
 
 
 def barriers(executor: CpuExecutor) -> int:

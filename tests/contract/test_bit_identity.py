@@ -228,7 +228,7 @@ class Audit:
 
     def run(self, run: Run, requests: list[Request]) -> None:
         """Computes the requests in this way; every difference is an AssertionError."""
-        from hearth.kernels.cpu.executor import CpuExecutor
+        from hearth.kernels.cpu.executor import CpuExecutor, Tiling
 
         sizes = run.sizes
         limits = StepLimits(sizes.budget, sizes.budget, sizes.budget, sizes.max_model_len)
@@ -244,8 +244,7 @@ class Audit:
             kv,
             run.threads,
             self._isa,
-            patterns=run.patterns,
-            split=run.split,
+            Tiling(run.patterns, run.split),
         )
         if self._falsify:
             inner = BatchDependent(inner)

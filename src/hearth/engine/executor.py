@@ -187,7 +187,7 @@ def _create_cpu(
 ) -> CreatedExecutor:
     from hearth.engine.weight_cache import load_cpu_weights, pack_to_memory
     from hearth.kernels.cpu.encoder import CpuEncoder
-    from hearth.kernels.cpu.executor import CpuExecutor
+    from hearth.kernels.cpu.executor import CpuExecutor, Tiling
 
     config, shape, threads = run.config, run.shape, run.threads
     isa = config.device.isa
@@ -202,7 +202,7 @@ def _create_cpu(
         shape.kv,
         threads,
         isa,
-        patterns=patterns_of(config),
+        tiling=Tiling(patterns_of(config)),
     )
     for pattern, reason in dict.fromkeys((r.pattern, r.reason) for r in executor.fusion.refused):
         logger.info("operations_not_fused pattern=%s reason=%s", pattern, reason)

@@ -15,20 +15,21 @@ from hearth.core.blocks import max_blocks_held
 from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
-from hearth.core.program import BufferRows, EncoderProgram, Experts, StepProgram
+from hearth.core.program import EncoderProgram, StepProgram
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
-from hearth.kernels.fuse import Fusion, fuse
-from hearth.kernels.packing import (
-    ENCODER_BLOCK_ROWS,
-    ENCODER_CHUNK_ROWS,
-    PANEL_COLUMNS,
-    arena_bytes,
-    kv_block_bytes,
-    row_bytes,
+from hearth.host.scratch import (
+    IMAGE_QUERIES,
+    SAMPLER_BYTES,
+    encoder_bytes,
+    expert_bytes,
+    scratch_bytes,
+    thread_bytes,
 )
+from hearth.kernels.fuse import Fusion
+from hearth.kernels.packing import ENCODER_BLOCK_ROWS, arena_bytes, kv_block_bytes
 
 # Resident memory of both processes before the first request, the model's own aside. (Measured on
 # x86-64, Python 3.11: 57 MiB the front end with its HTTP stack, 30 MiB the engine.)
@@ -38,16 +39,8 @@ LEAST_MODEL_LEN = 16
 # Logits rows of a step beside one a sequence: prompts are scored so many tokens a step, or fewer
 # (a prefill of 64 rows is bound by arithmetic, not by reading weights), and so many drafted.
 EXTRA_ROWS = 64
-# A thread's share of the results of attention that is split by keys (csrc/ops_attention.cpp).
-SPLIT_BYTES = 2 * MIB
-# A thread's sums and unpacked codes of a tile of a quantized layer (csrc/kernels.h).
-CODES_BYTES = 88 * 1024
-TILE_BYTES = 96 * 1024  # what a thread keeps of a tile of fused operations
-TILE_ROWS = 96  # that a linear tile takes at a time (csrc/kernels.h)
 # Where pixels are one part in so many of what is needed, or more, settings that bound them help.
 PIXELS_SHARE = 4
-IMAGE_QUERIES = 96  # patches that a thread attends with together (csrc/ops_attention.cpp)
-SAMPLER_BYTES = 20  # a weight and two keys to sort by for each token of the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +151,6 @@ def _logit_rows(request: FitRequest) -> int:
     return max_logit_rows(request.max_num_seqs, request.max_num_batched_tokens)
 
 
-def scratch_bytes(
-    program: StepProgram, max_tokens: int, max_logit_rows: int, fusion: Fusion | None = None
-) -> int:
-    """Bytes of the program's buffers for one step: padded rows of tokens and of logits.
-
-    Without those that stay within tiles; beside them, the numbers of the pairs of token and expert.
-    """
-    without_memory = frozenset[int]() if fusion is None else fusion.tile_buffers
-    top_k = max((op.router.top_k for op in program.ops if isinstance(op, Experts)), default=0)
-    return 4 * max_tokens * top_k + sum(
-        round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS)
-        * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
-        for number, buffer in enumerate(program.buffers)
-        if number not in without_memory
-    )
-
-
 def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     """What is needed whatever the context."""
     program = request.program
@@ -185,7 +161,8 @@ def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     rows = _logit_rows(request)
     sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
     scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler
-    scratch += _tile_bytes(program, request) + request.num_threads * _expert_bytes(program)
+    scratch += thread_bytes(program, request.num_threads, request.fusion)
+    scratch += request.num_threads * expert_bytes(program)
     return (
         MemoryItem("weights", weights, f"{format_count(num_parameters)} parameters as {stored}"),
         MemoryItem(
@@ -213,11 +190,12 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     is_fused = request.fusion is not None and bool(request.fusion.groups)
     rows = encoder_bytes(images.encoder, images.max_patches, threads if is_fused else 0)
     attention = threads * IMAGE_QUERIES * (2 * round_up(program.kv_groups[0].head_dim, 16) + 68) * 4
+    kept = thread_bytes(program, threads, request.fusion)
     output = images.max_patches // images.encoder.merge_rows * images.encoder.output_size * 4
     return (
         MemoryItem(
             "encoder",
-            keys + rows + _tile_bytes(program, request) + attention + output,
+            keys + rows + kept + attention + output,
             f"one image of {patches} patches",
         ),
         MemoryItem("images", images.cache_bytes, "--image-cache-bytes, outputs of the encoder"),
@@ -227,50 +205,6 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
             "of requests that wait or run (--limit-images, --max-pixels), and decoding",
         ),
     )
-
-
-def encoder_bytes(encoder: EncoderProgram, max_patches: int, fused_threads: int) -> int:
-    """Bytes of an encoder's buffers: some for a whole image, the others for a chunk of it.
-
-    `fused_threads`: 0 where operations run one by one.
-    """
-    chunk = min(ENCODER_CHUNK_ROWS, max_patches)
-    rows = {
-        BufferRows.TOKENS: chunk,
-        BufferRows.LOGITS: 1,
-        BufferRows.IMAGE: max_patches,
-        BufferRows.MERGED: ceil_div(chunk, encoder.merge_rows),
-    }
-    program = encoder.program
-    without_memory = frozenset[int]()
-    if fused_threads:
-        without_memory = fuse(program, fused_threads, cuts=encoder.phases).tile_buffers
-    return sum(
-        round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS) * rows[buffer.rows]
-        for number, buffer in enumerate(program.buffers)
-        if number not in without_memory
-    )
-
-
-def _tile_bytes(program: StepProgram, request: FitRequest) -> int:
-    """What the threads keep beside the rows of a step: codes, fused tiles, split attention."""
-    threads = request.num_threads
-    num_bytes = CODES_BYTES * threads if any(slot.quant.bits for slot in program.slots) else 0
-    if request.fusion is not None:
-        num_bytes += TILE_BYTES * threads + (SPLIT_BYTES * threads if threads > 1 else 0)
-    return num_bytes
-
-
-def _expert_bytes(program: StepProgram) -> int:
-    """Rows of an expert that a thread copies beside each other, of quantized experts."""
-    widest = 0
-    for op in program.ops:
-        if not isinstance(op, Experts) or not (down := program.slot(op.down)).quant.bits:
-            continue
-        x = program.buffers[op.x]
-        widths = (row_bytes(x.width, x.group_size), row_bytes(down.cols, down.quant.group_size))
-        widest = max(widest, *widths, 4 * down.cols)
-    return TILE_ROWS * round_up(widest, 4 * PANEL_COLUMNS)
 
 
 def _stored_as(request: FitRequest) -> str:

@@ -13,17 +13,14 @@ from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
 from hearth.host.fit import (
-    CODES_BYTES,
     EXTRA_ROWS,
     RUNTIME_BYTES,
-    SAMPLER_BYTES,
-    SPLIT_BYTES,
-    TILE_BYTES,
     Fit,
     FitRequest,
     fit,
 )
 from hearth.host.memory import HostMemory, MemoryFact
+from hearth.host.scratch import CODES_BYTES, SAMPLER_BYTES, SPLIT_BYTES, TILE_BYTES
 from hearth.kernels.fuse import Fusion
 
 WEIGHTS_BYTES = 64 * 1024 * 1024 * 2  # one matrix of 64 Mi elements as bfloat16

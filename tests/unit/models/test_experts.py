@@ -22,7 +22,7 @@ from hearth.core.errors import ModelError, WeightsError
 from hearth.core.program import Add, BufferRows, Experts, Linear
 from hearth.core.spec import DType, LayerSpec, MoeSpec, RouterScoring, RouterSpec
 from hearth.core.units import round_up
-from hearth.host.fit import scratch_bytes
+from hearth.host.scratch import scratch_bytes
 from hearth.kernels.packing import arena_bytes
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import load_weights

@@ -8,7 +8,7 @@ set alone, never on the batch, the budget, the cache or the number of threads.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -64,6 +64,21 @@ class _BestArrays(TypedDict):
     top_logprobs: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How steps are cut into tiles, which changes no bit of any result.
+
+    `patterns`: which operations may be fused. `split`: whether the keys of a sequence are shared
+    out among threads.
+    """
+
+    patterns: frozenset[Pattern] = ALL_PATTERNS
+    split: Split = "auto"
+
+
+DEFAULT_TILING = Tiling()
+
+
 class CpuExecutor:
     """Runs a program with the C++ kernels; see core.step.Executor."""
 
@@ -75,27 +90,23 @@ class CpuExecutor:
         kv: KvConfig,
         threads: int,
         isa: str = "auto",
-        *,
-        patterns: Iterable[Pattern] = ALL_PATTERNS,
-        split: Split = "auto",
+        tiling: Tiling = DEFAULT_TILING,
     ) -> None:
         """Creates scratch memory, KV pools and `threads` − 1 threads.
 
-        `isa`: see `resolve_isa`. `patterns`: which operations may be fused; `split`: whether the
-        keys of a sequence are shared out among threads. Neither changes a bit of any result.
-        Raises ConfigError, KernelError, CapacityError.
+        `isa`: see `resolve_isa`. Raises ConfigError, KernelError, CapacityError.
         """
         self._library = load_library()
         self._program = program
         self._weights = weights
         self._limits = limits
-        self._fusion = fuse(program, threads, patterns)
+        self._fusion = fuse(program, threads, tiling.patterns)
         encoded = encode_program(program, weights, limits, kv, self._fusion)
         encoded.desc.kv_dtype = abi.DTYPE_CODES[DType(kv.dtype)]
         encoded.desc.num_threads = threads
         chosen = resolve_isa(isa)
         encoded.desc.isa = chosen.encode()
-        encoded.desc.attend_split = abi.SPLIT_CODES[split]
+        encoded.desc.attend_split = abi.SPLIT_CODES[tiling.split]
         handle = ctypes.c_void_p()
         check(self._library.hearth_model_create(ctypes.byref(encoded.desc), ctypes.byref(handle)))
         self._handle: ctypes.c_void_p | None = handle
