@@ -1,6 +1,6 @@
 """Throughput of decode steps while another process takes one core for 10 ms at a time.
 
-    python benchmarks/noisy_neighbour.py [--threads 2] [--rounds 8] [--window 2.0] [--priority 0]
+    python -m benchmarks.noisy_neighbour [--threads 2] [--rounds 8] [--window 2.0] [--bind]
 
 The neighbour is pinned to one core: busy for 10 ms, asleep for 10 ms. Quiet and noisy windows take
 turns; in each the steps of a small int4 model (4 layers of the 1.47 B reference model, one row) are
@@ -96,8 +96,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--window", type=float, default=2.0)
     parser.add_argument("--priority", type=int, default=0, help="niceness of the neighbour")
+    parser.add_argument(
+        "--bind", action="store_true", help="each thread to a CPU, as a server does"
+    )
     arguments = parser.parse_args()
     executor = executor_of(CASE, load(CASE.config), arguments.threads, ALL_PATTERNS, "auto")
+    if arguments.bind:
+        executor.bind(sorted(os.sched_getaffinity(0))[: arguments.threads])
     plan = plan_of(CASE)
     neighbour = Neighbour(max(os.sched_getaffinity(0)), arguments.priority)
     lost, taken = [], []

@@ -286,6 +286,16 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+CpuBind = Annotated[
+    str,
+    option(
+        "--cpu-bind",
+        "Logical CPUs of the CPU executor's threads: a list like 0,2,4-7, a thread for each; none "
+        "leaves them to Linux; auto binds where there is a thread for every core.",
+        metavar="auto|none|LIST",
+        rich_help_panel="Engine",
+    ),
+]
 Isa = Annotated[
     str,
     option(

@@ -56,6 +56,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     weight_cache_verify: flag.WeightCacheVerify = False,
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
+    cpu_bind: flag.CpuBind = "auto",
     isa: flag.Isa = "auto",
     limit_images: image_flag.LimitImages = None,
     limit_mm_per_prompt: image_flag.LimitMmPerPrompt = "",
@@ -109,6 +110,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         executor=executor,
         threads=threads,
         isa=isa,
+        cpu_bind=cpu_bind,
         images=image_settings.images_config(images),
     )
     chosen = settings.ServeSettings(

@@ -65,6 +65,7 @@ class EngineFlags:
     executor: str
     threads: int | None
     isa: str
+    cpu_bind: str
     weight_cache: WeightCacheConfig
     images: ImagesConfig = DEFAULT_IMAGES
 
@@ -147,7 +148,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             max_queued_requests=flags.max_queued_requests,
         ),
         speculation=SpeculationConfig(flags.speculative),
-        device=DeviceConfig(flags.threads, flags.executor, flags.isa),
+        device=DeviceConfig(flags.threads, flags.executor, flags.isa, flags.cpu_bind),
         weight_cache=flags.weight_cache,
         images=flags.images,
     )

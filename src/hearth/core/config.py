@@ -75,12 +75,14 @@ class SpeculationConfig:
 class DeviceConfig:
     """Where the engine runs. `threads` None: one a physical core that may be used.
 
-    `isa`: the instruction set of the CPU executor's kernels, auto for the best.
+    `cpu_bind`: auto, none, or the CPUs of the threads, like 0,2,4-7. `isa`: the instruction set of
+    the CPU executor's kernels, auto for the best.
     """
 
     threads: int | None = None
     executor: str = "auto"  # auto, cpu, reference, automodel
     isa: str = "auto"
+    cpu_bind: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ takes a second and is an extra.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
@@ -18,6 +18,7 @@ from hearth.core.spec import DType
 from hearth.core.step import Executor, ImageEncoder
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
+from hearth.host.placement import Placement
 from hearth.kernels.fuse import ALL_PATTERNS, Pattern
 from hearth.kernels.packing import WeightSink
 from hearth.models import automodel
@@ -148,7 +149,7 @@ def create_executor(
     loaded: LoadedModel,
     config: EngineConfig,
     shape: EngineShape,
-    threads: int,
+    placement: Placement,
     on_progress: LoadProgress,
     max_patches: int = 0,
 ) -> CreatedExecutor:
@@ -160,16 +161,16 @@ def create_executor(
     """
     model = config.model
     if isinstance(loaded, AutoModelSpec):
-        return _create_automodel(loaded, model, shape, threads)
+        return _create_automodel(loaded, model, shape, placement.num_threads)
     family = loaded
 
     def fill(sink: WeightSink) -> LoadReport:
         return load_weights(family, sink, model.load_format, model.seed, on_progress)
 
     if backend.name == "cpu":
-        run = _CpuRun(config, shape, threads, max_patches)
+        run = _CpuRun(config, shape, placement, max_patches)
         return _create_cpu(family, run, fill, on_progress)
-    return _create_reference(family, shape, threads, fill, max_patches)
+    return _create_reference(family, shape, placement.num_threads, fill, max_patches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class _CpuRun:
 
     config: EngineConfig
     shape: EngineShape
-    threads: int
+    placement: Placement
     max_patches: int
 
 
@@ -189,7 +190,7 @@ def _create_cpu(
     from hearth.kernels.cpu.encoder import CpuEncoder
     from hearth.kernels.cpu.executor import CpuExecutor, Tiling
 
-    config, shape, threads = run.config, run.shape, run.threads
+    config, shape, placement = run.config, run.shape, run.placement
     isa = config.device.isa
     if config.model.load_format == "dummy":
         load = pack_to_memory(loaded.program, fill, "--load-format is dummy", isa)
@@ -200,7 +201,7 @@ def _create_cpu(
         load.weights,
         shape.limits,
         shape.kv,
-        threads,
+        placement.num_threads,
         isa,
         tiling=Tiling(patterns_of(config)),
     )
@@ -213,12 +214,36 @@ def _create_cpu(
             loaded.encoder,
             load.weights,
             run.max_patches,
-            threads,
+            placement.num_threads,
             isa,
             kv_dtype,
             patterns_of(config),
         )
-    return CreatedExecutor(executor, (load.choice,), load.warnings, encoder)
+    binding, warnings = _bind(placement, (executor, encoder) if encoder else (executor,))
+    return CreatedExecutor(executor, (load.choice, binding), (*load.warnings, *warnings), encoder)
+
+
+class _HasThreads(Protocol):
+    def bind(self, cpus: Sequence[int]) -> None: ...
+
+
+def _bind(placement: Placement, teams: Iterable[_HasThreads]) -> tuple[Choice, tuple[str, ...]]:
+    """Binds the threads where they are to be bound.
+
+    What was not asked for is left out with a warning where Linux refuses it; else KernelError.
+    """
+    warnings: tuple[str, ...] = ()
+    reason, cpus = placement.bind_reason, placement.cpus
+    try:
+        for team in teams if cpus else ():
+            team.bind(cpus)
+    except KernelError as error:
+        if placement.is_asked:
+            raise
+        reason, cpus = "Linux refuses to bind threads here", ()
+        warnings = (f"threads are not bound to cores: {error}",)
+    shown = ", ".join(map(str, cpus)) if cpus else "none"
+    return Choice("cpu-bind", shown, reason), warnings
 
 
 def _create_reference(

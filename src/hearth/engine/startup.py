@@ -24,8 +24,8 @@ from hearth.engine.messages import Ready
 from hearth.engine.planning import plan_model
 from hearth.engine.settings import check_settings
 from hearth.engine.speculation.drafter import NgramDrafter
-from hearth.host.cpu import UsableCores, read_usable_cores
 from hearth.host.fit import Fit
+from hearth.host.placement import Placement, place_threads
 
 logger = logging.getLogger("hearth.engine")
 
@@ -61,8 +61,8 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     check_settings(config)
     backend = choose_backend(config.device, Path(config.model.path))
     _check_backend(config, backend)
-    threads = _choose_threads(config)
-    planned = plan_model(backend, config, threads.count)
+    placement = place_threads(config.device.cpu_bind, config.device.threads)
+    planned = plan_model(backend, config, placement.num_threads)
     timer.end("plan")
     loaded, fitted = planned.loaded, planned.fitted
     # Frequencies of some RoPE scalings depend on the context that is served; no size does.
@@ -74,7 +74,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         loaded,
         config,
         shape,
-        threads.count,
+        placement,
         lambda done, total: report("weights", done, total),
         images.max_patches if images else 0,
     )
@@ -89,7 +89,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     notes = (backend.warning, window.warning if window else "")
     warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
-    own = _choices(loaded, backend, threads)
+    own = _choices(loaded, backend, placement)
     choices = (*own, *windows, *planned.choices, *created.choices, speculation)
     resolved = replace(_resolve(config, loaded, fitted, choices, warnings), images=images)
     _log_degraded(backend)
@@ -114,6 +114,12 @@ def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
             f"--isa (HEARTH_ISA) {config.device.isa} chooses among the C++ kernels, and {runs}",
             param="isa",
             hint="leave it out",
+        )
+    if config.device.cpu_bind not in {"auto", "none"}:
+        raise ConfigError(
+            f"--cpu-bind {config.device.cpu_bind} places threads of the C++ kernels, and {runs}",
+            param="cpu_bind",
+            hint="leave it out; taskset binds the whole server",
         )
     if config.model.quantize not in {"none", "auto"}:
         raise ConfigError(
@@ -170,20 +176,13 @@ def _log_degraded(backend: BackendChoice) -> None:
         logger.warning("engine_degraded executor=%s %s", backend.name, backend.warning)
 
 
-def _choose_threads(config: EngineConfig) -> UsableCores:
-    """As asked, else one a physical core that may be used."""
-    if config.device.threads is not None:
-        return UsableCores(config.device.threads, "--threads")
-    return read_usable_cores()
-
-
 def _choices(
-    loaded: LoadedModel, backend: BackendChoice, threads: UsableCores
+    loaded: LoadedModel, backend: BackendChoice, placement: Placement
 ) -> tuple[Choice, ...]:
     return (
         Choice("dtype", str(loaded.dtype), loaded.dtype_reason),
         Choice("executor", backend.name, backend.reason),
-        Choice("threads", format_count(threads.count), threads.reason),
+        Choice("threads", format_count(placement.num_threads), placement.threads_reason),
     )
 
 

@@ -14,10 +14,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class UsableCores:
-    """The number of cores to use, at least 1, and how it came about."""
+    """The number of cores to use, at least 1, and how it came about.
+
+    `cpus`: one logical CPU of each physical core in the affinity mask, whatever the quota.
+    """
 
     count: int
     reason: str
+    cpus: tuple[int, ...]
 
 
 def read_usable_cores(
@@ -25,15 +29,18 @@ def read_usable_cores(
 ) -> UsableCores:
     """Physical cores within the affinity mask (default: this process's) and the cgroup's quota."""
     allowed = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
-    cores = {_siblings(root, cpu) for cpu in allowed}
+    cores: dict[str, int] = {}
+    for cpu in allowed:
+        cores.setdefault(_siblings(root, cpu), cpu)
+    cpus = tuple(cores.values())
     reason = f"{len(cores)} physical core{'s' if len(cores) != 1 else ''} in the affinity mask"
     if len(cores) < len(allowed):
         reason += f" ({len(allowed)} hardware threads)"
     quota = _read_quota(root)
     if quota is not None and quota < len(cores):
         count = max(1, int(quota))
-        return UsableCores(count, f"{reason}; the cgroup's CPU quota is {quota:g}")
-    return UsableCores(max(1, len(cores)), reason)
+        return UsableCores(count, f"{reason}; the cgroup's CPU quota is {quota:g}", cpus)
+    return UsableCores(max(1, len(cores)), reason, cpus)
 
 
 def _siblings(root: Path, cpu: int) -> str:

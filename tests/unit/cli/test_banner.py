@@ -37,6 +37,7 @@ FLAGS = EngineFlags(
     executor="auto",
     threads=None,
     isa="auto",
+    cpu_bind="auto",
     weight_cache=CACHE,
 )
 READY = Ready(

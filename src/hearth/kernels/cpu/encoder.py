@@ -8,7 +8,7 @@ never on how many patches went together.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from hearth.core.step import KvConfig, PatchSource, StepLimits
 from hearth.core.units import ceil_div
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
-from hearth.kernels.cpu.library import check, load_library, resolve_isa
+from hearth.kernels.cpu.library import bind_threads, check, load_library, resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.encoder import (
     EncoderChunk,
@@ -52,6 +52,7 @@ class CpuEncoder:
         self._program = program
         self._weights = weights  # must outlive the handle
         self._max_patches = max_patches
+        self._threads = threads
         num_blocks = ceil_div(max_patches, ENCODER_BLOCK_ROWS)
         limits = StepLimits(ENCODER_CHUNK_ROWS, 1, 1, num_blocks * ENCODER_BLOCK_ROWS)
         groups = len(program.program.kv_groups)
@@ -112,6 +113,11 @@ class CpuEncoder:
         assert self._image is not None, "there is no image"
         assert self._image.walk.is_done, "the image is not done"
         return self._image.features()
+
+    def bind(self, cpus: Sequence[int]) -> None:
+        """See `CpuExecutor.bind`."""
+        assert len(cpus) == self._threads
+        bind_threads(self._handle, cpus)
 
     def close(self) -> None:
         """Ends the threads and releases the memory; a second call does nothing."""

@@ -8,6 +8,7 @@ set alone, never on the batch, the budget, the cache or the number of threads.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
@@ -27,7 +28,7 @@ from hearth.core.step import (
 )
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.encode import encode_program
-from hearth.kernels.cpu.library import check, load_library, resolve_isa
+from hearth.kernels.cpu.library import bind_threads, check, load_library, resolve_isa
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.encoder import check_encoder_rows
 from hearth.kernels.fuse import ALL_PATTERNS, Fusion, Pattern, fuse
@@ -100,6 +101,7 @@ class CpuExecutor:
         self._program = program
         self._weights = weights
         self._limits = limits
+        self._threads = threads
         self._fusion = fuse(program, threads, tiling.patterns)
         encoded = encode_program(program, weights, limits, kv, self._fusion)
         encoded.desc.kv_dtype = abi.DTYPE_CODES[DType(kv.dtype)]
@@ -252,6 +254,14 @@ class CpuExecutor:
         out = np.empty((num_rows, self._program.buffers[index].width), np.float32)
         check(self._library.hearth_read_buffer(self._handle, index, num_rows, out.ctypes.data))
         return out
+
+    def bind(self, cpus: Sequence[int]) -> None:
+        """Gives each thread a logical CPU of its own, the caller's while a step runs.
+
+        Raises KernelError where Linux refuses one.
+        """
+        assert len(cpus) == self._threads
+        bind_threads(self._handle, cpus)
 
     def close(self) -> None:
         """Ends the threads and releases the memory; a second call does nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def resolve_isa(asked: str) -> str:
             hint="leave it out to take the best one",
         )
     return asked
+
+
+def bind_threads(model: ctypes.c_void_p | None, cpus: Sequence[int]) -> None:
+    """Binds thread i of a model to the logical CPU cpus[i] for good. Raises KernelError."""
+    numbers = (ctypes.c_int32 * len(cpus))(*cpus)
+    check(load_library().hearth_model_bind(model, numbers))
 
 
 def check(code: int) -> None:

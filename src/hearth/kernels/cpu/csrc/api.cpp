@@ -62,6 +62,10 @@ void hearth_model_destroy(hearth_model* model) {
   delete model;
 }
 
+int32_t hearth_model_bind(hearth_model* model, const int32_t* cpus) {
+  return guarded([&] { model->model.bind(cpus); });
+}
+
 int32_t hearth_run(hearth_model* model, int32_t first, int32_t last, const hearth_plan* plan,
                    const hearth_result* result) {
   return guarded([&] { model->model.run(first, last, *plan, *result); });

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 10
+#define HEARTH_ABI_VERSION 11
 
 enum {
   HEARTH_OK = 0,
@@ -213,6 +213,12 @@ HEARTH_API const char* hearth_isas(void);
 
 HEARTH_API int32_t hearth_model_create(const hearth_model_desc* desc, hearth_model** out);
 HEARTH_API void hearth_model_destroy(hearth_model* model);
+
+// Binds thread i of the model to the logical CPU cpus[i] [num_threads], once and for good; the
+// caller of hearth_run is bound while it is there. A thread whose core another process takes then
+// finishes what it has begun on the core of one that waits for it. HEARTH_E_SYSTEM where Linux
+// refuses.
+HEARTH_API int32_t hearth_model_bind(hearth_model* model, const int32_t* cpus);
 
 // Runs operations first … last−1 of the program on a plan (last < 0: to the end).
 HEARTH_API int32_t hearth_run(hearth_model* model, int32_t first, int32_t last,

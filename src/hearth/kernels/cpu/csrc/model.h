@@ -58,6 +58,7 @@ class Model {
  public:
   explicit Model(const hearth_model_desc& desc);  // throws Failure
   void run(int first, int last, const hearth_plan& plan, const hearth_result& result);
+  void bind(const int32_t* cpus) { team_->bind(cpus); }
   void read_buffer(int buffer, int rows, float* out) const;
 
  private:

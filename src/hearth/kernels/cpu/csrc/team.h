@@ -11,6 +11,11 @@
 // spins for a bounded time and then sleeps on a futex, also between jobs: an idle team costs
 // nothing.
 //
+// A team may be bound, each thread to a CPU of its own. Then a waiter looks whether who holds tiles
+// has lost its core to another process, which would keep it for milliseconds, and has it finish
+// them on the waiter's own CPU. It goes home when it has no tile, and waits there for its turn
+// while the others go on without it.
+//
 //   epoch        counts the stages of all jobs; waiters wait for it to change
 //   shares       the tiles that nobody has taken, with the epoch that they belong to: written
 //   before
@@ -46,6 +51,10 @@ class Team {
 
   // Runs all stages of a job and returns when the last tile is done.
   void run(const Job& job);
+
+  // Binds thread i to cpus[i], a logical CPU, once and for good; the caller of run() is bound while
+  // it is there. Not while a job runs. Throws std::system_error where Linux refuses a CPU.
+  void bind(const int* cpus);
   int size() const { return num_threads_; }
 
  private:
@@ -53,17 +62,29 @@ class Team {
     std::atomic<uint64_t> tiles{0};  // epoch (16 bits), first, behind the last (24 bits each)
   };
 
+  enum Place { kHome, kMoving, kAway };
+  struct alignas(64) Member {
+    std::atomic<bool> is_busy{false};  // has tiles that are not counted, or opens a stage
+    std::atomic<Place> place{kHome};
+    std::atomic<int> id{0};  // of the thread, for Linux
+  };
+
+  void run_stages();
   void worker(int thread);
   uint32_t take_tiles(int thread);
   int claim(int thread, uint32_t epoch);
   void open_next(int stage, int thread);
   void open(int tiles, bool must_wake);
-  void wait_behind(uint32_t epoch, int64_t spin_ns);
+  void wait_behind(uint32_t epoch, int64_t spin_ns, int thread);
+  void rest(int thread);
+  void fetch_late(int thread);
   void stop();
 
   const int num_threads_;
   std::vector<std::thread> threads_;
-  std::vector<Share> shares_;  // [threads]
+  std::vector<Share> shares_;    // [threads]
+  std::vector<Member> members_;  // [threads]
+  std::vector<int> cpus_;        // [threads]; written before is_bound_
   Job job_{};
   int stage_ = 0;
   uint32_t stage_epoch_ = 0;  // that opens the stage
@@ -72,6 +93,7 @@ class Team {
   alignas(64) std::atomic<int> sleepers_{0};  // waiters that a new epoch must wake
   std::atomic<uint32_t> last_epoch_{0};       // behind the last stage of a job
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> is_bound_{false};
 };
 
 }  // namespace hearth
