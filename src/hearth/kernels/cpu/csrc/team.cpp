@@ -49,6 +49,12 @@ cpu_set_t set_of(int cpu) {
   return set;
 }
 
+// Best effort: Linux refuses where what the process may use has been changed behind its back.
+void bind_to(int thread_id, int cpu) {
+  cpu_set_t set = set_of(cpu);
+  sched_setaffinity(thread_id, sizeof set, &set);
+}
+
 // The CPUs that the calling thread may use are afterwards what they were before.
 class KeptAffinity {
  public:
@@ -111,7 +117,7 @@ Team::~Team() {
 
 void Team::stop() {
   stopping_ = true;
-  open(0, true);
+  open(0, true, 0);
   for (auto& thread : threads_) thread.join();
 }
 
@@ -134,10 +140,11 @@ void Team::run(const Job& job) {
   job_ = job;
   if (!is_bound_.load(std::memory_order_relaxed)) return run_stages();
   KeptAffinity kept;
-  cpu_set_t home = set_of(cpus_[0]);
-  sched_setaffinity(0, sizeof home, &home);
+  bind_to(0, cpus_[0]);
   members_[0].id.store(gettid(), std::memory_order_relaxed);
   run_stages();
+  // Who is still about to fetch this thread may have lost its CPU, even to this thread.
+  while (members_[0].movers.load(std::memory_order_acquire) > 0) sched_yield();
 }
 
 void Team::run_stages() {
@@ -210,12 +217,12 @@ void Team::open_next(int stage, int thread) {
   if (is_last)
     last_epoch_.store(epoch_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   // At the end nobody but the caller of run() has anything to do.
-  open(is_last ? 0 : job_.tiles[stage], !is_last || thread != 0);
+  open(is_last ? 0 : job_.tiles[stage], !is_last || thread != 0, thread);
 }
 
 // A waiter counts itself before it looks a last time, and the epoch changes before the waiters are
 // counted: one of the two sees the other.
-void Team::open(int tiles, bool must_wake) {
+void Team::open(int tiles, bool must_wake, int thread) {
   uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
   stage_epoch_ = epoch;
   for (int64_t i = 0; tiles > 0 && i < num_threads_; i++) {
@@ -224,57 +231,88 @@ void Team::open(int tiles, bool must_wake) {
                                                 std::memory_order_release);
   }
   epoch_.store(epoch, std::memory_order_seq_cst);
+  members_[static_cast<size_t>(thread)].is_busy.store(false, std::memory_order_seq_cst);
   if (must_wake && sleepers_.load(std::memory_order_seq_cst) > 0)
     futex(epoch_, FUTEX_WAKE_PRIVATE, INT_MAX);
 }
 
-// Nobody waits for this thread any more: if it was fetched to another CPU, it goes home. Says so
-// before it looks whether it is being fetched, and who fetches it says that before looking whether
-// it is busy: one of the two sees the other.
+// Nobody waits for this thread any more: if it was fetched to another CPU, it goes home.
 void Team::rest(int thread) {
-  Member& own = members_[static_cast<size_t>(thread)];
-  own.is_busy.store(false, std::memory_order_seq_cst);
-  if (own.place.load(std::memory_order_seq_cst) == kHome) return;
-  while (own.place.load(std::memory_order_acquire) == kMoving) relax();
-  if (own.place.load(std::memory_order_relaxed) == kHome) return;
-  cpu_set_t home = set_of(cpus_[static_cast<size_t>(thread)]);
-  sched_setaffinity(0, sizeof home, &home);
-  own.place.store(kHome, std::memory_order_release);
+  auto i = static_cast<size_t>(thread);
+  members_[i].is_busy.store(false, std::memory_order_seq_cst);
+  uint32_t moves = members_[i].moves.load(std::memory_order_seq_cst);
+  if (moves % 2 == 0) return;
+  bind_to(0, cpus_[i]);
+  members_[i].moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst);
 }
 
-// Fetches who is busy but does not run to this thread's CPU.
+// Whether it is busy and does not run.
+bool Team::has_lost_core(const Member& member) const {
+  if (!member.is_busy.load(std::memory_order_acquire)) return false;
+  clockid_t clock = processor_clock(member.id.load(std::memory_order_relaxed));
+  int64_t before_ns = read_clock_ns(clock);
+  for (int64_t end_ns = now_ns() + kLookNs; now_ns() < end_ns;) relax();
+  return before_ns >= 0 && read_clock_ns(clock) < before_ns + kLookNs / 4;
+}
+
+// Fetches who has tiles and no core to this thread's CPU. From then on it may run there at once,
+// before this thread does, finish and go home: who has gone before it was fetched is sent after.
 void Team::fetch_late(int thread) {
   for (int i = 0; i < num_threads_; i++) {
     Member& other = members_[static_cast<size_t>(i)];
-    if (i == thread || !other.is_busy.load(std::memory_order_acquire)) continue;
+    if (i == thread || !has_lost_core(other)) continue;
+    other.movers.fetch_add(1, std::memory_order_seq_cst);
+    uint32_t moves = other.moves.load(std::memory_order_relaxed);
     int id = other.id.load(std::memory_order_relaxed);
-    int64_t before_ns = read_clock_ns(processor_clock(id));
-    for (int64_t end_ns = now_ns() + kLookNs; now_ns() < end_ns;) relax();
-    if (before_ns < 0 || read_clock_ns(processor_clock(id)) > before_ns + kLookNs / 4) continue;
-    Place home = kHome;
-    if (!other.place.compare_exchange_strong(home, kMoving, std::memory_order_seq_cst)) continue;
-    cpu_set_t here = set_of(cpus_[static_cast<size_t>(thread)]);
-    bool is_moved = other.is_busy.load(std::memory_order_seq_cst) &&
-                    sched_setaffinity(id, sizeof here, &here) == 0;
-    other.place.store(is_moved ? kAway : kHome, std::memory_order_release);
+    if (moves % 2 == 0 && other.is_busy.load(std::memory_order_seq_cst) &&
+        other.moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst)) {
+      bind_to(id, cpus_[static_cast<size_t>(thread)]);
+      if (other.moves.load(std::memory_order_seq_cst) != moves + 1)
+        bind_to(id, cpus_[static_cast<size_t>(i)]);
+    }
+    other.movers.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+// Sends home who was fetched, has finished and has lost this CPU again, to the thread it woke.
+void Team::send_home(int thread) {
+  for (int i = 0; i < num_threads_; i++) {
+    Member& other = members_[static_cast<size_t>(i)];
+    if (i == thread || other.moves.load(std::memory_order_relaxed) % 2 == 0) continue;
+    other.movers.fetch_add(1, std::memory_order_seq_cst);
+    uint32_t moves = other.moves.load(std::memory_order_seq_cst);
+    if (moves % 2 != 0 && !other.is_busy.load(std::memory_order_seq_cst)) {
+      bind_to(other.id.load(std::memory_order_relaxed), cpus_[static_cast<size_t>(i)]);
+      other.moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst);
+    }
+    other.movers.fetch_sub(1, std::memory_order_release);
   }
 }
 
 // Returns when the epoch is another one.
 void Team::wait_behind(uint32_t epoch, int64_t spin_ns, int thread) {
-  int64_t begin_ns = now_ns(), waited_ns;
-  bool may_fetch = is_bound_.load(std::memory_order_acquire);
+  if (is_bound_.load(std::memory_order_acquire) && spin_ns >= kPatienceNs) {
+    if (spin_behind(epoch, kPatienceNs)) return;
+    fetch_late(thread);
+    if (!spin_behind(epoch, spin_ns - kPatienceNs)) sleep_behind(epoch);
+    send_home(thread);
+  } else if (!spin_behind(epoch, spin_ns)) {
+    sleep_behind(epoch);
+  }
+}
+
+bool Team::spin_behind(uint32_t epoch, int64_t spin_ns) const {
+  int64_t deadline_ns = now_ns() + spin_ns;
   do {
     for (int i = 0; i < 64; i++) {
-      if (epoch_.load(std::memory_order_acquire) != epoch) return;
+      if (epoch_.load(std::memory_order_acquire) != epoch) return true;
       relax();
     }
-    waited_ns = now_ns() - begin_ns;
-    if (may_fetch && waited_ns >= kPatienceNs) {
-      fetch_late(thread);
-      may_fetch = false;
-    }
-  } while (waited_ns < spin_ns);
+  } while (now_ns() < deadline_ns);
+  return false;
+}
+
+void Team::sleep_behind(uint32_t epoch) {
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   while (epoch_.load(std::memory_order_seq_cst) == epoch) futex(epoch_, FUTEX_WAIT_PRIVATE, epoch);
   sleepers_.fetch_sub(1, std::memory_order_relaxed);

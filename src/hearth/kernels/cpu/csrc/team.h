@@ -62,11 +62,11 @@ class Team {
     std::atomic<uint64_t> tiles{0};  // epoch (16 bits), first, behind the last (24 bits each)
   };
 
-  enum Place { kHome, kMoving, kAway };
   struct alignas(64) Member {
     std::atomic<bool> is_busy{false};  // has tiles that are not counted, or opens a stage
-    std::atomic<Place> place{kHome};
-    std::atomic<int> id{0};  // of the thread, for Linux
+    std::atomic<uint32_t> moves{0};    // from home and back; odd: away, or about to be
+    std::atomic<int> movers{0};        // threads that may change its affinity
+    std::atomic<int> id{0};            // of the thread, for Linux
   };
 
   void run_stages();
@@ -74,10 +74,14 @@ class Team {
   uint32_t take_tiles(int thread);
   int claim(int thread, uint32_t epoch);
   void open_next(int stage, int thread);
-  void open(int tiles, bool must_wake);
+  void open(int tiles, bool must_wake, int thread);
   void wait_behind(uint32_t epoch, int64_t spin_ns, int thread);
+  bool spin_behind(uint32_t epoch, int64_t spin_ns) const;
+  void sleep_behind(uint32_t epoch);
   void rest(int thread);
   void fetch_late(int thread);
+  void send_home(int thread);
+  bool has_lost_core(const Member& member) const;
   void stop();
 
   const int num_threads_;
