@@ -104,7 +104,7 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
     Raises ConfigError (`max_model_len` above the model's own) and CapacityError (weights, or the
     KV cache of a single sequence, do not fit; the message gives what would).
     """
-    fixed = _fixed_items(request) if request.fixed is None else request.fixed
+    fixed = fixed_items(request) if request.fixed is None else request.fixed
     budget = _kv_budget(request, fixed, memory)
     max_model_len = _resolve_model_len(request, budget)
     num_blocks = _num_blocks(request, budget, max_model_len.num_tokens)
@@ -126,8 +126,8 @@ def needed_bytes(request: FitRequest, num_tokens: int) -> int:
 
     The KV cache is as large as it was set, or counts as often as its share of what is left asks.
     """
-    fixed = _fixed_items(request) if request.fixed is None else request.fixed
-    kv = request.kv_memory_bytes or KV_SHARE * _sequence_bytes(request, num_tokens)
+    fixed = fixed_items(request) if request.fixed is None else request.fixed
+    kv = request.kv_memory_bytes or KV_SHARE * sequence_bytes(request, num_tokens)
     return sum(item.num_bytes for item in fixed) + kv
 
 
@@ -135,7 +135,7 @@ def fewer_images(request: FitRequest) -> str:
     """Offers fewer or smaller images, for a hint, where their pixels take a large share; or ""."""
     if request.images is None:
         return ""
-    items = _fixed_items(request) if request.fixed is None else request.fixed
+    items = fixed_items(request) if request.fixed is None else request.fixed
     num_bytes = request.images.pixel_bytes
     if PIXELS_SHARE * num_bytes < sum(item.num_bytes for item in items):
         return ""
@@ -151,7 +151,7 @@ def _logit_rows(request: FitRequest) -> int:
     return max_logit_rows(request.max_num_seqs, request.max_num_batched_tokens)
 
 
-def _fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
+def fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     """What is needed whatever the context."""
     program = request.program
     weights = arena_bytes(program.slots)
@@ -256,11 +256,11 @@ def _resolve_model_len(request: FitRequest, budget: _KvBudget) -> _ModelLen:
             hint=f"set --max-model-len ≤ {most}",
         )
     wanted = most if asked is None else asked
-    needed = _sequence_bytes(request, wanted)
+    needed = sequence_bytes(request, wanted)
     if needed <= budget.num_bytes:
         reason = "the model's max_position_embeddings" if asked is None else "--max-model-len"
         return _ModelLen(wanted, reason)
-    fitting = _longest_fitting(request, budget.num_bytes, wanted)
+    fitting = longest_fitting(request, budget.num_bytes, wanted)
     shortage = (
         f"the KV cache of one sequence of {format_count(wanted)} tokens needs "
         f"{format_bytes(needed)}, {format_bytes(budget.num_bytes)} may be used for it "
@@ -281,12 +281,12 @@ def _more_cache(needed_bytes: int, budget: _KvBudget) -> str:
     return f", or set --kv-cache-memory-bytes ≥ {needed_bytes}"
 
 
-def _longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:
+def longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:
     """The longest context (≤ `most`) of which one sequence's KV cache fits; 0 if none."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if _sequence_bytes(request, middle) <= num_bytes:
+        if sequence_bytes(request, middle) <= num_bytes:
             low = middle
         else:
             high = middle - 1
@@ -308,7 +308,8 @@ def _sequence_blocks(request: FitRequest, num_tokens: int) -> list[int]:
     ]
 
 
-def _sequence_bytes(request: FitRequest, num_tokens: int) -> int:
+def sequence_bytes(request: FitRequest, num_tokens: int) -> int:
+    """KV cache of one sequence of so many tokens, in whole blocks."""
     blocks = _sequence_blocks(request, num_tokens)
     return sum(n * b for n, b in zip(blocks, _block_bytes(request)))
 

@@ -1,0 +1,138 @@
+"""`hearth plan`: what a model needs and how fast it would be here, before it is downloaded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hearth.cli.config_file import Config
+from hearth.cli.options import CpuBind, Isa, Threads, option, quantity
+
+if TYPE_CHECKING:
+    from hearth.cli.plan_report import PlanReport
+
+DOES_NOT_FIT = 1
+_PREFIX = "PLAN_"
+
+PlannedModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Directory of a Hugging Face model, or a config.json alone."
+    ),
+]
+Context = Annotated[
+    int | None,
+    option(
+        "--max-model-len",
+        "Tokens of a sequence, prompt and answer. Default: 8k, or what the model supports.",
+        parser=quantity,
+        metavar="TOKENS",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+Concurrency = Annotated[
+    int, option("--concurrency", "Sequences at a time.", min=1, max=4096, prefix=_PREFIX)
+]
+PromptTokens = Annotated[
+    int,
+    option("--prompt-tokens", "Tokens of a prompt.", parser=quantity, prefix=_PREFIX),
+]
+MaxPixels = Annotated[
+    int | None,
+    option(
+        "--max-pixels",
+        "Pixels of an image at most. Default: the model's own.",
+        parser=quantity,
+        metavar="PIXELS",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+Memory = Annotated[
+    int | None,
+    option(
+        "--memory",
+        "Plan for so much free memory instead of this machine's.",
+        parser=quantity,
+        metavar="BYTES",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+TargetStep = Annotated[
+    float | None,
+    option(
+        "--target-step",
+        "Seconds that a phone agent's later step may take: says what meets it.",
+        min=0.01,
+        metavar="SECONDS",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+Measure = Annotated[
+    bool,
+    option("--measure", "Measure the kernels' speeds first (some 10 s).", prefix=_PREFIX),
+]
+AsJson = Annotated[bool, option("--json", "The plan as JSON.", prefix=_PREFIX)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFlags:
+    """What was asked for."""
+
+    model: str
+    context: int | None
+    concurrency: int
+    prompt_tokens: int
+    max_pixels: int | None
+    memory: int | None
+    target_step_s: float | None
+    measure: bool
+    threads: int | None
+    cpu_bind: str
+    isa: str
+
+
+def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
+    model: PlannedModel,
+    max_model_len: Context = None,
+    concurrency: Concurrency = 1,
+    prompt_tokens: PromptTokens = 1024,
+    max_pixels: MaxPixels = None,
+    memory: Memory = None,
+    target_step: TargetStep = None,
+    measure: Measure = False,
+    threads: Threads = None,
+    cpu_bind: CpuBind = "auto",
+    isa: Isa = "auto",
+    as_json: AsJson = False,
+    config: Config = None,  # noqa: ARG001 -- read before all others
+) -> None:
+    """Say what a model needs, what fits, and how fast it would be on this machine.
+
+    Reads the model's description alone. Exit code 1: it fits in no precision.
+    """
+    from hearth.cli.plan_report import make_report, write_json, write_text
+
+    flags = PlanFlags(
+        model,
+        max_model_len,
+        concurrency,
+        prompt_tokens,
+        max_pixels,
+        memory,
+        target_step,
+        measure,
+        threads,
+        cpu_bind,
+        isa,
+    )
+    report: PlanReport = make_report(flags)
+    (write_json if as_json else write_text)(report, sys.stdout)
+    if not any(outlook.fits for outlook in report.outlooks):
+        raise typer.Exit(DOES_NOT_FIT)

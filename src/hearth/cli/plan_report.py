@@ -1,0 +1,246 @@
+"""The report of `hearth plan`: a table over precisions, where the memory goes, and the speeds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import msgspec
+
+from hearth.cli.measure import known_profile, measure_machine
+from hearth.cli.plan import PlanFlags
+from hearth.cli.settings import find_model
+from hearth.core.config import DeviceConfig, EngineConfig, ImagesConfig, ModelConfig
+from hearth.core.errors import ConfigError
+from hearth.core.paths import home_expanded
+from hearth.core.units import format_bytes, format_count
+from hearth.engine.executor import choose_backend
+from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
+from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
+from hearth.host.memory import HostMemory, MemoryFact, read_memory
+from hearth.host.placement import Placement, place_threads
+from hearth.host.speed import Speeds
+from hearth.kernels.cpu.library import resolve_isa
+from hearth.models.loader import LoadedSpec
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DEFAULT_CONTEXT = 8192
+UNKNOWN_SPEED = "speeds are not known: run with --measure (some 10 s)"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """Everything that is said, with its units in the names."""
+
+    model: str
+    architecture: str
+    num_parameters: int
+    memory: str
+    available_bytes: int
+    load: Load
+    outlooks: tuple[Outlook, ...]
+    speeds: str
+    phone: tuple[PhoneStep, ...]
+    target_step_s: float | None
+    notes: tuple[str, ...]
+
+
+def make_report(flags: PlanFlags) -> PlanReport:
+    """Raises ModelError, ModelNotFoundError, ConfigError, KernelError."""
+    path = home_expanded(flags.model)
+    if path.suffix != ".json" or not path.is_file():
+        return _report_of(find_model(flags.model), flags)
+    with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
+        shutil.copyfile(path, Path(name) / "config.json")
+        processor = path.with_name("preprocessor_config.json")
+        if processor.is_file():
+            shutil.copyfile(processor, Path(name) / processor.name)
+        return _report_of(Path(name), flags)
+
+
+def _report_of(directory: Path, flags: PlanFlags) -> PlanReport:
+    config = EngineConfig(
+        model=ModelConfig(path=str(directory)),
+        device=DeviceConfig(flags.threads, "cpu", flags.isa, flags.cpu_bind),
+        images=ImagesConfig(max_pixels=flags.max_pixels),
+    )
+    backend = choose_backend(config.device, directory)
+    placement = place_threads(flags.cpu_bind, flags.threads)
+    loaded = spec_of(backend, config, "none")
+    load = _load(flags, loaded)
+    speeds = _speeds(flags, placement, directory)
+    site = Site(backend, placement.num_threads, _memory(flags), speeds)
+    steps = phone_steps(backend, config, speeds) if speeds is not None else ()
+    slots = loaded.program.slots + (loaded.encoder.program.slots if loaded.encoder else ())
+    unique = {slot.name: slot for slot in slots}.values()
+    return PlanReport(
+        model=flags.model,
+        architecture=loaded.architecture,
+        num_parameters=sum(slot.total_rows * max(1, slot.cols) for slot in unique),
+        memory=site.memory.describe(),
+        available_bytes=site.memory.available_bytes,
+        load=load,
+        outlooks=outlooks(config, site, load),
+        speeds=_describe_speeds(speeds),
+        phone=steps,
+        target_step_s=flags.target_step_s,
+        notes=loaded.warnings,
+    )
+
+
+def _load(flags: PlanFlags, loaded: LoadedSpec) -> Load:
+    most = loaded.max_position_embeddings
+    context = flags.context or min(DEFAULT_CONTEXT, most)
+    if context > most:
+        raise ConfigError(
+            f"--max-model-len is {format_count(context)}, the model's max_position_embeddings is "
+            f"{format_count(most)}",
+            hint=f"set --max-model-len ≤ {most}",
+        )
+    return Load(context, flags.concurrency, min(flags.prompt_tokens, context))
+
+
+def _memory(flags: PlanFlags) -> HostMemory:
+    if flags.memory is None:
+        return read_memory()
+    return HostMemory((MemoryFact(flags.memory, "--memory"),))
+
+
+def _speeds(flags: PlanFlags, placement: Placement, directory: Path) -> Speeds | None:
+    """What is known of this machine's speeds, measured now where that was asked for."""
+    isa = resolve_isa(flags.isa)
+    if flags.measure:
+        return measure_machine(isa, placement, directory).speeds
+    profile = known_profile(isa, placement)
+    return profile.speeds if profile is not None else None
+
+
+def _describe_speeds(speeds: Speeds | None) -> str:
+    if speeds is None:
+        return UNKNOWN_SPEED
+    rates = ", ".join(
+        f"{speed.precision} {1e-9 / speed.byte_s(1):.1f} GB/s" for speed in speeds.precisions
+    )
+    return f"{speeds.source}: weights are read at {rates}"
+
+
+def write_json(report: PlanReport, out: TextIO) -> None:
+    """One object."""
+    out.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+
+
+def write_text(report: PlanReport, out: TextIO) -> None:
+    """For people: tables on a terminal and in a pipe alike."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=out, highlight=False, width=None if out.isatty() else 140)
+    console.print(
+        f"{report.model}: {report.architecture}, {format_count(report.num_parameters)} parameters"
+    )
+    console.print(f"asked for: {describe_load(report.load)}")
+    console.print(f"memory: {report.memory}")
+    console.print(f"speeds: {report.speeds}")
+    table = Table(box=box.SIMPLE, pad_edge=False, title="by precision", title_justify="left")
+    for name in ("precision", "weights", "other", "KV cache", "in all", "verdict"):
+        table.add_column(name, justify="left" if name in {"precision", "verdict"} else "right")
+    for name in ("context ≤", "sequences ≤", "tokens/s", "first token", "image"):
+        table.add_column(name, justify="right")
+    for outlook in report.outlooks:
+        table.add_row(*_cells(outlook))
+    console.print(table)
+    for line in _where(report):
+        console.print(line)
+    if report.phone and any(outlook.fits for outlook in report.outlooks):
+        console.print(_phone_table(report))
+    if report.target_step_s is not None:
+        console.print(_target_line(report, report.target_step_s))
+    for note in report.notes:
+        console.print(f"note: {note}")
+
+
+def _cells(outlook: Outlook) -> tuple[str, ...]:
+    fixed = outlook.total_bytes - outlook.kv_bytes
+    weights = next(item.num_bytes for item in outlook.items if item.name == "weights")
+    times = outlook.times
+    speed = (
+        ("?", "?", "?")
+        if times is None
+        else (
+            f"{times.tokens_s:.1f}",
+            _seconds(times.first_token_s),
+            "" if times.image_s is None else f"+ {_seconds(times.image_s)}",
+        )
+    )
+    return (
+        outlook.stored_as,
+        format_bytes(weights),
+        format_bytes(fixed - weights),
+        format_bytes(outlook.kv_bytes),
+        format_bytes(outlook.total_bytes),
+        outlook.verdict,
+        format_count(outlook.longest_context),
+        format_count(outlook.most_sequences),
+        *speed,
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _where(report: PlanReport) -> list[str]:
+    """Where the memory goes, of the most exact precision that fits, or of the smallest."""
+    fitting = [outlook for outlook in report.outlooks if outlook.fits]
+    outlook = fitting[0] if fitting else report.outlooks[-1]
+    lines = [
+        f"{outlook.stored_as}, which --quantize auto takes here:"
+        if fitting
+        else f"fits in no precision; {outlook.stored_as}:"
+    ]
+    lines += [f"  {i.name}: {format_bytes(i.num_bytes)} = {i.reason}" for i in outlook.items]
+    return [*lines, f"  KV cache: {format_bytes(outlook.kv_bytes)} = {describe_load(report.load)}"]
+
+
+def _phone_table(report: PlanReport) -> Table:
+    """Seconds of a first and a later step, by pixels and precision."""
+    from rich import box
+    from rich.table import Table
+
+    fitting = {outlook.scheme: outlook.stored_as for outlook in report.outlooks if outlook.fits}
+    title = f"a phone agent's step (first, {LATER_STEP}th; screen of 1080 × 2400)"
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
+    for name in ("--max-pixels", "image tokens", *fitting.values()):
+        table.add_column(name, justify="right")
+    for pixels in dict.fromkeys(step.max_pixels for step in report.phone):
+        row = {s.scheme: s for s in report.phone if s.max_pixels == pixels}
+        tokens = format_count(next(iter(row.values())).image_tokens)
+        times = (f"{_seconds(row[s].first_s)}, {_seconds(row[s].later_s)}" for s in fitting)
+        table.add_row(format_count(pixels), tokens, *times)
+    return table
+
+
+def _target_line(report: PlanReport, target_s: float) -> str:
+    """What meets it: with the most pixels, and of these the most exact."""
+    fitting = {outlook.scheme for outlook in report.outlooks if outlook.fits}
+    steps = [step for step in report.phone if step.scheme in fitting]
+    if not steps:
+        return "--target-step: nothing is known of this model's steps here"
+    met = [step for step in steps if step.later_s <= target_s]
+    if not met:
+        return f"no step takes {target_s:g} s; the fastest: {_settings(steps[-1])}"
+    best = max(met, key=lambda step: (step.max_pixels, -steps.index(step)))
+    return f"a step takes less than {target_s:g} s with {_settings(best)}"
+
+
+def _settings(step: PhoneStep) -> str:
+    return (
+        f"--quantize {step.scheme} --max-pixels {step.max_pixels}: {_seconds(step.later_s)}, the "
+        f"first {_seconds(step.first_s)}"
+    )

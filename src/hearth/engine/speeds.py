@@ -1,0 +1,161 @@
+"""Measures how fast this machine's kernels run, by steps of a small model with random weights.
+
+The model has the shapes of one of 1.5 billion parameters and a few of its layers: more bytes than
+any cache holds, seconds in all. What is learned holds for other shapes to some ten percent (see
+docs/plan.md); it is what the plan predicts with.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from hearth.core.spec import DType
+from hearth.core.step import KvConfig, StepLimits
+from hearth.core.units import ceil_div
+from hearth.engine.synthetic import Segment, plan_of
+from hearth.host.cost import ProgramCost, program_cost
+from hearth.host.placement import Placement
+from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds
+from hearth.kernels.cpu.executor import CpuExecutor
+from hearth.kernels.cpu.weights import CpuWeights
+from hearth.models.loader import LoadedSpec, load_model_spec
+
+ReportPart: TypeAlias = Callable[[str, int, int], None]
+
+_MODEL: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "eos_token_id": 0,
+    "bos_token_id": 0,
+}
+# Layers of each precision: 60.8 million parameters each.
+_LAYERS = {"int4": 4, "int8": 3, "bfloat16": 2, "float32": 2}
+ROWS = (1, 2, 4, 8, 16, 32, 64, 512)
+CONTEXT = 1536  # of the step whose attention is told apart
+_DECODE_CONTEXT = 4096
+_BLOCK_SIZE = 32
+_LEAST_S = 0.12  # of measuring one point
+_LEAST_STEPS, _MOST_STEPS = 3, 60
+# What the front end and the scheduler put between two steps of one stream (docs/performance.md).
+STEP_S = 0.15e-3
+
+
+def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds:
+    """Some seconds of measuring. `report(what, done, total)` is called before each part.
+
+    Raises KernelError, CapacityError, ConfigError (`isa`).
+    """
+    total = len(_LAYERS)
+    speeds: list[PrecisionSpeed] = []
+    flops_s = kv_bytes_s = spread = 0.0
+    for number, (precision, num_layers) in enumerate(_LAYERS.items()):
+        report(f"kernels of {precision} weights", number, total)
+        with _rig(precision, num_layers, placement, isa) as rig:
+            if precision == "int4":
+                flops_s, kv_bytes_s = rig.attention()
+            speeds.append(rig.speed(precision, flops_s))
+            spread = max(spread, rig.spread)
+    source = f"measured with {placement.num_threads} threads"
+    return Speeds(tuple(speeds), flops_s, kv_bytes_s, STEP_S, source, round(spread, 3))
+
+
+class _Rig:
+    """A small model of one precision, and the times of its steps."""
+
+    def __init__(self, executor: CpuExecutor, cost: ProgramCost, num_blocks: int) -> None:
+        self._executor = executor
+        self._cost = cost
+        self.spread = 0.0
+        for first in range(0, num_blocks, 8):  # KV that is read has been written
+            parts = [Segment(0, _BLOCK_SIZE)] * min(8, num_blocks - first)
+            executor.execute(plan_of(parts, 1, _BLOCK_SIZE, first))
+
+    def step_s(self, segments: tuple[Segment, ...]) -> float:
+        """The median time of a step."""
+        plan = plan_of(segments, 1, _BLOCK_SIZE, with_logits=True)
+        self._executor.execute(plan)
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < _MOST_STEPS and (
+            len(times) < _LEAST_STEPS or time.perf_counter() - begin < _LEAST_S
+        ):
+            before = time.perf_counter()
+            self._executor.execute(plan)
+            times.append(time.perf_counter() - before)
+        middle = statistics.median(times)
+        quartiles = statistics.quantiles(times, n=4)
+        self.spread = max(self.spread, (quartiles[2] - quartiles[0]) / middle)
+        return middle
+
+    def attention(self) -> tuple[float, float]:  # a rate and a rate: operations, bytes a second
+        """Operations a second over many rows, and bytes of KV a second for one row."""
+        rows = ROWS[-1]
+        behind = self.step_s((Segment(CONTEXT, rows),)) - self.step_s((Segment(0, rows),))
+        flops = self._cost.attend_flops * rows * CONTEXT + self._cost.wanted_attend_flops * CONTEXT
+        far = self.step_s((Segment(_DECODE_CONTEXT, 1),)) - self.step_s((Segment(0, 1),))
+        read = self._cost.kv_bytes * _DECODE_CONTEXT
+        return flops / max(behind, 1e-6), read / max(far, 1e-6)
+
+    def speed(self, precision: str, attend_flops_s: float) -> PrecisionSpeed:
+        """Seconds a byte of weights at each number of rows."""
+        return PrecisionSpeed(precision, tuple(self._point(rows, attend_flops_s) for rows in ROWS))
+
+    def _point(self, rows: int, attend_flops_s: float) -> SpeedPoint:
+        is_prompt = rows == ROWS[-1]
+        segments = (Segment(0, rows),) if is_prompt else (Segment(15, 1),) * rows
+        seconds = self.step_s(segments)
+        if is_prompt:
+            seconds -= self._cost.attend_flops * rows * (rows + 1) / 2 / attend_flops_s
+        # Of a prompt what follows the last keys and values is computed for one row.
+        token_bytes = sum(c.token_bytes for c in self._cost.linears)
+        wanted_bytes = sum(c.wanted_bytes for c in self._cost.linears)
+        shared = token_bytes if is_prompt else token_bytes + wanted_bytes
+        return SpeedPoint(rows, seconds / shared)
+
+
+@contextmanager
+def _rig(precision: str, num_layers: int, placement: Placement, isa: str) -> Iterator[_Rig]:
+    loaded = _small_model(precision, num_layers)
+    weights = CpuWeights(loaded.program)
+    for seed, slot in enumerate(loaded.program.slots):
+        weights.fill_random(slot, seed)
+    longest = max(_DECODE_CONTEXT + 1, CONTEXT + ROWS[-1], _BLOCK_SIZE * max(ROWS[:-1]))
+    num_blocks = ceil_div(longest, _BLOCK_SIZE)
+    limits = StepLimits(ROWS[-1], 64, 64, _MODEL["max_position_embeddings"])
+    kv = KvConfig(_BLOCK_SIZE, (num_blocks,), DType.BFLOAT16)
+    executor = CpuExecutor(loaded.program, weights, limits, kv, placement.num_threads, isa)
+    with closing(executor):
+        if placement.cpus:
+            executor.bind(placement.cpus)
+        yield _Rig(executor, program_cost(loaded.program), num_blocks)
+
+
+def _small_model(precision: str, num_layers: int) -> LoadedSpec:
+    is_codes = precision.startswith("int")
+    config = {**_MODEL, "num_hidden_layers": num_layers}
+    with tempfile.TemporaryDirectory(prefix="hearth-measure-") as name:
+        (Path(name) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return load_model_spec(
+            name,
+            dtype="auto" if is_codes else precision,
+            quantize=precision if is_codes else "none",
+        )

@@ -1,0 +1,85 @@
+"""`hearth plan` as a user runs it: text, JSON, a config alone, what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from tests.autoglm import CONFIG, write_autoglm
+
+from hearth.cli.settings import BUILT_IN_DIR
+
+Plan: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Plan:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "200"}
+
+    def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hearth.cli", "plan", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    return plan
+
+
+def test_a_configuration_alone_is_planned_without_weights(run: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "some-config.json"
+    path.write_text(json.dumps(CONFIG), encoding="utf-8")
+    done = run(str(path), "--memory", "16GiB")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "10,292,777,472 parameters" in done.stdout
+    assert "run with --measure" in done.stdout
+    assert "int8, which --quantize auto takes here" in done.stdout
+
+
+def test_what_fits_in_no_precision_ends_with_1(run: Plan, tmp_path: Path) -> None:
+    done = run(str(write_autoglm(tmp_path)), "--memory", "3GiB", "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert [outlook["scheme"] for outlook in report["outlooks"]] == ["none", "int8", "int4"]
+    assert all(outlook["longest_context"] == 0 for outlook in report["outlooks"])
+    assert report["available_bytes"] == 3 << 30
+
+
+def test_the_built_in_model_fits_in_every_precision(run: Plan) -> None:
+    done = run(str(BUILT_IN_DIR), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["architecture"] == "Glm4vForConditionalGeneration"
+    weights = [
+        item["num_bytes"]
+        for outlook in report["outlooks"]
+        for item in outlook["items"]
+        if item["name"] == "weights"
+    ]
+    assert weights == sorted(weights, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-model-len", "100k"), "the model's max_position_embeddings is 65,536"),
+        (("--memory", "lots"), "'lots' is not a quantity"),
+        (("--concurrency", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_bad_settings_are_refused(
+    run: Plan, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = run(str(write_autoglm(tmp_path)), *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_model_that_is_not_there_is_named(run: Plan) -> None:
+    done = run("/no/such/model")
+    assert done.returncode != 0
+    assert "/no/such/model" in done.stderr

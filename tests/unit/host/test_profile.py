@@ -1,0 +1,69 @@
+"""What was measured is kept whole, for the machine and the kernels that it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.host.test_memory import write
+from tests.unit.host.test_speed import SPEEDS
+
+from hearth.host.disk_speed import DiskSpeed
+from hearth.host.profile import (
+    load_profile,
+    machine_name,
+    new_profile,
+    profile_path,
+    save_profile,
+)
+
+DISK = DiskSpeed("/models", 6e8, 1e-4, 5e-4, True, "reading a file")
+
+
+def test_what_was_saved_is_loaded_for_the_same_machine_only(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "profile.json"
+    profile = new_profile("a", SPEEDS, (DISK,), ("a note",))
+    save_profile(path, profile)
+    assert load_profile(path, "a") == profile
+    assert load_profile(path, "b") is None
+    assert [p.name for p in path.parent.iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"version": 99, "machine": "a"}'])
+def test_a_file_that_is_no_profile_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "profile.json"
+    path.write_bytes(content)
+    assert load_profile(path, "a") is None
+    assert load_profile(tmp_path / "none.json", "a") is None
+
+
+def test_a_failed_save_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(path, new_profile("a", SPEEDS, ()))
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_profile(path, new_profile("a", None, ()))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_a_machine_is_its_processor_its_kernels_and_its_threads(tmp_path: Path) -> None:
+    files = {"proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t: fpu\n"}
+    assert machine_name("avx2", 4, write(tmp_path, files)) == "AMD EPYC 9B14; avx2; 4 threads"
+    assert machine_name("avx2", 4, tmp_path / "none").startswith("unknown processor; ")
+
+
+def test_the_cache_directory_of_the_user_is_honoured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert profile_path() == tmp_path / "hearth" / "profile.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert profile_path().parts[-3:] == (".cache", "hearth", "profile.json")
