@@ -173,3 +173,4 @@ class Resolved:
     choices: tuple[Choice, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
     images: ImageInfo | None = None  # None: the model takes none
+    planned_bytes: int = 0  # memory of all processes of a server

@@ -68,5 +68,6 @@ class EngineStats:
     num_accepted_tokens: int = 0  # of the drafted ones
     num_stalls: int = 0  # pauses because the front end did not take its events
     execute_s: float = 0.0
+    peak_bytes: int = 0  # memory of the engine's process at its most
     num_images: int = 0  # that were encoded
     encode_s: float = 0.0

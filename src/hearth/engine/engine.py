@@ -27,6 +27,7 @@ from hearth.engine.scheduler import Scheduler
 from hearth.engine.speculation.drafter import Drafter
 from hearth.engine.stats import Counters
 from hearth.engine.step import StepBuilder
+from hearth.host.memory import read_peak_bytes
 
 logger = logging.getLogger("hearth.engine")
 
@@ -186,6 +187,7 @@ class Engine:
             num_draft_tokens=counters.num_draft_tokens,
             num_accepted_tokens=counters.num_accepted_tokens,
             execute_s=counters.execute_s,
+            peak_bytes=read_peak_bytes(),
             num_images=encoding.num_encoded if encoding else 0,
             encode_s=encoding.encode_s if encoding else 0.0,
         )

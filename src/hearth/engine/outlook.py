@@ -208,6 +208,17 @@ def image_s(costs: Costs, speeds: Speeds, image: Image, behind: int) -> Predicti
     return Prediction(encoded.seconds + read.seconds, tuple(sorted(missing)))
 
 
+def expected_speed(loaded: LoadedSpec, config: EngineConfig, speeds: Speeds) -> str:
+    """`59.8 tokens/s, a prompt of 1,024 in 1.8 s`, of one stream."""
+    prompt = min(1024, loaded.max_position_embeddings)
+    costs = costs_of(loaded, config.scheduler.max_num_batched_tokens)
+    times = predict(costs, speeds, Load(prompt, 1, prompt), None)
+    return (
+        f"{1 / times.token_s:.1f} tokens/s, a prompt of {format_count(prompt)} tokens in "
+        f"{times.first_token_s:.1f} s"
+    )
+
+
 def describe_load(load: Load) -> str:
     """For people."""
     plural = "s" if load.num_sequences != 1 else ""

@@ -21,11 +21,14 @@ from hearth.engine.encoding import Encoding
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.executor import BackendChoice, LoadedModel, choose_backend, create_executor
 from hearth.engine.messages import Ready
+from hearth.engine.outlook import expected_speed
 from hearth.engine.planning import plan_model
 from hearth.engine.settings import check_settings
 from hearth.engine.speculation.drafter import NgramDrafter
 from hearth.host.fit import Fit
 from hearth.host.placement import Placement, place_threads
+from hearth.host.profile import load_profile, machine_name, profile_path
+from hearth.models.loader import LoadedSpec
 
 logger = logging.getLogger("hearth.engine")
 
@@ -91,6 +94,8 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     windows = (window.choice,) if window else ()
     own = _choices(loaded, backend, placement)
     choices = (*own, *windows, *planned.choices, *created.choices, speculation)
+    if backend.name == "cpu":
+        choices = (*choices, *_expected_speed(loaded, config, placement))
     resolved = replace(_resolve(config, loaded, fitted, choices, warnings), images=images)
     _log_degraded(backend)
     timer.end("engine")
@@ -152,6 +157,22 @@ class _WindowNote:
     warning: str
 
 
+def _expected_speed(
+    loaded: LoadedModel, config: EngineConfig, placement: Placement
+) -> tuple[Choice, ...]:
+    """What one stream is expected to get, where this machine has been measured."""
+    if not isinstance(loaded, LoadedSpec):
+        return ()
+    from hearth.kernels.cpu.library import resolve_isa
+
+    machine = machine_name(resolve_isa(config.device.isa), placement.num_threads)
+    profile = load_profile(profile_path(), machine)
+    if profile is None or profile.speeds is None:
+        return ()
+    speed = expected_speed(loaded, config, profile.speeds)
+    return (Choice("expected speed", speed, "speeds of this machine's kernels: hearth plan"),)
+
+
 def _window_note(config: EngineConfig, max_model_len: int) -> _WindowNote | None:
     """None without --window."""
     window = config.model.window
@@ -202,6 +223,7 @@ def _resolve(
         eos_token_ids=loaded.generation.eos_token_ids,
         choices=(*choices, *fitted.choices),
         warnings=(*warnings, *fitted.plan.warnings),
+        planned_bytes=fitted.plan.total_bytes,
     )
 
 

@@ -61,6 +61,14 @@ def read_memory(root: Path = Path("/")) -> HostMemory:
     return HostMemory(found)
 
 
+def read_peak_bytes(root: Path = Path("/")) -> int:
+    """Resident memory of this process at its most, mapped files included; 0: unknown."""
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * KIB
+    return 0
+
+
 def _read_meminfo(root: Path) -> MemoryFact | None:
     """MemAvailable: what can be had without swapping, page cache given back included."""
     values: dict[str, int] = {}

@@ -37,6 +37,7 @@ class ServedModel:
     executor: str = "cpu"  # what runs it: ExecutorInfo.name
     images: ImageInfo | None = None  # None: it takes none
     separates_reasoning: bool = False  # from the content of a chat's answers
+    planned_bytes: int = 0  # memory of the server, by its plan
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -92,4 +93,5 @@ def served_model(
         executor=executor,
         images=resolved.images,
         separates_reasoning=separates_reasoning,
+        planned_bytes=resolved.planned_bytes,
     )

@@ -2,8 +2,8 @@
 
 UP means that the engine process lives; DOWN is answered with 503. Counts come from the engine,
 which answers between two steps; when a step takes longer than STATS_TIMEOUT_S, `running` is the
-front end's own count of requests, `waiting` and `engine` are null. `executor` names what runs the
-model: `cpu` is hearth's own kernels, anything else is slower.
+front end's own count of requests, `waiting`, `engine` and `memory` are null. `executor` names what
+runs the model: `cpu` is hearth's own kernels, anything else is slower.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from fastapi import APIRouter, Response
 from hearth import __version__
 from hearth.core.errors import EngineError
 from hearth.core.events import EngineStats
+from hearth.host.memory import read_peak_bytes
 from hearth.serve.engine_port import EnginePort
-from hearth.serve.http.schemas import EngineCounts, Health
+from hearth.serve.http.schemas import EngineCounts, Health, MemoryUse
 from hearth.serve.model import ServedModel
 
 STATS_TIMEOUT_S = 2.0
@@ -34,12 +35,12 @@ def health_router(engine: EnginePort, model: ServedModel) -> APIRouter:
     )
     async def health(response: Response) -> Health:
         is_up = engine.is_alive
-        running, waiting, counts = engine.num_running, None, None
+        running, waiting, counts, memory = engine.num_running, None, None, None
         if is_up:
             try:
                 stats = await asyncio.wait_for(engine.stats(), STATS_TIMEOUT_S)
                 running, waiting = stats.num_running, stats.num_waiting
-                counts = _counts(stats)
+                counts, memory = _counts(stats), _memory(stats, model)
             except TimeoutError:
                 pass
             except EngineError:
@@ -55,9 +56,17 @@ def health_router(engine: EnginePort, model: ServedModel) -> APIRouter:
             running=running,
             waiting=waiting,
             engine=counts,
+            memory=memory,
         )
 
     return router
+
+
+def _memory(stats: EngineStats, model: ServedModel) -> MemoryUse:
+    """What was planned, and what the processes have had: pages of both count twice."""
+    return MemoryUse(
+        planned_bytes=model.planned_bytes, peak_bytes=stats.peak_bytes + read_peak_bytes()
+    )
 
 
 def _counts(stats: EngineStats) -> EngineCounts:

@@ -273,8 +273,18 @@ class EngineCounts(BaseModel):
     encode_seconds: float = Field(default=0.0, description="Time in the vision encoder.")
 
 
+class MemoryUse(BaseModel):
+    """Of the front end and the engine together."""
+
+    planned_bytes: int = Field(description="By the plan that the server started with.")
+    peak_bytes: int = Field(description="Resident at most so far, mapped weights included.")
+
+
 class Health(BaseModel):
-    """Body of GET /health. `waiting` and `engine` are null when it did not answer in time."""
+    """Body of GET /health.
+
+    `waiting`, `engine` and `memory` are null when the engine did not answer in time.
+    """
 
     status: Literal["UP", "DOWN"]
     model: str
@@ -284,6 +294,7 @@ class Health(BaseModel):
     running: int
     waiting: int | None
     engine: EngineCounts | None
+    memory: MemoryUse | None
 
 
 class ModelCard(BaseModel):
