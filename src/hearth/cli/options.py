@@ -296,6 +296,15 @@ CpuBind = Annotated[
         rich_help_panel="Engine",
     ),
 ]
+Numa = Annotated[
+    str,
+    option(
+        "--numa",
+        "NUMA node whose cores and memory are used; none: all; auto: one, where there are several.",
+        metavar="auto|none|NODE",
+        rich_help_panel="Engine",
+    ),
+]
 Isa = Annotated[
     str,
     option(

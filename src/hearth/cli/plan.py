@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hearth.cli.config_file import Config
-from hearth.cli.options import CpuBind, Isa, Threads, option, quantity
+from hearth.cli.options import CpuBind, Isa, Numa, Threads, option, quantity
 
 if TYPE_CHECKING:
     from hearth.cli.plan_report import PlanReport
@@ -95,6 +95,7 @@ class PlanFlags:
     measure: bool
     threads: int | None
     cpu_bind: str
+    numa: str
     isa: str
 
 
@@ -109,6 +110,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     measure: Measure = False,
     threads: Threads = None,
     cpu_bind: CpuBind = "auto",
+    numa: Numa = "auto",
     isa: Isa = "auto",
     as_json: AsJson = False,
     config: Config = None,  # noqa: ARG001 -- read before all others
@@ -130,6 +132,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
         measure,
         threads,
         cpu_bind,
+        numa,
         isa,
     )
     report: PlanReport = make_report(flags)

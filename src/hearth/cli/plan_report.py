@@ -70,7 +70,7 @@ def _report_of(directory: Path, flags: PlanFlags) -> PlanReport:
         images=ImagesConfig(max_pixels=flags.max_pixels),
     )
     backend = choose_backend(config.device, directory)
-    placement = place_threads(flags.cpu_bind, flags.threads)
+    placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
     speeds = _speeds(flags, placement, directory)

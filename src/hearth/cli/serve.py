@@ -57,6 +57,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
     cpu_bind: flag.CpuBind = "auto",
+    numa: flag.Numa = "auto",
     isa: flag.Isa = "auto",
     limit_images: image_flag.LimitImages = None,
     limit_mm_per_prompt: image_flag.LimitMmPerPrompt = "",
@@ -111,6 +112,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         threads=threads,
         isa=isa,
         cpu_bind=cpu_bind,
+        numa=numa,
         images=image_settings.images_config(images),
     )
     chosen = settings.ServeSettings(

@@ -66,6 +66,7 @@ class EngineFlags:
     threads: int | None
     isa: str
     cpu_bind: str
+    numa: str
     weight_cache: WeightCacheConfig
     images: ImagesConfig = DEFAULT_IMAGES
 
@@ -148,7 +149,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             max_queued_requests=flags.max_queued_requests,
         ),
         speculation=SpeculationConfig(flags.speculative),
-        device=DeviceConfig(flags.threads, flags.executor, flags.isa, flags.cpu_bind),
+        device=DeviceConfig(flags.threads, flags.executor, flags.isa, flags.cpu_bind, flags.numa),
         weight_cache=flags.weight_cache,
         images=flags.images,
     )

@@ -75,14 +75,15 @@ class SpeculationConfig:
 class DeviceConfig:
     """Where the engine runs. `threads` None: one a physical core that may be used.
 
-    `cpu_bind`: auto, none, or the CPUs of the threads, like 0,2,4-7. `isa`: the instruction set of
-    the CPU executor's kernels, auto for the best.
+    `cpu_bind`: auto, none, or the CPUs of the threads, like 0,2,4-7. `numa`: auto, none, or the
+    number of a node. `isa`: the instruction set of the CPU executor's kernels, auto for the best.
     """
 
     threads: int | None = None
     executor: str = "auto"  # auto, cpu, reference, automodel
     isa: str = "auto"
     cpu_bind: str = "auto"
+    numa: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

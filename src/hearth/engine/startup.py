@@ -7,6 +7,7 @@ Every automatic value ends up in `Resolved.choices` with its reason.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from hearth.engine.planning import plan_model
 from hearth.engine.settings import check_settings
 from hearth.engine.speculation.drafter import NgramDrafter
 from hearth.host.fit import Fit
+from hearth.host.memory_policy import prefer_node
+from hearth.host.numa import ONE_NODE
 from hearth.host.placement import Placement, place_threads
 from hearth.host.profile import load_profile, machine_name, profile_path
 from hearth.models.loader import LoadedSpec
@@ -64,7 +67,8 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     check_settings(config)
     backend = choose_backend(config.device, Path(config.model.path))
     _check_backend(config, backend)
-    placement = place_threads(config.device.cpu_bind, config.device.threads)
+    placement = place_threads(config.device.cpu_bind, config.device.threads, config.device.numa)
+    _stay_on_node(placement)
     planned = plan_model(backend, config, placement.num_threads)
     timer.end("plan")
     loaded, fitted = planned.loaded, planned.fitted
@@ -107,6 +111,14 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         generation=loaded.generation,
     )
     return StartedEngine(engine, ready)
+
+
+def _stay_on_node(placement: Placement) -> None:
+    """This process, and what it starts, on the CPUs and in the memory of the placement's node."""
+    memory = placement.memory
+    if memory is not None and memory.node is not None:
+        os.sched_setaffinity(0, memory.cpus)
+        prefer_node(memory.node)
 
 
 def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
@@ -204,7 +216,17 @@ def _choices(
         Choice("dtype", str(loaded.dtype), loaded.dtype_reason),
         Choice("executor", backend.name, backend.reason),
         Choice("threads", format_count(placement.num_threads), placement.threads_reason),
+        *_node_choice(placement),
     )
+
+
+def _node_choice(placement: Placement) -> tuple[Choice, ...]:
+    """Nothing where there is but one node and nobody has asked."""
+    memory = placement.memory
+    if memory is None or (memory.node is None and memory.reason == ONE_NODE):
+        return ()
+    shown = "all nodes" if memory.node is None else f"node {memory.node}"
+    return (Choice("numa", shown, memory.reason),)
 
 
 def _resolve(
@@ -229,8 +251,6 @@ def _resolve(
 
 def _process_start() -> float:
     """When this process started, in seconds of CLOCK_BOOTTIME (proc(5): field 22, in ticks)."""
-    import os
-
     try:
         text = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
         return int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")

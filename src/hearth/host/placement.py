@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hearth.core.errors import ConfigError
 from hearth.host.cpu import UsableCores, read_usable_cores
+from hearth.host.numa import NodeChoice, choose_node
 
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 _MOST_CPUS = 1 << 16
@@ -24,7 +25,7 @@ _MOST_CPUS = 1 << 16
 class Placement:
     """`cpus`: the logical CPU of each thread; empty: Linux places them.
 
-    `is_asked`: they come from the user.
+    `is_asked`: they come from the user. `memory`: the NUMA node, and why.
     """
 
     num_threads: int
@@ -32,27 +33,34 @@ class Placement:
     cpus: tuple[int, ...]
     bind_reason: str
     is_asked: bool = False
+    memory: NodeChoice | None = None
 
 
 def place_threads(
     bind: str,
     threads: int | None,
+    numa: str = "auto",
     root: Path = Path("/"),
     affinity: Collection[int] | None = None,
 ) -> Placement:
-    """Resolves `--cpu-bind` ("auto", "none" or a list of CPUs) and `--threads`.
+    """Resolves `--cpu-bind` ("auto", "none" or a list of CPUs), `--threads` and `--numa`.
 
     `root` lets tests lay out a file system of their own; `affinity`: the CPUs that this process may
-    use. Raises ConfigError for a list that is none, or that does not go with the rest.
+    use. Raises ConfigError for a list or a node that is none, or does not go with the rest.
     """
     allowed = frozenset(os.sched_getaffinity(0) if affinity is None else affinity)
     if bind not in {"auto", "none"}:
-        return _place_on(parse_cpus(bind), threads, allowed)
-    cores = read_usable_cores(root, allowed)
+        placement = _place_on(parse_cpus(bind), threads, allowed)
+        return replace(placement, memory=choose_node(numa, allowed, placement.cpus, root))
+    memory = choose_node(numa, allowed, (), root)
+    cores = read_usable_cores(root, memory.cpus)
     count, why = (cores.count, cores.reason) if threads is None else (threads, "--threads")
+    if memory.node is not None:
+        why += f" on NUMA node {memory.node}" if threads is None else ""
     if bind == "none":
-        return Placement(count, why, (), "--cpu-bind none: Linux places the threads")
-    return _place(cores, count, why)
+        reason = "--cpu-bind none: Linux places the threads"
+        return Placement(count, why, (), reason, memory=memory)
+    return replace(_place(cores, count, why), memory=memory)
 
 
 def _place(cores: UsableCores, count: int, why: str) -> Placement:

@@ -38,6 +38,7 @@ FLAGS = EngineFlags(
     threads=None,
     isa="auto",
     cpu_bind="auto",
+    numa="auto",
     weight_cache=CACHE,
 )
 READY = Ready(

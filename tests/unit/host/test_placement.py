@@ -15,13 +15,15 @@ from hearth.host.placement import format_cpus, parse_cpus, place_threads
 
 
 def test_a_thread_for_every_core_is_bound_to_one_hardware_thread_of_each(tmp_path: Path) -> None:
-    placement = place_threads("auto", None, write(tmp_path, topology(4)), range(8))
+    placement = place_threads("auto", None, root=write(tmp_path, topology(4)), affinity=range(8))
     assert (placement.num_threads, placement.cpus) == (4, (0, 1, 2, 3))
     assert placement.bind_reason == "each thread has a core of its own"
 
 
 def test_the_affinity_mask_chooses_the_hardware_thread(tmp_path: Path) -> None:
-    placement = place_threads("auto", None, write(tmp_path, topology(4)), {4, 2, 6, 7})
+    placement = place_threads(
+        "auto", None, root=write(tmp_path, topology(4)), affinity={4, 2, 6, 7}
+    )
     assert placement.cpus == (2, 4, 7)
 
 
@@ -35,7 +37,7 @@ def test_the_affinity_mask_chooses_the_hardware_thread(tmp_path: Path) -> None:
 def test_fewer_or_more_threads_than_cores_are_left_to_linux(
     tmp_path: Path, threads: int, reason: str
 ) -> None:
-    placement = place_threads("auto", threads, write(tmp_path, topology(4)), range(8))
+    placement = place_threads("auto", threads, root=write(tmp_path, topology(4)), affinity=range(8))
     assert (placement.num_threads, placement.cpus) == (threads, ())
     assert placement.bind_reason == reason
 
@@ -46,16 +48,18 @@ def test_a_quota_below_the_cores_leaves_the_threads_to_linux(tmp_path: Path) -> 
         "proc/self/cgroup": "0::/\n",
         "sys/fs/cgroup/cpu.max": "200000 100000\n",
     }
-    placement = place_threads("auto", None, write(tmp_path, files), range(8))
+    placement = place_threads("auto", None, root=write(tmp_path, files), affinity=range(8))
     assert (placement.num_threads, placement.cpus) == (2, ())
 
 
 def test_one_thread_is_not_bound(tmp_path: Path) -> None:
-    assert place_threads("auto", None, write(tmp_path, topology(1)), range(2)).cpus == ()
+    assert (
+        place_threads("auto", None, root=write(tmp_path, topology(1)), affinity=range(2)).cpus == ()
+    )
 
 
 def test_none_binds_nothing(tmp_path: Path) -> None:
-    placement = place_threads("none", None, write(tmp_path, topology(4)), range(8))
+    placement = place_threads("none", None, root=write(tmp_path, topology(4)), affinity=range(8))
     assert (placement.num_threads, placement.cpus) == (4, ())
 
 
@@ -87,3 +91,61 @@ def test_a_list_that_cannot_be_is_refused(bind: str, threads: int | None, messag
 @given(st.sets(st.integers(0, 200), min_size=1))
 def test_a_written_list_is_read_back(cpus: set[int]) -> None:
     assert parse_cpus(format_cpus(cpus)) == tuple(sorted(cpus))
+
+
+def two_nodes(root: Path) -> Path:
+    """Nodes of two cores with two hardware threads each; the second one has more free memory."""
+    files = topology(4)
+    for node, cpus, free in ((0, "0-1,4-5", 1000), (1, "2-3,6-7", 2000)):
+        base = f"sys/devices/system/node/node{node}"
+        files |= {f"{base}/cpulist": cpus, f"{base}/meminfo": f"Node {node} MemFree: {free} kB\n"}
+    return write(root, files)
+
+
+def test_of_two_nodes_alike_the_one_with_more_free_memory_is_used_alone(tmp_path: Path) -> None:
+    placement = place_threads("auto", None, root=two_nodes(tmp_path), affinity=range(8))
+    assert (placement.num_threads, placement.cpus) == (2, (2, 3))
+    assert placement.threads_reason.endswith("on NUMA node 1")
+    assert placement.memory is not None
+    assert (placement.memory.node, placement.memory.free_bytes) == (1, 2000 << 10)
+    assert placement.memory.cpus == {2, 3, 6, 7}
+
+
+def test_the_node_with_more_cores_that_may_be_used_wins(tmp_path: Path) -> None:
+    placement = place_threads("auto", None, root=two_nodes(tmp_path), affinity=(0, 1, 2))
+    assert placement.memory is not None
+    assert (placement.memory.node, placement.cpus) == (0, (0, 1))
+
+
+def test_all_nodes_are_used_where_that_is_asked_for(tmp_path: Path) -> None:
+    placement = place_threads("auto", None, "none", two_nodes(tmp_path), range(8))
+    assert placement.memory is not None
+    assert (placement.num_threads, placement.memory.node) == (4, None)
+
+
+def test_a_node_may_be_named(tmp_path: Path) -> None:
+    placement = place_threads("auto", None, "0", two_nodes(tmp_path), range(8))
+    assert placement.memory is not None
+    assert (placement.cpus, placement.memory.node) == ((0, 1), 0)
+
+
+def test_listed_cpus_of_one_node_take_its_memory_and_of_two_nodes_none(tmp_path: Path) -> None:
+    root = two_nodes(tmp_path)
+    same = place_threads("2,7", None, "1", root, range(8)).memory
+    both = place_threads("1,2", None, "auto", root, range(8)).memory
+    assert same is not None
+    assert both is not None
+    assert (same.node, both.node) == (1, None)
+    assert both.reason == "the CPUs of --cpu-bind are on nodes 0, 1"
+
+
+@pytest.mark.parametrize("node", ["2", "-1", "one", ""])
+def test_a_node_that_is_none_is_refused(tmp_path: Path, node: str) -> None:
+    with pytest.raises(ConfigError, match=r"neither auto nor none nor a node") as caught:
+        place_threads("auto", None, node, two_nodes(tmp_path), range(8))
+    assert caught.value.hint == "nodes: 0, 1"
+
+
+def test_a_node_without_the_listed_cpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="on another node"):
+        place_threads("1,2", None, "1", two_nodes(tmp_path), range(8))
