@@ -83,3 +83,17 @@ def test_a_model_that_is_not_there_is_named(run: Plan) -> None:
     done = run("/no/such/model")
     assert done.returncode != 0
     assert "/no/such/model" in done.stderr
+
+
+def test_a_model_is_spread_over_the_gpus_that_are_planned_for(run: Plan, tmp_path: Path) -> None:
+    path = str(write_autoglm(tmp_path))
+    done = run(path, "--memory", "32GiB", "--gpu-memory", "12GiB,12GiB", "--json")
+    assert done.returncode == 0, done.stderr
+    maps = {o["scheme"]: o["device_map"] for o in json.loads(done.stdout)["outlooks"]}
+    assert [one["device"] for one in maps["none"]] == ["gpu 0", "gpu 1"]
+    assert [one["device"] for one in maps["int4"]] == ["gpu 0"]
+    assert sum(one["num_parts"] for one in maps["none"]) == 43
+    shown = run(path, "--memory", "32GiB", "--gpu-memory", "8GiB").stdout
+    assert "bfloat16: gpu 0: vision to layer" in shown
+    bad = run(path, "--gpu-memory", "8GiB,none")
+    assert "--gpu-memory: 'none' is not a quantity" in bad.stderr

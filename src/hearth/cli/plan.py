@@ -63,6 +63,16 @@ Memory = Annotated[
         show_default=False,
     ),
 ]
+GpuMemory = Annotated[
+    str,
+    option(
+        "--gpu-memory",
+        "Memory of each GPU to plan for, such as 24GiB,24GiB. Default: the GPUs of this machine.",
+        metavar="BYTES[,BYTES]",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
 TargetStep = Annotated[
     float | None,
     option(
@@ -91,6 +101,7 @@ class PlanFlags:
     prompt_tokens: int
     max_pixels: int | None
     memory: int | None
+    gpu_memory: str
     target_step_s: float | None
     measure: bool
     threads: int | None
@@ -106,6 +117,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     prompt_tokens: PromptTokens = 1024,
     max_pixels: MaxPixels = None,
     memory: Memory = None,
+    gpu_memory: GpuMemory = "",
     target_step: TargetStep = None,
     measure: Measure = False,
     threads: Threads = None,
@@ -128,6 +140,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
         prompt_tokens,
         max_pixels,
         memory,
+        gpu_memory,
         target_step,
         measure,
         threads,

@@ -12,6 +12,7 @@ import msgspec
 
 from hearth.cli.measure import known_profile, measure_machine
 from hearth.cli.plan import PlanFlags
+from hearth.cli.quantity import parse_quantity
 from hearth.cli.settings import find_model
 from hearth.core.config import DeviceConfig, EngineConfig, ImagesConfig, ModelConfig
 from hearth.core.errors import ConfigError
@@ -20,6 +21,7 @@ from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import choose_backend
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
 from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
+from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads
 from hearth.host.speed import Speeds
@@ -74,7 +76,7 @@ def _report_of(directory: Path, flags: PlanFlags) -> PlanReport:
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
     speeds = _speeds(flags, placement, directory)
-    site = Site(backend, placement.num_threads, _memory(flags), speeds)
+    site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
     steps = phone_steps(backend, config, speeds) if speeds is not None else ()
     slots = loaded.program.slots + (loaded.encoder.program.slots if loaded.encoder else ())
     unique = {slot.name: slot for slot in slots}.values()
@@ -109,6 +111,17 @@ def _memory(flags: PlanFlags) -> HostMemory:
     if flags.memory is None:
         return read_memory()
     return HostMemory((MemoryFact(flags.memory, "--memory"),))
+
+
+def _gpus(flags: PlanFlags) -> tuple[int, ...]:
+    """Bytes of each GPU, as asked for or as the driver tells. Raises ConfigError."""
+    if not flags.gpu_memory:
+        gpus = read_gpu().gpus.value or ()
+        return tuple(gpu.free_bytes.value or 0 for gpu in gpus)
+    try:
+        return tuple(parse_quantity(part) for part in flags.gpu_memory.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--gpu-memory: {error}", param="gpu_memory") from error
 
 
 def _speeds(flags: PlanFlags, placement: Placement, directory: Path) -> Speeds | None:
@@ -156,6 +169,8 @@ def write_text(report: PlanReport, out: TextIO) -> None:
         table.add_row(*_cells(outlook))
     console.print(table)
     for line in _where(report):
+        console.print(line)
+    for line in _device_lines(report):
         console.print(line)
     if report.phone and any(outlook.fits for outlook in report.outlooks):
         console.print(_phone_table(report))
@@ -206,6 +221,18 @@ def _where(report: PlanReport) -> list[str]:
     ]
     lines += [f"  {i.name}: {format_bytes(i.num_bytes)} = {i.reason}" for i in outlook.items]
     return [*lines, f"  KV cache: {format_bytes(outlook.kv_bytes)} = {describe_load(report.load)}"]
+
+
+def _device_lines(report: PlanReport) -> list[str]:
+    """Over several devices, where there are GPUs."""
+    mapped = [outlook for outlook in report.outlooks if outlook.device_map]
+    if not mapped:
+        return []
+    lines = ["over devices (for sizing: this version computes on the CPU):"]
+    for outlook in mapped:
+        shown = "; ".join(one.describe() for one in outlook.device_map)
+        lines.append(f"  {outlook.stored_as}: {shown}")
+    return lines
 
 
 def _phone_table(report: PlanReport) -> Table:

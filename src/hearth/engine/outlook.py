@@ -14,6 +14,7 @@ from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, load_spec
 from hearth.engine.planning import fit_request, image_info
 from hearth.host.cost import ProgramCost, program_cost
+from hearth.host.device_map import Assignment, Device, gpu, map_devices, parts_of
 from hearth.host.fit import KV_SHARE, FitRequest, fixed_items, longest_fitting, sequence_bytes
 from hearth.host.memory import HostMemory
 from hearth.host.speed import Prediction, Speeds, decode_s, encode_s, prefill_s
@@ -40,6 +41,7 @@ class Site:
     num_threads: int
     memory: HostMemory
     speeds: Speeds | None
+    gpus: tuple[int, ...] = ()  # bytes of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Outlook:
     longest_context: int
     most_sequences: int
     times: Times | None
+    device_map: tuple[Assignment, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -160,6 +163,25 @@ def _outlook(scheme: str, config: EngineConfig, site: Site, load: Load) -> Outlo
         longest_context=longest_fitting(request, max(0, free) // KV_SHARE, most),
         most_sequences=_most_sequences(request, load.context, max(0, free)),
         times=times,
+        device_map=_device_map(loaded, request, site, load),
+    )
+
+
+def _device_map(
+    loaded: LoadedSpec, request: FitRequest, site: Site, load: Load
+) -> tuple[Assignment, ...]:
+    """Over the site's GPUs, its memory and its disk; empty without GPUs."""
+    if not site.gpus:
+        return ()
+    items = {item.name: item.num_bytes for item in fixed_items(request)}
+    scratch = items.get("scratch", 0) + items.get("encoder", 0)
+    own = sum(n for name, n in items.items() if name != "weights")
+    cpu = Device("cpu", max(0, site.memory.available_bytes - own))
+    gpus = (gpu(number, total, scratch) for number, total in enumerate(site.gpus))
+    kv_bytes = load.num_sequences * sequence_bytes(request, load.context)
+    encoder = loaded.encoder.program if loaded.encoder is not None else None
+    return map_devices(
+        parts_of(loaded.program, encoder, kv_bytes), (*gpus, cpu, Device("disk", None))
     )
 
 
