@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from hearth.host.files import read_text, whole_number
+
 
 @dataclass(frozen=True, slots=True)
 class UsableCores:
@@ -31,32 +33,32 @@ def read_usable_cores(
     allowed = sorted(os.sched_getaffinity(0) if affinity is None else affinity)
     cores: dict[str, int] = {}
     for cpu in allowed:
-        cores.setdefault(_siblings(root, cpu), cpu)
+        cores.setdefault(read_siblings(root, cpu), cpu)
     cpus = tuple(cores.values())
     reason = f"{len(cores)} physical core{'s' if len(cores) != 1 else ''} in the affinity mask"
     if len(cores) < len(allowed):
         reason += f" ({len(allowed)} hardware threads)"
-    quota = _read_quota(root)
+    quota = read_quota(root)
     if quota is not None and quota < len(cores):
         count = max(1, int(quota))
         return UsableCores(count, f"{reason}; the cgroup's CPU quota is {quota:g}", cpus)
     return UsableCores(max(1, len(cores)), reason, cpus)
 
 
-def _siblings(root: Path, cpu: int) -> str:
+def read_siblings(root: Path, cpu: int) -> str:
     """A name of the physical core that a logical CPU belongs to."""
     topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
     for name in ("core_cpus_list", "thread_siblings_list"):
-        text = _read(topology / name)
+        text = read_text(topology / name)
         if text:
             return text
     return f"cpu{cpu}"  # unknown: every logical CPU counts as a core
 
 
-def _read_quota(root: Path) -> float | None:
+def read_quota(root: Path) -> float | None:
     """The tightest CPU quota of this process's cgroups, in cores; None without a limit."""
     quotas: list[float] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         parts = [part for part in path.split("/") if part]
@@ -64,20 +66,17 @@ def _read_quota(root: Path) -> float | None:
         for length in range(len(parts), -1, -1):
             if hierarchy == "0" and not controllers:
                 group = root.joinpath("sys/fs/cgroup", *parts[:length])
-                limit = _read(group / "cpu.max").split()
+                limit = read_text(group / "cpu.max").split()
             elif "cpu" in names:
                 group = root.joinpath("sys/fs/cgroup/cpu", *parts[:length])
-                limit = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
+                limit = [
+                    read_text(group / "cpu.cfs_quota_us"),
+                    read_text(group / "cpu.cfs_period_us"),
+                ]
             else:
                 break
-            if len(limit) == 2 and limit[0].isdigit() and limit[1].isdigit() and int(limit[1]):
-                quotas.append(int(limit[0]) / int(limit[1]))
+            if len(limit) == 2:
+                quota, period = (whole_number(part) for part in limit)
+                if quota is not None and quota >= 0 and period:  # -1 and "max": no limit
+                    quotas.append(quota / period)
     return min(quotas, default=None)
-
-
-def _read(path: Path) -> str:
-    """The file's text, stripped; empty where it does not exist."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

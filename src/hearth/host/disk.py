@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hearth.host.files import read_text
+
 # A page of a file there is fetched by another process or machine, which may be gone by then.
 _REMOTE = frozenset(
     ("9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "nfs", "nfs4")
@@ -35,27 +37,41 @@ class DiskFacts:
         return self.file_system in _IN_MEMORY
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of /proc/self/mountinfo."""
+
+    point: Path
+    file_system: str
+    source: str  # a device, server:/export, or a word
+    device_number: str  # major:minor; major 0 for what has no block device of its own
+
+
 def read_disk(directory: Path, root: Path = Path("/")) -> DiskFacts:
     """Of the directory, or of the nearest one above that exists. Raises OSError."""
     existing = next(p for p in (directory, *directory.parents) if p.exists()).resolve()
     found = os.statvfs(existing)
-    return DiskFacts(_file_system(existing, root), found.f_bavail * found.f_frsize)
+    mount = find_mount(existing, root)
+    kind = "" if mount is None else mount.file_system
+    return DiskFacts(kind, found.f_bavail * found.f_frsize)
 
 
-def _file_system(path: Path, root: Path) -> str:
-    """Type of the mount with the longest path above `path` (proc(5), mountinfo)."""
-    try:
-        lines = (root / "proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    best, kind = -1, ""
-    for line in lines:
+def find_mount(path: Path, root: Path = Path("/")) -> Mount | None:
+    """The mount with the longest path above `path` (proc(5), mountinfo); None where unknown."""
+    best = None
+    for line in read_text(root / "proc/self/mountinfo").splitlines():
         mount, _, source = line.partition(" - ")
-        fields, types = mount.split(" "), source.split(" ")
+        fields, types = mount.split(" "), [*source.split(" "), ""]
         if len(fields) < 5:
             continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4]))
+        point = Path(_unescaped(fields[4]))
         # Of two mounts on one point the later one hides the earlier.
-        if path.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), types[0]
-    return kind
+        if path.is_relative_to(point) and (
+            best is None or len(point.parts) >= len(best.point.parts)
+        ):
+            best = Mount(point, types[0], _unescaped(types[1]), fields[2])
+    return best
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hearth.core.errors import CapacityError
 from hearth.core.units import KIB, format_bytes
+from hearth.host.files import read_text, scaled, whole_number
 
 # Kernels write a huge number of this size or more where a cgroup v1 has no limit.
 UNLIMITED_BYTES = 1 << 60
@@ -21,6 +22,15 @@ class MemoryFact:
 
     available_bytes: int
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimit:
+    """A memory limit of one of this process's cgroups, and what of it is left."""
+
+    limit_bytes: int
+    available_bytes: int
+    version: str  # cgroup v1, cgroup v2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,11 @@ def read_memory(root: Path = Path("/")) -> HostMemory:
 
     Raises CapacityError when there is nothing to read.
     """
-    facts = [_read_meminfo(root)]
-    facts += _read_cgroups(root)
+    facts: list[MemoryFact | None] = [_read_meminfo(root)]
+    facts += [
+        MemoryFact(c.available_bytes, f"{c.version} limit of {format_bytes(c.limit_bytes)}")
+        for c in read_cgroup_limits(root)
+    ]
     found = tuple(fact for fact in facts if fact is not None)
     if not found:
         raise CapacityError(
@@ -61,14 +74,22 @@ def read_memory(root: Path = Path("/")) -> HostMemory:
     return HostMemory(found)
 
 
-def _read_meminfo(root: Path) -> MemoryFact | None:
-    """MemAvailable: what can be had without swapping, page cache given back included."""
+def read_meminfo_bytes(root: Path = Path("/")) -> dict[str, int]:
+    """The sizes of /proc/meminfo by name, in bytes; counts of huge pages are left out."""
     values: dict[str, int] = {}
-    for line in _read(root / "proc/meminfo").splitlines():
+    for line in read_text(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
         number = rest.split()
-        if number and number[0].isdigit():
-            values[name] = int(number[0]) * KIB
+        is_size = len(number) == 2 and number[1] == "kB"
+        size = scaled(whole_number(number[0]), KIB) if is_size else None
+        if size is not None:
+            values[name] = size
+    return values
+
+
+def _read_meminfo(root: Path) -> MemoryFact | None:
+    """MemAvailable: what can be had without swapping, page cache given back included."""
+    values = read_meminfo_bytes(root)
     if "MemAvailable" in values:
         return MemoryFact(values["MemAvailable"], "MemAvailable in /proc/meminfo")
     if "MemFree" in values:  # kernels before 3.14
@@ -76,10 +97,10 @@ def _read_meminfo(root: Path) -> MemoryFact | None:
     return None
 
 
-def _read_cgroups(root: Path) -> list[MemoryFact]:
-    """Limit minus use of each memory cgroup from the process's own up to the root."""
-    facts: list[MemoryFact] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
+def read_cgroup_limits(root: Path = Path("/")) -> list[CgroupLimit]:
+    """The limits of each memory cgroup from the process's own up to the root."""
+    facts: list[CgroupLimit] = []
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if hierarchy == "0" and not controllers:
@@ -97,36 +118,26 @@ def _read_cgroups(root: Path) -> list[MemoryFact]:
 
 def _limits_upwards(
     base: Path, path: str, names: tuple[str, str], version: str
-) -> list[MemoryFact]:
+) -> list[CgroupLimit]:
     """A limit may be set on any ancestor; inside a container the own path may not be visible."""
-    facts: list[MemoryFact] = []
+    facts: list[CgroupLimit] = []
     parts = [part for part in path.split("/") if part]
     for length in range(len(parts), -1, -1):
         group = base.joinpath(*parts[:length])
-        limit, usage = _read(group / names[0]).strip(), _read(group / names[1]).strip()
-        if not (limit.isdigit() and usage.isdigit()) or int(limit) >= UNLIMITED_BYTES:
+        limit, usage = (whole_number(read_text(group / name)) for name in names)
+        if limit is None or usage is None or not 0 <= limit < UNLIMITED_BYTES:
             continue
-        used = int(usage) - _reclaimable_bytes(group)
-        available = max(0, int(limit) - max(0, used))
-        facts.append(MemoryFact(available, f"{version} limit of {format_bytes(int(limit))}"))
+        used = max(0, usage - _reclaimable_bytes(group))
+        facts.append(CgroupLimit(limit, max(0, limit - used), version))
     return facts
 
 
 def _reclaimable_bytes(group: Path) -> int:
     """Page cache that the kernel gives back before it enforces the limit."""
     values: dict[str, str] = {}
-    for line in _read(group / "memory.stat").splitlines():
+    for line in read_text(group / "memory.stat").splitlines():
         name, _, values[name] = line.partition(" ")
     total = 0
     for name in ("inactive_file", "active_file"):  # MemAvailable counts both as well
-        value = values.get(f"total_{name}", values.get(name, "0"))
-        total += int(value) if value.isdigit() else 0
+        total += whole_number(values.get(f"total_{name}", values.get(name, "0"))) or 0
     return total
-
-
-def _read(path: Path) -> str:
-    """The file's text; empty where it does not exist or may not be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
