@@ -130,6 +130,8 @@ def _storage_of(model: str | None, models_dir: str | None) -> Path:
         return home_expanded(models_dir)
     if model is not None:
         return home_expanded(model).absolute()
+    if chosen := os.environ.get("HEARTH_MODELS_DIR"):  # where `hearth pull` puts them
+        return home_expanded(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return home_expanded(cache) / "hearth" / "models"
 

@@ -52,9 +52,8 @@ def _root(
 
 def known_variables() -> set[str]:
     """The environment variables of all commands."""
-    return set().union(
-        *(environment_names(c) for c in (serve, chat, complete, demo, bench, doctor))
-    )
+    commands = (serve, chat, complete, demo, bench, doctor)
+    return set().union(*(environment_names(command) for command in commands))
 
 
 def main() -> None:

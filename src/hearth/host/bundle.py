@@ -1,4 +1,4 @@
-"""The support archive of `hearth doctor --bundle`: written whole or not at all, never over a file."""
+"""The support archive of `hearth doctor --bundle`: whole or not at all, over no file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_bundle(path: Path, files: Mapping[str, str]) -> None:
         raise _taken(path)
     temporary = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(_packed(files))
             file.flush()

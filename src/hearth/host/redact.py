@@ -32,7 +32,7 @@ _IPV6 = re.compile(
 )
 _HOMES = re.compile(r"(/home/|/Users/|\\Users\\)([^/\\\s:'\"]+)")
 # Of a mount: server:/export, //server/share.
-_SERVER = re.compile(r"^(?:[^/\s:]+|\[[^\]]+\])(?=:/)|(?<=^//)[^/\s]+")
+_SERVER = re.compile(r"^(?:[^/\s:]+|\[[^\]]+\])(?=:/(?!/))|(?<=^//)[^/\s]+")
 
 
 @dataclass(frozen=True, slots=True)

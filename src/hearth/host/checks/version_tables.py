@@ -98,6 +98,12 @@ def runs_on(cuda: Version, driver: Version) -> bool | None:
     return None if least is None else driver >= least
 
 
+def _is_served(cuda: Version, driver: Version) -> bool:
+    """Whether the driver is known to serve a toolkit without restrictions."""
+    own = OWN_DRIVER.get(cuda)
+    return own is not None and driver >= own
+
+
 def has_code_for(torch: Version, cuda: Version, capability: Version) -> bool | None:
     """Whether wheels of torch for a CUDA serve a card; None where the table does not know."""
     for known, least, beyond in _ARCHITECTURES:
@@ -113,13 +119,14 @@ def find_build(
 ) -> tuple[Version, Version] | None:
     """The torch and the CUDA of wheels that a driver and cards can run.
 
-    That of `torch` where there is one, else of the newest release that has one.
+    That of `torch` where there is one, else of the newest release that has one; before others
+    those that the driver serves without restrictions.
     """
     releases = sorted(
         TORCH_RELEASES, key=lambda r: (r.version != torch, tuple(-n for n in r.version))
     )
     for release in releases:
-        for cuda in sorted(release.cuda, reverse=True):
+        for _, cuda in sorted(((_is_served(c, driver), c) for c in release.cuda), reverse=True):
             if runs_on(cuda, driver) and all(
                 has_code_for(release.version, cuda, capability) for capability in capabilities
             ):

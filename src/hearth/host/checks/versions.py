@@ -103,7 +103,8 @@ def _install_torch(found: VersionSet) -> tuple[Fix, ...]:
     """For the driver and the cards that are there; else the build for the processor."""
     driver = parse_version(found.driver or "")
     if driver is not None:
-        build = table.find_build(driver, _capabilities(found), None)
+        torch = parse_version(found.torch or "") or ()
+        build = table.find_build(driver, _capabilities(found), torch[:2])
         if build is not None:
             return _install_build(*build)
     return (

@@ -66,7 +66,7 @@ BROKEN = [
         "a torch that is too old for hearth",
         VersionSet("3.12.0", "2.5.1+cu124", "12.4", "570.86.15", "5.2.0", ("9.0",), True),
         ("torch", Level.FAIL),
-        ("whl/cu128", "pytorch-gpu"),
+        ("'torch==2.14.*' --index-url https://download.pytorch.org/whl/cu126", "pytorch-gpu=2.14"),
     ),
     (
         "transformers 4 under a model that needs 5",
