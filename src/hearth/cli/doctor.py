@@ -129,7 +129,8 @@ def _storage_of(model: str | None, models_dir: str | None) -> Path:
     if models_dir is not None:
         return home_expanded(models_dir)
     if model is not None:
-        return home_expanded(model).absolute()
+        path = home_expanded(model).absolute()
+        return path.parent if path.is_file() else path
     if chosen := os.environ.get("HEARTH_MODELS_DIR"):  # where `hearth pull` puts them
         return home_expanded(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

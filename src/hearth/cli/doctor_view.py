@@ -1,7 +1,8 @@
-"""The doctor's table: drawn on a terminal, lines elsewhere, so that a log stays readable."""
+"""The doctor's table: drawn on a wide terminal, lines elsewhere, so that a log stays readable."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ _COLOURS = {
     Level.WARN: "yellow",
     Level.FAIL: "bold red",
 }
+LEAST_COLUMNS = 90  # with fewer of them the table's cells become towers of syllables
 _HOW = {"hint": "what to do"}
 
 
 def print_report(report: DoctorReport) -> None:
     """Prints the checks, what fixes them, and the verdict, on stdout."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns >= LEAST_COLUMNS:
         _print_table(report.checks)
     else:
         _print_lines(report.checks)
@@ -44,8 +46,9 @@ def _print_table(checks: Sequence[Check]) -> None:
 
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, expand=True)
-    for title, share in (("", 1), ("check", 3), ("measured", 6), ("wanted", 6), ("why", 8)):
-        table.add_column(title, ratio=share, overflow="fold", min_width=7)
+    table.add_column("", no_wrap=True, width=max(len(level) for level in Level))
+    for title, share in (("check", 3), ("measured", 5), ("wanted", 5), ("why", 7)):
+        table.add_column(title, ratio=share, overflow="fold")
     for check in checks:
         colour = _COLOURS[check.level]
         cells = (check.level.value, check.name, check.measured, check.wanted, check.why)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hearth.core.config import CacheConfig, EngineConfig, ModelConfig
-from hearth.core.errors import CapacityError, HearthError, ModelError
+from hearth.core.errors import CapacityError, KernelError, ModelError, UnknownArchitectureError
 from hearth.core.paths import home_expanded
 from hearth.engine.executor import BackendChoice, choose_backend, load_spec
 from hearth.engine.planning import AUTO_CONTEXT, fit_request, memory_of
@@ -18,7 +18,7 @@ from hearth.host.checks.needs import ModelNeeds, SchemeNeed
 from hearth.host.cpu import read_usable_cores
 from hearth.host.fit import fit, needed_bytes
 from hearth.kernels.packing import arena_bytes
-from hearth.models.config_json import read_config
+from hearth.models.config_json import read_config, read_json
 from hearth.models.families import named_architecture
 from hearth.models.loader import LoadedSpec
 from hearth.models.quantize import SCHEMES
@@ -44,10 +44,13 @@ def read_needs(model: str, context: int | None = None) -> ModelNeeds:
     """What a directory or a config file needs, with a context of so many tokens.
 
     None: 8192, or the longest of the model. What cannot be served is in `refusal`. Raises
-    ModelNotFoundError and ModelError for what is no model at all.
+    ModelNotFoundError and ModelError for what is no model at all, ConfigError for a context that
+    is longer than the model's.
     """
-    with model_directory(home_expanded(model)) as directory:
-        read_config(directory)  # what is no model is an error of the command, not a finding
+    path = home_expanded(model)
+    # What is no model is an error of the command, not a finding.
+    _ = read_json(path) if path.is_file() else read_config(path)
+    with model_directory(path) as directory:
         return _read(model, directory, context)
 
 
@@ -62,13 +65,12 @@ def _read(name: str, directory: Path, context: int | None) -> ModelNeeds:
         threads = read_usable_cores().count
         schemes = tuple(_need(s, backend, config, threads, context) for s in SCHEMES)
         return replace(needs, num_parameters=_num_parameters(backend, config), schemes=schemes)
-    except HearthError as error:
-        missing = not isinstance(error, ModelError)
+    except (ModelError, KernelError, CapacityError) as error:
+        # Without the kernels, and without a family file, torch would serve it, if it were there.
+        is_for_torch = isinstance(error, KernelError | UnknownArchitectureError)
+        hint = error.hint or ""
         return replace(
-            needs,
-            refusal=error.message,
-            refusal_hint=error.hint or "",
-            needs_transformers=missing,
+            needs, refusal=error.message, refusal_hint=hint, needs_transformers=is_for_torch
         )
 
 
@@ -79,7 +81,7 @@ def _need(
     loaded = load_spec(backend, stored)
     assert isinstance(loaded, LoadedSpec)
     request = fit_request(backend, stored, loaded, threads)
-    num_tokens = min(loaded.max_position_embeddings, context or AUTO_CONTEXT)
+    num_tokens = context or min(loaded.max_position_embeddings, AUTO_CONTEXT)
     needed = needed_bytes(request, num_tokens)
     weights = arena_bytes(loaded.program.slots)
     memory = memory_of(loaded)

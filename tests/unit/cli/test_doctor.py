@@ -18,7 +18,7 @@ import typer
 from hearth.cli.doctor import EXIT_FAIL, EXIT_WARN, doctor
 from hearth.cli.model_needs import read_needs
 from hearth.cli.settings import BUILT_IN_DIR
-from hearth.core.errors import HearthError, ModelError, ModelNotFoundError
+from hearth.core.errors import ConfigError, HearthError, ModelError, ModelNotFoundError
 from hearth.engine import planning
 from hearth.host.checks.registry import DoctorReport, report_json_schema
 from hearth.host.memory import HostMemory, MemoryFact
@@ -117,6 +117,18 @@ def test_a_model_that_does_not_fit_fails_with_the_plans_hint(
         doctor(str(BUILT_IN_DIR))
     assert end.value.exit_code == EXIT_FAIL
     assert "fail    capacity: plan" in capsys.readouterr().out
+
+
+def test_a_context_beyond_the_models_is_an_error_of_the_command() -> None:
+    with pytest.raises(ConfigError, match="--max-model-len is 1,048,576"):
+        read_needs(str(BUILT_IN_DIR), 1 << 20)
+
+
+def test_a_file_that_is_no_config_is_named_as_the_user_named_it(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    with pytest.raises(ModelError, match=r"notes\.txt: is not valid JSON"):
+        read_needs(str(path))
 
 
 def test_an_architecture_that_cannot_be_served_is_a_finding(tmp_path: Path) -> None:

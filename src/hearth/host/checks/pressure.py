@@ -16,6 +16,7 @@ _WHY = {
     "io": "programs wait for disks: models load slowly",
 }
 _MOST_IO_WAIT = 0.1
+_LEAST_REQUESTS = 10  # of which a mean says anything
 _FIND = {
     "cpu": "ps aux --sort=-%cpu | head",
     "memory": "ps aux --sort=-rss | head",
@@ -52,7 +53,10 @@ def _stall(name: str, fact: Fact[Stall]) -> Check:
 def check_io_wait(examined: Examined) -> tuple[Check, ...]:
     """The share of the processors' time in which a disk was waited for."""
     share = examined.facts.pressure.io_wait_share
-    is_high = share.value is not None and share.value > _MOST_IO_WAIT
+    # Of a fifth of a second one slow request is a large share: tasks must have waited longer, too.
+    stall = examined.facts.pressure.io.value
+    is_lasting = stall is None or stall.some_avg10 > 100 * _MOST_IO_WAIT
+    is_high = share.value is not None and share.value > _MOST_IO_WAIT and is_lasting
     level = Level.UNKNOWN if share.value is None else Level.WARN if is_high else Level.OK
     return (
         Check(
@@ -70,7 +74,7 @@ def check_io_wait(examined: Examined) -> tuple[Check, ...]:
 def check_disk_answers(examined: Examined) -> tuple[Check, ...]:
     """How long the disks' requests take."""
     answers = examined.facts.pressure.disk_answers
-    slow = [answer for answer in answers.value or () if answer.is_slow]
+    slow = [a for a in answers.value or () if a.is_slow and a.num_requests >= _LEAST_REQUESTS]
     level = Level.UNKNOWN if answers.value is None else Level.WARN if slow else Level.OK
 
     def text(found: tuple[DiskAnswer, ...]) -> str:

@@ -45,7 +45,7 @@ def test_every_check_that_warns_or_fails_says_what_to_do(tmp_path: Path) -> None
         "proc/pressure/memory": "some avg10=90 avg60=90 avg300=90 total=1\n",
         "proc/pressure/io": "some avg10=90 avg60=90 avg300=90 total=1\n",
         "proc/stat": "cpu 1 0 0 1 98 0 0 0\n",
-        "sys/block/sda/stat": "1 0 0 50 0 0 0 0\n",
+        "sys/block/sda/stat": "10 0 0 500 0 0 0 0\n",
     }
     files |= mounts("0:50 / nfs4 nas:/x")
     report = examine(Examined(facts_of(write(tmp_path, files)), needs(False, False, False)))
@@ -225,6 +225,22 @@ def test_a_driver_that_was_updated_under_a_running_one_fails(tmp_path: Path) -> 
 
 def test_no_gpu_is_fine(tmp_path: Path) -> None:
     assert found(judge(tmp_path), "GPUs").level is Level.OK
+
+
+def test_one_slow_moment_is_no_warning_and_a_lasting_one_is(tmp_path: Path) -> None:
+    files = {
+        "proc/stat": "cpu 1 0 0 1 98 0 0 0\n",
+        "proc/pressure/io": "some avg10=2.00 avg60=1.00 avg300=0 total=1\n",
+        "sys/block/sda/stat": "3 0 0 500 0 0 0 0\n",
+    }
+    checks = judge(write(tmp_path, files))
+    assert found(checks, "I/O wait").level is Level.OK
+    assert found(checks, "disk answer time").level is Level.OK
+    files["proc/pressure/io"] = "some avg10=50.00 avg60=1.00 avg300=0 total=1\n"
+    files["sys/block/sda/stat"] = "30 0 0 5000 0 0 0 0\n"
+    checks = judge(write(tmp_path, files))
+    assert found(checks, "I/O wait").level is Level.WARN
+    assert found(checks, "disk answer time").level is Level.WARN
 
 
 def test_the_worst_level_is_the_verdict() -> None:
