@@ -18,6 +18,7 @@ from hearth.cli.bench import bench
 from hearth.cli.chat import chat
 from hearth.cli.complete import complete
 from hearth.cli.demo import demo
+from hearth.cli.doctor import doctor
 from hearth.cli.help import HELP_OPTIONS, SectionedCommand, show_command_help
 from hearth.cli.options import environment_names
 from hearth.cli.plan import plan
@@ -27,6 +28,8 @@ from hearth.core.errors import HearthError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+# Commands whose flags are environment variables, too.
+_CONFIGURED = (doctor, plan, chat, complete, demo, bench)
 
 app = typer.Typer(
     name="hearth",
@@ -37,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": [*HELP_OPTIONS], "max_content_width": 100},
 )
 app.command(cls=ServeCommand)(serve)
-for _command in (plan, chat, complete, demo, bench, version):
+for _command in (*_CONFIGURED, version):
     app.command(cls=SectionedCommand)(_command)
 
 
@@ -52,7 +55,7 @@ def _root(
 
 def known_variables() -> set[str]:
     """The environment variables of all commands."""
-    return set().union(*(environment_names(c) for c in (serve, plan, chat, complete, demo, bench)))
+    return set().union(*(environment_names(command) for command in (serve, *_CONFIGURED)))
 
 
 def main() -> None:

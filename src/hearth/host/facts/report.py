@@ -1,7 +1,7 @@
 """HostFacts: all areas together, to JSON and back.
 
 The JSON's layout is stable within a `schema` number: fields are added, never renamed, moved or
-removed, without a new one. `docs/doctor-facts.schema.json` is its JSON Schema.
+removed, without a new one. `docs/doctor.schema.json` has its JSON Schema.
 """
 
 from __future__ import annotations
@@ -83,11 +83,6 @@ def from_json(data: bytes) -> HostFacts:
         return msgspec.json.decode(data, type=HostFacts)
     except msgspec.MsgspecError as error:
         raise ConfigError(f"these are no facts of hearth doctor: {error}") from error
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of `to_json`."""
-    return msgspec.json.schema(HostFacts)
 
 
 @dataclass(frozen=True, slots=True)

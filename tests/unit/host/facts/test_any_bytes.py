@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.host.facts import trees
@@ -80,31 +79,34 @@ def read_everything(root: Path) -> None:
     read_software(root, lambda _: "1+cu99", root, {})
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.data())
-def test_any_bytes_in_some_of_the_files_are_read_without_an_error(data: st.DataObject) -> None:
-    files = everything()
-    names = data.draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=8, unique=True))
-    contents = {name: text.encode() for name, text in files.items()}
-    contents |= {name: data.draw(CONTENT) for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        lay_out(Path(folder), contents)
-        read_everything(Path(folder))
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tree for all examples: writing hundreds of files for each would take most of the time."""
+    root = tmp_path_factory.mktemp("host")
+    lay_out(root, {name: text.encode() for name, text in everything().items()})
+    return root
 
 
-@settings(max_examples=25, deadline=None)
-@given(CONTENT, st.integers(0, 1 << 30))
-def test_the_same_bytes_in_half_of_the_files_are_read_without_an_error(
-    content: bytes, seed: int
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(everything())), CONTENT, min_size=1, max_size=8))
+def test_any_bytes_in_some_of_the_files_are_read_without_an_error(
+    host: Path, contents: dict[str, bytes]
 ) -> None:
-    rng = random.Random(seed)
-    contents = {
-        name: content if rng.random() < 0.5 else text.encode()
-        for name, text in everything().items()
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        lay_out(Path(folder), contents)
-        read_everything(Path(folder))
+    lay_out(host, contents)
+    read_everything(host)
+    sound = everything()
+    lay_out(host, {name: sound[name].encode() for name in contents})
+
+
+@settings(max_examples=20, deadline=None)
+@given(CONTENT, st.sampled_from(["proc", "sys/class", "sys/fs", "sys/block", "etc", "mnt"]))
+def test_the_same_bytes_in_all_files_of_a_kind_are_read_without_an_error(
+    host: Path, content: bytes, kind: str
+) -> None:
+    sound = {name: text for name, text in everything().items() if name.startswith(kind)}
+    lay_out(host, dict.fromkeys(sound, content))
+    read_everything(host)
+    lay_out(host, {name: text.encode() for name, text in sound.items()})
 
 
 def test_directories_where_files_are_expected_are_read_without_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""`hearth doctor [MODEL]`: is this host good enough, and what should be changed?
+
+Reads facts, changes nothing, loads no model, and answers in under a second; see docs/doctor.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hearth.cli.config_file import Config
+from hearth.cli.options import option, quantity
+from hearth.core.errors import ConfigError
+from hearth.core.paths import home_expanded
+
+if TYPE_CHECKING:
+    from hearth.host.checks.registry import DoctorReport
+
+# Beyond the exit codes of the error tree, so that a finding is not taken for a failure of ours.
+EXIT_WARN = 10  # with --strict
+EXIT_FAIL = 20
+_PREFIX = "DOCTOR_"
+# Counters of the kernel need some time between two readings to say anything of now.
+_INTERVAL_S = 0.2
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Model directory, or a config.json alone: does it fit into this host?",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, option("--json", "Write facts and checks as JSON.", prefix=_PREFIX)]
+Strict = Annotated[
+    bool, option("--strict", f"Exit with {EXIT_WARN} where there are warnings.", prefix=_PREFIX)
+]
+Bundle = Annotated[
+    str | None,
+    option(
+        "--bundle",
+        "Write a support archive, without names, addresses and tokens.",
+        metavar="FILE.tar.gz",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+ModelsDir = Annotated[
+    str | None,
+    option(
+        "--models-dir",
+        "Directory whose storage is looked at. Default: MODEL's, else hearth/models in the user's "
+        "cache directory.",
+        metavar="DIRECTORY",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    option(
+        "--max-model-len",
+        "Context that the model is to have, in tokens, such as 32K. Default: 8192.",
+        parser=quantity,
+        metavar="TOKENS",
+        prefix=_PREFIX,
+        show_default=False,
+    ),
+]
+
+
+def doctor(
+    model: Model = None,
+    max_model_len: MaxModelLen = None,
+    models_dir: ModelsDir = None,
+    json: Json = False,
+    strict: Strict = False,
+    bundle: Bundle = None,
+    config: Config = None,  # noqa: ARG001 -- read before all others
+) -> None:
+    """Check this host, or whether it is good enough for a model; changes nothing."""
+    from hearth.host.checks.check import Level
+
+    report = _examine(model, max_model_len, models_dir)
+    if bundle is not None:
+        _write_bundle(home_expanded(bundle), report)
+        print(f"written: {bundle} (look through it before you send it)", file=sys.stderr)
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    else:
+        from hearth.cli.doctor_view import print_report
+
+        print_report(report)
+    if report.verdict is Level.FAIL:
+        raise typer.Exit(EXIT_FAIL)
+    if strict and report.verdict is Level.WARN:
+        raise typer.Exit(EXIT_WARN)
+
+
+def _examine(model: str | None, context: int | None, models_dir: str | None) -> DoctorReport:
+    """Raises ModelNotFoundError and ModelError for a MODEL that is none."""
+    import time
+
+    from hearth.host.facts.pressure import read_counters
+
+    earlier, began = read_counters(), time.monotonic()
+    from hearth.host.checks.check import Examined
+    from hearth.host.checks.registry import examine
+    from hearth.host.facts.report import read_host
+
+    needs = None
+    if model is not None:
+        from hearth.cli.model_needs import read_needs
+
+        needs = read_needs(model, context)
+    elif context is not None:
+        raise ConfigError("--max-model-len needs a MODEL", hint="hearth doctor MODEL")
+    time.sleep(max(0.0, began + _INTERVAL_S - time.monotonic()))
+    return examine(Examined(read_host(_storage_of(model, models_dir), earlier=earlier), needs))
+
+
+def _storage_of(model: str | None, models_dir: str | None) -> Path:
+    if models_dir is not None:
+        return home_expanded(models_dir)
+    if model is not None:
+        path = home_expanded(model).absolute()
+        return path.parent if path.is_file() else path
+    if chosen := os.environ.get("HEARTH_MODELS_DIR"):  # where `hearth pull` puts them
+        return home_expanded(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return home_expanded(cache) / "hearth" / "models"
+
+
+def _write_bundle(path: Path, report: DoctorReport) -> None:
+    import getpass
+    import platform
+
+    import msgspec
+
+    from hearth.host.bundle import write_bundle
+    from hearth.host.redact import Identity, redact, redact_environment
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name, as in containers
+        user = ""
+    identity = Identity(user, str(home_expanded("~")), platform.node())
+    plain = redact(msgspec.to_builtins(report), identity)
+    variables = redact_environment(os.environ, identity)
+
+    def text(value: object) -> str:
+        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+    write_bundle(
+        path,
+        {
+            "README.txt": _README,
+            "facts.json": text(plain["facts"]),
+            "checks.json": text({"verdict": plain["verdict"], "checks": plain["checks"]}),
+            "versions.json": text(plain["facts"]["software"]),
+            "environment.json": text(variables),
+        },
+    )
+
+
+_README = """\
+Written by `hearth doctor --bundle`: facts about a host, checks, versions and environment variables
+of hearth and its libraries. No logs, prompts or answers.
+
+Taken out: the user's name and home directory, the host's name, addresses (IP, MAC), the servers of
+network file systems, values that look like tokens, and variables whose names speak of secrets.
+Not known to be private, and so still here: other names in paths, and names of GPU processes.
+Look through the files before you send them.
+"""

@@ -1,0 +1,100 @@
+"""What a model needs of this host, planned as the engine plans it; nothing is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from hearth.core.config import CacheConfig, EngineConfig, ModelConfig
+from hearth.core.errors import CapacityError, KernelError, ModelError, UnknownArchitectureError
+from hearth.core.paths import home_expanded
+from hearth.engine.executor import BackendChoice, choose_backend, load_spec
+from hearth.engine.planning import AUTO_CONTEXT, fit_request, memory_of
+from hearth.host.checks.needs import ModelNeeds, SchemeNeed
+from hearth.host.cpu import read_usable_cores
+from hearth.host.fit import fit, needed_bytes
+from hearth.kernels.packing import arena_bytes
+from hearth.models.config_json import read_config, read_json
+from hearth.models.families import named_architecture
+from hearth.models.loader import LoadedSpec
+from hearth.models.quantize import SCHEMES
+
+_BESIDE = ("preprocessor_config.json", "generation_config.json", "video_preprocessor_config.json")
+
+
+@contextlib.contextmanager
+def model_directory(path: Path) -> Iterator[Path]:
+    """The directory itself; for a config file, one that holds it under the name config.json."""
+    if not path.is_file() or path.name == "config.json":
+        yield path.parent if path.is_file() else path
+        return
+    with tempfile.TemporaryDirectory(prefix="hearth-config-") as folder:
+        shutil.copyfile(path, Path(folder) / "config.json")
+        for name in _BESIDE:
+            if (path.parent / name).is_file():
+                shutil.copyfile(path.parent / name, Path(folder) / name)
+        yield Path(folder)
+
+
+def read_needs(model: str, context: int | None = None) -> ModelNeeds:
+    """What a directory or a config file needs, with a context of so many tokens.
+
+    None: 8192, or the longest of the model. What cannot be served is in `refusal`. Raises
+    ModelNotFoundError and ModelError for what is no model at all, ConfigError for a context that
+    is longer than the model's.
+    """
+    path = home_expanded(model)
+    # What is no model is an error of the command, not a finding.
+    _ = read_json(path) if path.is_file() else read_config(path)
+    with model_directory(path) as directory:
+        return _read(model, directory, context)
+
+
+def _read(name: str, directory: Path, context: int | None) -> ModelNeeds:
+    config = EngineConfig(ModelConfig(str(directory)), CacheConfig())
+    architecture = named_architecture(read_config(directory))
+    needs = ModelNeeds(name, architecture, 0, ())
+    try:
+        backend = choose_backend(config.device, directory)
+        if backend.name == "automodel":  # planning it would import torch
+            return replace(needs, needs_transformers=True)
+        threads = read_usable_cores().count
+        schemes = tuple(_need(s, backend, config, threads, context) for s in SCHEMES)
+        return replace(needs, num_parameters=_num_parameters(backend, config), schemes=schemes)
+    except (ModelError, KernelError, CapacityError) as error:
+        # Without the kernels, and without a family file, torch would serve it, if it were there.
+        is_for_torch = isinstance(error, KernelError | UnknownArchitectureError)
+        hint = error.hint or ""
+        return replace(
+            needs, refusal=error.message, refusal_hint=hint, needs_transformers=is_for_torch
+        )
+
+
+def _need(
+    scheme: str, backend: BackendChoice, config: EngineConfig, threads: int, context: int | None
+) -> SchemeNeed:
+    stored = replace(config, model=replace(config.model, quantize=scheme))
+    loaded = load_spec(backend, stored)
+    assert isinstance(loaded, LoadedSpec)
+    request = fit_request(backend, stored, loaded, threads)
+    num_tokens = context or min(loaded.max_position_embeddings, AUTO_CONTEXT)
+    needed = needed_bytes(request, num_tokens)
+    weights = arena_bytes(loaded.program.slots)
+    memory = memory_of(loaded)
+    try:
+        fit(replace(request, max_model_len=num_tokens), memory)
+    except CapacityError as error:
+        return SchemeNeed(
+            scheme, weights, needed, num_tokens, False, error.message, error.hint or ""
+        )
+    return SchemeNeed(scheme, weights, needed, num_tokens, True)
+
+
+def _num_parameters(backend: BackendChoice, config: EngineConfig) -> int:
+    loaded = load_spec(backend, config)
+    assert isinstance(loaded, LoadedSpec)
+    return sum(slot.total_rows * max(1, slot.cols) for slot in loaded.program.slots)

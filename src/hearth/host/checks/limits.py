@@ -1,0 +1,109 @@
+"""Limits of the kernel that a server meets."""
+
+from __future__ import annotations
+
+from hearth.core.units import format_count
+from hearth.host.checks.check import Check, Examined, Fix, Level, shown, tune_fix
+from hearth.host.facts.limits import UNLIMITED
+
+AREA = "limits"
+LEAST_FILES = 4096
+CUSTOMARY_FILES = 65536
+BACKLOG = 2048  # of uvicorn, with which hearth listens
+DEFAULT_MAP_COUNT = 65530
+
+
+def check_open_files(examined: Examined) -> tuple[Check, ...]:
+    """One socket a client, some files a model."""
+    limits = examined.facts.limits.process
+    soft = limits.nofile_soft
+    enough = soft.value is not None and (soft.value == UNLIMITED or soft.value >= LEAST_FILES)
+    level = Level.UNKNOWN if soft.value is None else Level.OK if enough else Level.WARN
+    hard = limits.nofile_hard.value
+    reaches = hard is not None and (hard == UNLIMITED or hard >= CUSTOMARY_FILES)
+    fixes = (
+        Fix("shell", f"ulimit -n {CUSTOMARY_FILES if reaches or hard is None else hard}"),
+        tune_fix("nofile", persist=True),
+    )
+    return (
+        Check(
+            "open files",
+            AREA,
+            level,
+            f"{shown(soft, _count)} soft, {shown(limits.nofile_hard, _count)} hard",
+            f"{format_count(LEAST_FILES)} or more (customary {format_count(CUSTOMARY_FILES)})",
+            "every connection is an open file: a server that runs out refuses clients",
+            () if level in {Level.OK, Level.UNKNOWN} else fixes,
+        ),
+    )
+
+
+def check_file_max(examined: Examined) -> tuple[Check, ...]:
+    """The host's own limit is rarely reached."""
+    most, used = examined.facts.limits.file_max, examined.facts.limits.files_in_use
+    if most.value is None or used.value is None:
+        level = Level.UNKNOWN
+    else:
+        level = Level.WARN if 5 * used.value > 4 * most.value else Level.OK
+    fixes = (
+        Fix("shell", "sudo sysctl -w fs.file-max=2097152"),
+        tune_fix("file-max"),
+    )
+    return (
+        Check(
+            "fs.file-max",
+            AREA,
+            level,
+            f"{shown(used, format_count)} of {shown(most, format_count)} in use",
+            "at most 80 % in use",
+            "beyond it no process of the host can open a file",
+            fixes if level is Level.WARN else (),
+        ),
+    )
+
+
+def check_backlog(examined: Examined) -> tuple[Check, ...]:
+    """Connections that wait to be accepted."""
+    value = examined.facts.limits.somaxconn
+    level = Level.UNKNOWN if value.value is None else Level.OK
+    fixes: tuple[Fix, ...] = ()
+    if value.value is not None and value.value < BACKLOG:
+        level = Level.WARN
+        fixes = (
+            Fix("shell", "sudo sysctl -w net.core.somaxconn=4096"),
+            tune_fix("somaxconn"),
+        )
+    return (
+        Check(
+            "net.core.somaxconn",
+            AREA,
+            level,
+            shown(value, format_count),
+            f"{format_count(BACKLOG)} or more: above the server's own backlog it has no effect",
+            "a burst of connections beyond it waits for a retry of a second or more",
+            fixes,
+        ),
+    )
+
+
+def check_map_count(examined: Examined) -> tuple[Check, ...]:
+    """Mapped files and arenas."""
+    value = examined.facts.limits.max_map_count
+    is_low = value.value is not None and value.value < DEFAULT_MAP_COUNT
+    level = Level.UNKNOWN if value.value is None else Level.WARN if is_low else Level.OK
+    fix = Fix("shell", f"sudo sysctl -w vm.max_map_count={DEFAULT_MAP_COUNT}")
+    return (
+        Check(
+            "vm.max_map_count",
+            AREA,
+            level,
+            shown(value, format_count),
+            f"{format_count(DEFAULT_MAP_COUNT)}, the kernel's default, or more",
+            "each shard of a model is a mapping; the default is rarely reached",
+            (fix,) if is_low else (),
+        ),
+    )
+
+
+def _count(limit: int) -> str:
+    return "unlimited" if limit == UNLIMITED else format_count(limit)
