@@ -19,6 +19,7 @@ from hearth.core.paths import home_expanded
 
 if TYPE_CHECKING:
     from hearth.host.checks.registry import DoctorReport
+    from hearth.host.profile import MachineProfile
 
 # Beyond the exit codes of the error tree, so that a finding is not taken for a failure of ours.
 EXIT_WARN = 10  # with --strict
@@ -36,6 +37,14 @@ Model = Annotated[
     ),
 ]
 Json = Annotated[bool, option("--json", "Write facts and checks as JSON.", prefix=_PREFIX)]
+Measure = Annotated[
+    bool,
+    option(
+        "--measure",
+        "Measure the kernels and the disk first (some 15 s); the plan predicts with it.",
+        prefix=_PREFIX,
+    ),
+]
 Strict = Annotated[
     bool, option("--strict", f"Exit with {EXIT_WARN} where there are warnings.", prefix=_PREFIX)
 ]
@@ -73,10 +82,11 @@ MaxModelLen = Annotated[
 ]
 
 
-def doctor(
+def doctor(  # noqa: PLR0917 -- the parameters are the flags
     model: Model = None,
     max_model_len: MaxModelLen = None,
     models_dir: ModelsDir = None,
+    measure: Measure = False,
     json: Json = False,
     strict: Strict = False,
     bundle: Bundle = None,
@@ -85,7 +95,7 @@ def doctor(
     """Check this host, or whether it is good enough for a model; changes nothing."""
     from hearth.host.checks.check import Level
 
-    report = _examine(model, max_model_len, models_dir)
+    report = _examine(model, max_model_len, models_dir, _profile(model, models_dir, measure))
     if bundle is not None:
         _write_bundle(home_expanded(bundle), report)
         print(f"written: {bundle} (look through it before you send it)", file=sys.stderr)
@@ -103,7 +113,27 @@ def doctor(
         raise typer.Exit(EXIT_WARN)
 
 
-def _examine(model: str | None, context: int | None, models_dir: str | None) -> DoctorReport:
+def _profile(model: str | None, models_dir: str | None, measure: bool) -> MachineProfile | None:
+    """What is known of this machine's speeds; None also where its kernels do not load."""
+    from hearth.cli.measure import known_profile, measure_machine
+    from hearth.core.errors import KernelError
+    from hearth.host.placement import place_threads
+    from hearth.kernels.cpu.library import resolve_isa
+
+    try:
+        isa, placement = resolve_isa("auto"), place_threads("auto", None)
+        if measure:
+            return measure_machine(isa, placement, _storage_of(model, models_dir))
+        return known_profile(isa, placement)
+    except KernelError as error:
+        if measure:
+            print(f"warning: nothing was measured: {error}", file=sys.stderr)
+        return None
+
+
+def _examine(
+    model: str | None, context: int | None, models_dir: str | None, profile: MachineProfile | None
+) -> DoctorReport:
     """Raises ModelNotFoundError and ModelError for a MODEL that is none."""
     import time
 
@@ -122,7 +152,9 @@ def _examine(model: str | None, context: int | None, models_dir: str | None) -> 
     elif context is not None:
         raise ConfigError("--max-model-len needs a MODEL", hint="hearth doctor MODEL")
     time.sleep(max(0.0, began + _INTERVAL_S - time.monotonic()))
-    return examine(Examined(read_host(_storage_of(model, models_dir), earlier=earlier), needs))
+    return examine(
+        Examined(read_host(_storage_of(model, models_dir), earlier=earlier), needs, profile)
+    )
 
 
 def _storage_of(model: str | None, models_dir: str | None) -> Path:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from hearth.host.checks.needs import ModelNeeds
 from hearth.host.facts.fact import Fact
 from hearth.host.facts.report import HostFacts
+from hearth.host.profile import MachineProfile
 
 T = TypeVar("T")
 
@@ -49,10 +50,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What is judged. `needs` None: no model was named."""
+    """What is judged. `needs` None: no model was named; `profile` None: nothing was measured."""
 
     facts: HostFacts
     needs: ModelNeeds | None = None
+    profile: MachineProfile | None = None
 
 
 CheckFunction = Callable[[Examined], tuple[Check, ...]]

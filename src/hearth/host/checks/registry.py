@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from hearth.host.checks import capacity, gpu, limits, memory, pressure, processor, storage
+from hearth.host.checks import capacity, gpu, limits, measured, memory, pressure, processor, storage
 from hearth.host.checks.check import Check, CheckFunction, Examined, Level, worst
 from hearth.host.checks.versions import check_versions
 from hearth.host.facts.report import HostFacts
+from hearth.host.profile import MachineProfile
 
 REPORT_SCHEMA = 1
 
@@ -32,6 +33,7 @@ CHECKS: tuple[CheckFunction, ...] = (
     storage.check_bcache,
     storage.check_readahead,
     capacity.check_disk_space,
+    measured.check_measured,
     limits.check_open_files,
     limits.check_file_max,
     limits.check_backlog,
@@ -52,12 +54,13 @@ class DoctorReport:
     verdict: Level  # the worst level of all checks
     checks: tuple[Check, ...]
     facts: HostFacts
+    measured: MachineProfile | None = None
 
 
 def examine(examined: Examined) -> DoctorReport:
     """Runs all checks."""
     checks = tuple(check for function in CHECKS for check in function(examined))
-    return DoctorReport(REPORT_SCHEMA, worst(checks), checks, examined.facts)
+    return DoctorReport(REPORT_SCHEMA, worst(checks), checks, examined.facts, examined.profile)
 
 
 def report_json_schema() -> dict[str, Any]:
