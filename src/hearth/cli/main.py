@@ -21,6 +21,7 @@ from hearth.cli.demo import demo
 from hearth.cli.help import HELP_OPTIONS, SectionedCommand, show_command_help
 from hearth.cli.options import environment_names
 from hearth.cli.serve import serve
+from hearth.cli.tune import tune
 from hearth.cli.version import show_version, version
 from hearth.core.errors import HearthError
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": [*HELP_OPTIONS], "max_content_width": 100},
 )
 app.command(cls=ServeCommand)(serve)
-for _command in (chat, complete, demo, bench, version):
+for _command in (chat, complete, demo, bench, tune, version):
     app.command(cls=SectionedCommand)(_command)
 
 
@@ -51,7 +52,7 @@ def _root(
 
 def known_variables() -> set[str]:
     """The environment variables of all commands."""
-    return set().union(*(environment_names(c) for c in (serve, chat, complete, demo, bench)))
+    return set().union(*(environment_names(c) for c in (serve, chat, complete, demo, bench, tune)))
 
 
 def main() -> None:

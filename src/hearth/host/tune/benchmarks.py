@@ -15,7 +15,6 @@ import socket
 import struct
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from hearth.core.units import MIB, format_bytes
@@ -213,30 +212,27 @@ class ConnectionBurst:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             listener.listen(self._backlog)
             listener.setblocking(False)
-            poll = stack.enter_context(contextlib.closing(select.epoll()))
             start = time.perf_counter()
             for _ in range(self._num):
                 client = stack.enter_context(_client())
-                client.connect_ex(listener.getsockname())
-                poll.register(client, select.EPOLLOUT | select.EPOLLONESHOT)
+                code = client.connect_ex(listener.getsockname())
+                if code not in (0, errno.EINPROGRESS):
+                    raise OSError(code, os.strerror(code))
             time.sleep(max(0.0, start + _ACCEPT_AFTER_S - time.perf_counter()))
-            self._accept_all(listener, poll, stack, start + _BURST_LIMIT_S)
+            self._accept_all(listener, stack, start + _BURST_LIMIT_S)
             return time.perf_counter() - start
 
     def _accept_all(
-        self,
-        listener: socket.socket,
-        poll: select.epoll,
-        stack: contextlib.ExitStack,
-        deadline: float,
+        self, listener: socket.socket, stack: contextlib.ExitStack, deadline: float
     ) -> None:
-        poll.register(listener, select.EPOLLIN)
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
         num_accepted = 0
         while num_accepted < self._num:
             if time.perf_counter() > deadline:
                 missing = self._num - num_accepted
                 raise OSError(errno.ETIMEDOUT, f"{missing} connections did not come through")
-            poll.poll(0.1)
+            poll.poll(100)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     stack.enter_context(listener.accept()[0])
@@ -257,13 +253,12 @@ def _client() -> socket.socket:
     return client
 
 
-@dataclass(frozen=True, slots=True)
 class WorkAfterPause:
     """A step's worth of arithmetic after a pause, in which a governor may lower the clock."""
 
-    name: str = "work after a pause"
-    unit: str = "ms"
-    is_higher_better: bool = False
+    name = "work after a pause"
+    unit = "ms"
+    is_higher_better = False
 
     def run(self) -> float:
         """The median of twenty."""
