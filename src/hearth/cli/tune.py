@@ -1,7 +1,8 @@
 """`hearth tune`: settings of the machine, shown, changed, measured, taken back.
 
 What changes the machine (--apply, --persist, --measure, --rollback, --force) has no environment
-variable and no place in a file: nobody should change a machine by what a shell has inherited.
+variable and, as there is no --config here, no place in a file: nobody should change a machine by
+what a shell has inherited.
 
 Exit codes: 0 done, or nothing to do; 1 an action failed and was undone, or something was left as
 somebody else has set it; 8 refused (no root, another hearth tune at work, a damaged journal) or
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hearth.cli.config_file import Config
 from hearth.cli.options import option, quantity
 from hearth.core.errors import ConfigError, HostError
 from hearth.core.paths import home_expanded
@@ -133,7 +133,6 @@ def tune(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     models_dir: ModelsDir = "",
     journal: JournalFile = JOURNAL,
     json: Json = False,
-    config: Config = None,  # noqa: ARG001 -- read before all others
 ) -> None:
     """Show what should be changed on this machine for serving; with --apply change it.
 

@@ -47,6 +47,8 @@ def _item_lines(item: Item) -> list[str]:
     else:
         lines += [f"    {check.now}", f"  + {check.then}, with --persist only"]
     lines += [f"    why: {action.why}", f"    effect: {action.effect}"]
+    if action.against:
+        lines.append(f"    against: {action.against}")
     lines.append(f"    where: {', '.join(_where(item))}")
     return [*lines, *(f"    note: {note}" for note in check.notes)]
 
@@ -73,19 +75,9 @@ def _short_lines(plan: Plan) -> list[str]:
         elif check.state == "ok":
             lines.append(f"{name}: {check.now}, as it should be{notes}")
         elif not item.is_chosen:
-            why = action_reason(item)
-            lines.append(f"{name}: {check.now}, left alone (→ {check.then}): {why}")
+            why = item.action.against or "not chosen"
+            lines.append(f"{name}: {check.now}, not {check.then}: {why}{notes}")
     return ["", *lines] if lines else []
-
-
-def action_reason(item: Item) -> str:
-    """Why an action that is not chosen is not."""
-    return "not chosen" if item.action.is_default else f"{item.action.why}{notes_of(item)}"
-
-
-def notes_of(item: Item) -> str:
-    """Its notes, in parentheses; or ""."""
-    return f" ({'; '.join(item.check.notes)})" if item.check.notes else ""
 
 
 def _file_lines(file: FilePlan) -> list[str]:
@@ -264,6 +256,7 @@ def _item_object(item: Item) -> dict[str, Any]:
         "now": check.now,
         "then": check.then,
         "why": action.why,
+        "against": action.against,
         "effect": action.effect,
         "changes": [_change_object(change) for change in check.changes],
         "lines": [{"file": f"/{line.file}", "text": line.text} for line in check.lines],

@@ -66,14 +66,19 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One setting. `is_default`: applied where it is not named; the reason stands in `why`."""
+    """One setting. `why`: what it does; `against`: why it is not applied unless it is named."""
 
     name: str
     setting: str
     why: str
     effect: str
-    is_default: bool
     find: Callable[[HostView, str], Check]
+    against: str = ""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is applied where no setting is named."""
+        return not self.against
 
     def check(self, view: HostView) -> Check:
         """Reads what is there; changes nothing. What cannot be read is absent, and says why."""

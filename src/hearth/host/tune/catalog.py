@@ -213,7 +213,6 @@ ACTIONS: tuple[Action, ...] = (
         "limit of open files",
         "every connection is an open file; the soft limit of a login is often 1024",
         "more connections at a time; no speed",
-        True,
         _open_files,
     ),
     Action(
@@ -222,41 +221,38 @@ ACTIONS: tuple[Action, ...] = (
         "connections that wait for hearth serve: the smaller of this and its backlog, which is "
         f"{SOMAXCONN}; beyond it they are dropped and try again after a second",
         "bursts above the present value are answered at once; below it nothing changes",
-        True,
         _somaxconn,
     ),
     Action(
         "file-max",
         "fs.file-max",
-        "not by default: the limit of open files of the whole machine is rarely reached",
+        "open files of the whole machine",
         "none, unless it is reached",
-        False,
         _file_max,
+        against="it is rarely reached: most machines have more by themselves",
     ),
     Action(
         "swappiness",
         "vm.swappiness",
-        "not by default: a lower value keeps anonymous memory and reclaims file pages the more "
-        "readily, and the weights of hearth are mapped from files",
-        "under memory pressure weights leave memory sooner; without it none",
-        False,
+        "a lower value keeps anonymous memory and takes file pages instead",
+        "under memory pressure mapped weights leave memory sooner; without it none",
         _swappiness,
+        against="hearth maps weights from files: a lower value harms them",
     ),
     Action(
         "hugepages",
         "vm.nr_hugepages",
-        "not by default: hearth maps weights from files, and MAP_HUGETLB does not work on those; "
-        "it takes no page of this pool, and the memory is gone for everything else",
-        "for other programs that ask for MAP_HUGETLB; for hearth none",
-        False,
+        "a pool of huge pages for programs that ask for MAP_HUGETLB",
+        "for such programs; for hearth none, and the memory is gone for everything else",
         _hugepages,
+        against="hearth maps weights from files, where MAP_HUGETLB does not work, and takes no "
+        "page of the pool",
     ),
     Action(
         "thp",
         "transparent huge pages",
         "hearth asks for huge pages for weights, KV cache and buffers: `never` refuses them",
         "fewer misses in the TLB where weights are read; see --measure",
-        True,
         _thp,
     ),
     Action(
@@ -264,7 +260,6 @@ ACTIONS: tuple[Action, ...] = (
         "transparent huge pages: defrag",
         "memory that asks for huge pages should get them from the beginning, not some time later",
         "huge pages on a machine whose memory is in pieces; loading may take longer there",
-        True,
         _thp_defrag,
     ),
     Action(
@@ -272,7 +267,6 @@ ACTIONS: tuple[Action, ...] = (
         "CPU frequency governor",
         "steps are short and come after pauses, in which other governors lower the clock",
         "a quicker first step after a pause; more power when idle",
-        True,
         _governor,
     ),
     Action(
@@ -280,7 +274,6 @@ ACTIONS: tuple[Action, ...] = (
         "readahead of the disk (KiB)",
         "weights are read from the beginning to the end: larger requests keep a disk busy",
         "quicker cold starts; reads that jump about fetch more than they need",
-        True,
         _read_ahead,
     ),
 )

@@ -111,7 +111,11 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(
-    path: Path, *, skip_damaged: bool = False, clock: Callable[[], str] = _now
+    path: Path,
+    *,
+    skip_damaged: bool = False,
+    clock: Callable[[], str] = _now,
+    kind: type[Journal] = Journal,
 ) -> Iterator[Journal]:
     """Takes the lock and reads what is there. Raises JournalError."""
     with _locked(path):
@@ -121,7 +125,7 @@ def open_journal(
         num_bytes = sum(len(line) + 1 for line in complete)
         if num_bytes != len(data):
             _truncate(path, num_bytes)
-        yield Journal(path, entries, clock)
+        yield kind(path, entries, clock)
 
 
 def _write_all(target: int, data: bytes, size: int) -> None:
