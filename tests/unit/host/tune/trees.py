@@ -92,7 +92,7 @@ def snapshot(root: Path, without: str = "var") -> dict[str, tuple[str, bytes, in
     found: dict[str, tuple[str, bytes, int]] = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
-        if name.split("/")[0] == without:
+        if name.split("/", maxsplit=1)[0] == without:
             continue
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
