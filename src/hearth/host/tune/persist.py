@@ -49,6 +49,15 @@ def plan_files(places: Places, lines: Iterable[FileLine]) -> list[FilePlan]:
     return plans
 
 
+def is_written(places: Places, line: FileLine) -> bool:
+    """Whether a file of ours holds this line already."""
+    try:
+        text = places.read("file", line.file) or ""
+    except OSError:
+        return False
+    return text.startswith(MARKER) and line.text in text.splitlines()
+
+
 def _plan_file(places: Places, path: str, lines: Sequence[FileLine], made: set[str]) -> FilePlan:
     """`made`: directories that are made for another file already."""
     try:

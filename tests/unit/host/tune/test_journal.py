@@ -90,13 +90,19 @@ def test_wherever_the_end_is_cut_off_the_rest_is_read(tmp_path: Path, num_bytes:
         '{"v":2,"id":9}',
         '{"v":1,"id":9,"state":"done"}',
         '{"v":1,"id":1,"state":"lost"}',
-        ('{"v":1,"id":1,"action":"a","kind":"value","path":"proc/sys/vm/swappiness","before":"1",'
-        '"after":"2"}'),
-        ('{"v":1,"id":9,"action":"a","kind":"value","path":"proc/sys/vm/swappiness","before":1,'
-        '"after":"2"}'),
+        (
+            '{"v":1,"id":1,"action":"a","kind":"value","path":"proc/sys/vm/swappiness","before":"1",'
+            '"after":"2"}'
+        ),
+        (
+            '{"v":1,"id":9,"action":"a","kind":"value","path":"proc/sys/vm/swappiness","before":1,'
+            '"after":"2"}'
+        ),
         '{"v":1,"id":9,"action":"a","kind":"file","path":"etc/passwd","before":"x","after":"y"}',
-        ('{"v":1,"id":9,"action":"a","kind":"value","path":"sys/block/../queue/read_ahead_kb",'
-        '"before":"x","after":"y"}'),
+        (
+            '{"v":1,"id":9,"action":"a","kind":"value","path":"sys/block/../queue/read_ahead_kb",'
+            '"before":"x","after":"y"}'
+        ),
         '{"v":1,"id":9,"action":"a","kind":[],"path":"etc/passwd","before":"x","after":"y"}',
     ],
 )
