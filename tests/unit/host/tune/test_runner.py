@@ -239,3 +239,29 @@ def test_who_is_not_root_is_refused_with_the_commands_to_run() -> None:
 def test_no_other_place_is_ever_written(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no place that hearth changes"):
         Places(tmp_path).write("file", "etc/passwd", "")
+
+
+def test_every_line_is_on_disk_before_what_it_announces(tmp_path: Path, syncs: list[int]) -> None:
+    order: list[str] = []
+
+    class Noting(Journal):
+        def append(self, line: dict[str, Any]) -> None:
+            num_syncs = len(syncs)
+            super().append(line)
+            assert len(syncs) > num_syncs
+            order.append(str(line.get("state", "begun")))
+
+    class NotingKernel(FakeKernel):
+        def write(self, kind: Kind, path: str, text: str | None) -> None:
+            order.append("written")
+            super().write(kind, path, text)
+
+    lay_out(tmp_path)
+    kernel = NotingKernel(tmp_path)
+    plan = plan_of(kernel, frozenset({"governor", "thp"}), persist=True)
+    with open_journal(journal_of(tmp_path), kind=Noting) as journal:
+        apply_plan(plan, kernel, journal, persist=True)
+        assert order == ["begun", "written", "done"] * (len(order) // 3)
+        order.clear()
+        roll_back(kernel, journal)
+    assert order == ["written", "undone"] * (len(order) // 2)
