@@ -217,8 +217,8 @@ def _run(order: Order, view: HostView) -> int:
     changes_something = order.apply or order.measure
     plan = make_plan(view, ACTIONS, order.chosen, persist=order.persist)
     if changes_something and view.euid != 0 and plan.changes():
-        if not order.json:
-            print("\n".join(report.plan_lines(plan)))
+        is_text = not order.json
+        print("\n".join(report.plan_lines(plan)) if is_text else report.plan_json(plan, view.euid))
         require_root(view.euid, [_own_command(), "or, one by one:", *report.commands(plan)])
     if not changes_something:
         if order.json:
@@ -230,7 +230,10 @@ def _run(order: Order, view: HostView) -> int:
 
 
 def _own_command() -> str:
-    return shlex.join(["sudo", str(Path(sys.argv[0]).absolute()), *sys.argv[1:]])
+    """This call again, as root; sudo has a search path of its own."""
+    script = Path(sys.argv[0]).absolute()
+    program = [str(script)] if script.name == "hearth" else [sys.executable, "-m", "hearth.cli"]
+    return shlex.join(["sudo", *program, *sys.argv[1:]])
 
 
 def _apply(order: Order, view: HostView, plan: Plan) -> int:

@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -118,6 +119,7 @@ def open_journal(
     kind: type[Journal] = Journal,
 ) -> Iterator[Journal]:
     """Takes the lock and reads what is there. Raises JournalError."""
+    _read(path)  # before a lock is left beside what is no journal
     with _locked(path):
         data = _read(path)
         complete = _complete_lines(data)
@@ -191,8 +193,10 @@ def _cannot_write(path: Path, error: OSError) -> JournalError:
 
 def _read(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # some devices never end
+            raise JournalError(f"the journal {path} is not a plain file", hint="name a file")
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
         raise JournalError(f"the journal {path} cannot be read: {error.strerror}") from error

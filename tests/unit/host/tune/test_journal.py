@@ -160,5 +160,12 @@ def test_a_journal_that_cannot_be_written_is_one_message(tmp_path: Path) -> None
     ):
         pass
     assert "--journal" in str(caught.value.hint)
-    with pytest.raises(JournalError, match="cannot be read"):
-        read_entries(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/zero", "/"])
+def test_what_is_no_file_is_no_journal_and_gets_no_lock(name: str) -> None:
+    with pytest.raises(JournalError, match="not a plain file"):
+        read_entries(Path(name))
+    with pytest.raises(JournalError, match="not a plain file"), open_journal(Path(name)):
+        pass
+    assert not Path(f"{name}.lock").exists()
