@@ -4,8 +4,8 @@ What changes the machine (--apply, --persist, --measure, --rollback, --force) ha
 variable and, as there is no --config here, no place in a file: nobody should change a machine by
 what a shell has inherited.
 
-Exit codes: 0 done, or nothing to do; 1 an action failed and was undone, or something was left as
-somebody else has set it; 8 refused (no root, another hearth tune at work, a damaged journal) or
+Exit codes: 0 done, or nothing to do; 1 an action failed and was undone, cannot be done here, or
+something was left as somebody else has set it; 8 refused (no root, another hearth tune at work, a damaged journal) or
 something could not be put back.
 """
 
@@ -136,7 +136,8 @@ def tune(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
 ) -> None:
     """Show what should be changed on this machine for serving; with --apply change it.
 
-    Without a flag nothing is changed. Exit code 1: something failed, and was undone.
+    Without a flag nothing is changed. Exit code 1: something failed and was undone, or cannot be
+    done here.
     """
     from hearth.host.tune.places import Places
 
@@ -245,13 +246,13 @@ def _apply(order: Order, view: HostView, plan: Plan) -> int:
     if plan.changes():  # nothing to do is nothing to write down
         with open_journal(order.journal) as journal:
             outcomes = apply_plan(plan, view.places, journal, persist=order.persist)
-    problems = [file.problem for file in plan.files if file.problem]
+    is_short = plan.locked() or any(file.problem for file in plan.files)
     if order.json:
         print(report.result_json(plan, outcomes, [], view.euid))
     else:
         print("\n".join(report.plan_lines(plan)))
         print("\n".join(["", *report.outcome_lines(outcomes, order.journal)]))
-    return _code_of(outcomes) or (FAILED if problems else 0)
+    return _code_of(outcomes) or (FAILED if is_short else 0)
 
 
 def _measure(order: Order, view: HostView, plan: Plan) -> int:
@@ -289,7 +290,7 @@ def _measure(order: Order, view: HostView, plan: Plan) -> int:
         print("\n".join(["", *report.measured_lines(measured)]))
         files = [outcome for outcome in outcomes if outcome.name.startswith("/")]
         print("\n".join(report.outcome_lines(files, order.journal)))
-    return _code_of(outcomes)
+    return _code_of(outcomes) or (FAILED if plan.locked() else 0)
 
 
 def _roll_back(order: Order, places: Places) -> int:

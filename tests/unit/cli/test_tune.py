@@ -139,6 +139,19 @@ def test_a_file_of_somebody_else_is_reported_and_the_code_says_so(
     assert (kernel.root / SYSCTL_FILE).read_text() == "mine = 1\n"
 
 
+def test_what_cannot_be_changed_here_is_said_and_the_code_says_so(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ReadOnly(FakeKernel):
+        def is_writable(self, path: str) -> bool:
+            return path.startswith("sys/")
+
+    chosen = frozenset({"swappiness", "thp"})
+    text = run(capsys, ReadOnly(kernel.root), 1, apply=True, chosen=chosen)
+    assert "swappiness: 60, cannot be changed here (/proc/sys/vm/swappiness is read-only" in text
+    assert "done: thp" in text
+
+
 @as_root
 def test_a_value_that_somebody_has_changed_gives_a_code_until_it_is_forced(
     kernel: FakeKernel, capsys: pytest.CaptureFixture[str]

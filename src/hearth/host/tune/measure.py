@@ -141,10 +141,9 @@ def _measure(
     item: Item, bench: Benchmark, places: Places, journal: Journal, rounds: int
 ) -> Measured:
     action, changes = item.action, item.check.changes
-    for change in changes:
-        if places.read(change.kind, change.path) != change.before:
-            reason = f"/{change.path} was changed by somebody else meanwhile"
-            return Measured(action.name, None, Outcome(action.name, "undone", (), reason), False)
+    reason = _moved(changes, places)
+    if reason:
+        return Measured(action.name, None, Outcome(action.name, "undone", (), reason), False)
     ids = [journal.begin(change) for change in changes]
     trial: Trial | None = None
     problem, is_kept = "", False
@@ -165,6 +164,17 @@ def _measure(
     state: Literal["done", "undone"] = "undone" if problem else "done"
     outcome = Outcome(action.name, state, changes if is_kept else (), problem)
     return Measured(action.name, trial, outcome, is_kept)
+
+
+def _moved(changes: Sequence[Change], places: Places) -> str:
+    """Which place is not as it was planned, or cannot be read; ""."""
+    for change in changes:
+        try:
+            if places.read(change.kind, change.path) != change.before:
+                return f"/{change.path} was changed by somebody else meanwhile"
+        except OSError as error:
+            return f"/{change.path} cannot be read: {error.strerror}"
+    return ""
 
 
 def _interleave(

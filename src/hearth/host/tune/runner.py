@@ -49,6 +49,10 @@ class Plan:
         """The items that are to be applied and can be."""
         return [i for i in self.items if i.is_chosen and i.check.state not in ("absent", "locked")]
 
+    def locked(self) -> list[Item]:
+        """The items that are to be applied and cannot be changed from here."""
+        return [i for i in self.items if i.is_chosen and i.check.state == "locked"]
+
     def changes(self) -> list[Change]:
         """All changes, in the order in which they would be made."""
         values = [change for item in self.chosen() for change in item.check.changes]
