@@ -5,8 +5,8 @@ variable and, as there is no --config here, no place in a file: nobody should ch
 what a shell has inherited.
 
 Exit codes: 0 done, or nothing to do; 1 an action failed and was undone, cannot be done here, or
-something was left as somebody else has set it; 8 refused (no root, another hearth tune at work, a damaged journal) or
-something could not be put back.
+something was left as somebody else has set it; 8 refused (no root, another hearth tune at work, a
+damaged journal) or something could not be put back.
 """
 
 from __future__ import annotations
