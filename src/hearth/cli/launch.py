@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 from hearth.cli.clock import StartupClock
 from hearth.cli.interrupts import leave_on_signals
 from hearth.cli.settings import ServeSettings
+from hearth.host.open_files import raise_open_files
 from hearth.serve.listen import bind_socket
 
 if TYPE_CHECKING:
     from hearth.engine.client import EngineClient
     from hearth.serve.model import TextFiles
+
+logger = logging.getLogger("hearth.serve")
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -43,6 +46,7 @@ def launch(settings: ServeSettings) -> int:
     clock = StartupClock()
     clock.end("python")
     leave_on_signals()
+    _raise_open_files()
     sock = bind_socket(settings.host, settings.port)
     with sock:
         from hearth.engine.client import EngineClient
@@ -54,6 +58,12 @@ def launch(settings: ServeSettings) -> int:
             return _serve(settings, clock, client, sock)
         finally:
             _end_process(client)
+
+
+def _raise_open_files() -> None:
+    """Before the engine is started, which takes the limit over."""
+    found = raise_open_files()
+    logger.info("open_files limit %d, was %d: %s", found.limit, found.former, found.reason)
 
 
 def _serve(

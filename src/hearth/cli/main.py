@@ -23,13 +23,14 @@ from hearth.cli.help import HELP_OPTIONS, SectionedCommand, show_command_help
 from hearth.cli.options import environment_names
 from hearth.cli.plan import plan
 from hearth.cli.serve import serve
+from hearth.cli.tune import tune
 from hearth.cli.version import show_version, version
 from hearth.core.errors import HearthError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 # Commands whose flags are environment variables, too.
-_CONFIGURED = (doctor, plan, chat, complete, demo, bench)
+_CONFIGURED = (doctor, plan, tune, chat, complete, demo, bench)
 
 app = typer.Typer(
     name="hearth",

@@ -17,7 +17,10 @@ HearthError
 │   └── ModelNotServedError    the request names a model that is not served            (HTTP 404)
 ├── OverloadedError        the queue is full                                           (HTTP 429)
 ├── DeadlineExceededError  the request's time was over before it was complete          (HTTP 504)
-└── RemoteError            a server that hearth asked as a client did not answer       (exit 7)
+├── RemoteError            a server that hearth asked as a client did not answer       (exit 7)
+└── HostError              a setting of this machine cannot be read or changed         (exit 8)
+    ├── PrivilegeError         changing it needs root
+    └── JournalError           the record of changes cannot be written, or is damaged
 
 Every class has a stable `code` (for logs, metrics and API bodies); every message states the
 setting, its value and the permitted range; `hint` says what to do. The tables that map a code to
@@ -173,3 +176,22 @@ class RemoteError(HearthError):
     def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+
+
+class HostError(HearthError):
+    """A setting of this machine cannot be read or changed."""
+
+    code = "host_error"
+    exit_code = 8
+
+
+class PrivilegeError(HostError):
+    """Changing a setting of this machine needs root."""
+
+    code = "needs_root"
+
+
+class JournalError(HostError):
+    """The record of changes cannot be written, is damaged, or is being used by another process."""
+
+    code = "journal_error"

@@ -14,7 +14,9 @@ import socket
 
 from hearth.core.errors import ConfigError, PortInUseError
 
-BACKLOG = 2048
+# Connections that may wait to be accepted. The kernel takes the smaller of this and
+# net.core.somaxconn (listen(2)), so that setting alone decides; see docs/tuning.md.
+BACKLOG = 65535
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

@@ -34,7 +34,10 @@ HEAVY = {"numpy", "fastapi", "uvicorn", "pydantic", "httpx", "rich", "tokenizers
 HEAVY |= {"torch", "transformers", "msgspec", "asyncio"}
 
 
-@pytest.mark.parametrize("command", ["", "serve", "chat", "complete", "bench", "doctor", "version"])
+COMMANDS = ["", "serve", "doctor", "plan", "tune", "chat", "complete", "bench", "version"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_loads_nothing_heavy(command: str) -> None:
     # What is imported decides how long it takes, on a busy machine as on an idle one.
     words = [command] if command else []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+from fastapi import FastAPI
 
 from hearth.core.errors import ConfigError, PortInUseError
-from hearth.serve.listen import bind_socket, is_loopback, url_of
+from hearth.serve.http.server import uvicorn_config
+from hearth.serve.listen import BACKLOG, bind_socket, is_loopback, url_of
 
 
 def test_a_port_in_use_is_named_with_what_to_do() -> None:
@@ -51,3 +53,8 @@ def test_loopback_is_recognized() -> None:
     assert is_loopback("localhost")
     assert is_loopback("::1")
     assert not is_loopback("0.0.0.0")
+
+
+def test_the_server_keeps_the_backlog_that_the_socket_has() -> None:
+    # Uvicorn listens again on the socket that it is given, with a backlog of its own.
+    assert uvicorn_config(FastAPI()).backlog == BACKLOG

@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from hearth.core.errors import EngineDeadError
 from hearth.serve.engine_port import EnginePort
 from hearth.serve.http.connection import Connection
+from hearth.serve.listen import BACKLOG
 
 logger = logging.getLogger("hearth.serve")
 
@@ -58,6 +59,7 @@ def uvicorn_config(app: FastAPI, *, is_debug: bool = False) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         timeout_keep_alive=75,
+        backlog=BACKLOG,  # uvicorn calls listen() again, with its own 2048 unless told
     )
 
 

@@ -1,0 +1,1 @@
+"""Settings of the machine that matter to serving: what they are, changed and put back."""

@@ -1,0 +1,234 @@
+"""`hearth tune` as it is called: what it refuses, and that it changes nothing unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.cli.test_commands import hearth
+from tests.unit.host.tune.crashes import journal_of
+from tests.unit.host.tune.trees import ALL, FakeKernel, lay_out, plan_of, snapshot, view_of
+
+from hearth.cli import tune as command
+from hearth.cli import tune_report as report
+from hearth.cli.tune import Order, choose
+from hearth.core.errors import ConfigError, PrivilegeError
+from hearth.host.tune.places import SYSCTL_FILE, Places
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rollback", "--apply"], "--rollback does not go with"),
+        (["--apply", "--measure"], "two things"),
+        (["--force"], "--force belongs to --rollback"),
+        (["--only", "swapiness"], "did you mean swappiness?"),
+        (["--with", "hugepages"], "add --hugepages-bytes"),
+        (["--only", "thp", "--hugepages-bytes", "1G"], "does not go with --only"),
+        (["--hugepages-bytes", "lots"], "permitted"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_message(flags: list[str], said: str) -> None:
+    found = hearth("tune", *flags)
+    assert (found.returncode, "Traceback" in found.stderr) == (2, False), found.stderr
+    assert said in found.stderr
+
+
+def test_nothing_that_changes_the_machine_has_a_variable() -> None:
+    text = hearth("tune", "--help").stdout
+    for flag in ("APPLY", "PERSIST", "MEASURE", "ROLLBACK", "FORCE"):
+        assert f"HEARTH_TUNE_{flag}" not in text
+    assert "HEARTH_TUNE_ONLY" in text
+
+
+def test_the_defaults_are_what_helps_and_names_add_or_replace() -> None:
+    defaults = choose([], [], None)
+    assert {"somaxconn", "thp", "nofile"} <= defaults
+    assert not defaults & {"swappiness", "file-max", "hugepages"}
+    assert choose([], ["swappiness"], None) == defaults | {"swappiness"}
+    assert choose(["swappiness"], [], None) == {"swappiness"}
+    assert choose([], [], 1 << 30) == defaults | {"hugepages"}
+    with pytest.raises(ConfigError, match="needs a size"):
+        choose(["hugepages"], [], None)
+
+
+def test_a_dry_run_on_this_machine_changes_nothing_and_is_json(tmp_path: Path) -> None:
+    found = hearth("tune", "--json", "--persist", "--journal", str(tmp_path / "j"))
+    assert found.returncode == 0, found.stderr
+    answer = json.loads(found.stdout)
+    assert answer["schema"] == 1
+    assert {item["name"] for item in answer["settings"]} == ALL
+    assert list(tmp_path.iterdir()) == []
+
+
+def run(capsys: pytest.CaptureFixture[str], places: Places, code: int = 0, **asked: Any) -> str:
+    order = Order(asked.pop("chosen", ALL - {"hugepages"}), journal_of(places.root), **asked)
+    view = view_of(places)
+    found = command._roll_back(order, places) if order.rollback else command._run(order, view)
+    text = capsys.readouterr().out
+    assert found == code, text
+    return text
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return lay_out(tmp_path)
+
+
+def test_a_dry_run_shows_what_why_and_where(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(kernel.root, without="")
+    text = run(capsys, kernel, persist=True)
+    assert snapshot(kernel.root, without="") == before
+    block = text[text.index("swappiness:") : text.index("thp:")]
+    for word in ("- 60", "+ 10", "why:", "effect:", "against:", "/proc/sys/vm/swappiness"):
+        assert word in block
+    assert "+++ /etc/sysctl.d/60-hearth.conf\n" in text
+    assert "+vm.swappiness = 10\n" in text
+    assert "nothing was changed" in text
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a rollback is for root")
+
+
+@as_root
+def test_applied_and_rolled_back_as_a_user_does_it(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(kernel.root)
+    text = run(capsys, kernel, apply=True, persist=True)
+    assert "done: swappiness" in text
+    assert "hearth tune --rollback puts them back" in text
+    again = run(capsys, kernel, apply=True, persist=True)
+    assert "nothing to change" in again
+    assert "/proc/sys/vm/swappiness: put back to 60" in run(capsys, kernel, rollback=True)
+    assert snapshot(kernel.root) == before
+    assert "nothing to put back" in run(capsys, kernel, rollback=True)
+
+
+def test_the_result_as_json_says_what_became_of_each(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = run(capsys, kernel, apply=True, json=True, chosen=frozenset({"thp", "swappiness"}))
+    answer = json.loads(text)
+    assert answer["result"] == [
+        {"name": "swappiness", "state": "done", "reason": ""},
+        {"name": "thp", "state": "done", "reason": ""},
+    ]
+
+
+def test_a_file_of_somebody_else_is_reported_and_the_code_says_so(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kernel.root / SYSCTL_FILE).write_text("mine = 1\n")
+    chosen = frozenset({"swappiness"})
+    text = run(capsys, kernel, 1, apply=True, persist=True, chosen=chosen)
+    assert "was not written by hearth" in text
+    assert "done: swappiness" in text
+    assert (kernel.root / SYSCTL_FILE).read_text() == "mine = 1\n"
+
+
+def test_what_cannot_be_changed_here_is_said_and_the_code_says_so(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ReadOnly(FakeKernel):
+        def is_writable(self, path: str) -> bool:
+            return path.startswith("sys/")
+
+    chosen = frozenset({"swappiness", "thp"})
+    text = run(capsys, ReadOnly(kernel.root), 1, apply=True, chosen=chosen)
+    assert "swappiness: 60, cannot be changed here (/proc/sys/vm/swappiness is read-only" in text
+    assert "done: thp" in text
+
+
+@as_root
+def test_a_value_that_somebody_has_changed_gives_a_code_until_it_is_forced(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, kernel, apply=True, chosen=frozenset({"swappiness"}))
+    kernel.write("value", "proc/sys/vm/swappiness", "33")
+    assert "left alone" in run(capsys, kernel, 1, rollback=True)
+    run(capsys, kernel, rollback=True, force=True)
+    assert kernel.read("value", "proc/sys/vm/swappiness") == "60"
+
+
+def test_what_is_measured_is_kept_or_undone_and_both_numbers_are_shown(
+    kernel: FakeKernel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hearth.host.tune import benchmarks
+
+    class Helps:
+        name, unit, is_higher_better = "speed", "GB/s", True
+
+        def run(self) -> float:
+            return 2.0 if kernel.read("choice", THP) == "madvise" else 1.0
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(benchmarks, "choose_benchmark", lambda view, item: Helps())
+    chosen = frozenset({"thp", "swappiness"})
+    text = run(capsys, kernel, measure=True, persist=True, chosen=chosen)
+    assert "thp: speed: 1 → 2 GB/s (spread 0, 7 rounds): helps; kept" in text
+    assert "swappiness: speed: 1 → 1 GB/s (spread 0, 7 rounds): no difference; undone" in text
+    assert kernel.read("choice", THP) == "madvise"
+    assert kernel.read("value", "proc/sys/vm/swappiness") == "60"
+    assert (kernel.root / "etc/tmpfiles.d/60-hearth.conf").exists()
+    assert not (kernel.root / SYSCTL_FILE).exists()
+
+
+THP = "sys/kernel/mm/transparent_hugepage/enabled"
+
+
+@pytest.mark.parametrize("asked", [{"apply": True}, {"measure": True}])
+def test_without_root_nothing_is_changed_and_the_commands_are_shown(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, asked: dict[str, bool]
+) -> None:
+    before = snapshot(kernel.root, without="")
+    order = Order(frozenset({"swappiness"}), journal_of(kernel.root), **asked)
+    with pytest.raises(PrivilegeError) as caught:
+        command._run(order, replace(view_of(kernel), euid=1000))
+    assert "sudo sysctl -w vm.swappiness=10" in str(caught.value.hint)
+    assert snapshot(kernel.root, without="") == before
+
+
+def test_the_commands_do_what_hearth_would(kernel: FakeKernel, tmp_path: Path) -> None:
+    """Run by a shell, in which sudo is nothing and the root is the tree."""
+    plan = plan_of(kernel, ALL, persist=True)
+    lines = report.commands(plan)
+    script = "\n".join(['sudo() { "$@"; }', 'sysctl() { echo "$2"; }', *_in_tree(lines, tmp_path)])
+    done = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, check=True)
+    assert "net.core.somaxconn=65535\n" in done.stdout
+    for file in plan.files:
+        assert (tmp_path / file.path).read_text() == file.text
+
+
+def _in_tree(lines: Sequence[str], root: Path) -> list[str]:
+    return [re.sub(r"(tee|mkdir -p) /", rf"\1 {root}/", line) for line in lines]
+
+
+def test_another_user_is_refused_by_the_real_command(tmp_path: Path) -> None:
+    """Says 8, and names the commands; where there is nothing to change, 0."""
+    code = "import os; os.geteuid = lambda: 1000; from hearth.cli.main import main; main()"
+    words = ["tune", "--apply", "--only", "swappiness", "--journal", str(tmp_path / "j")]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    swappiness = int(Path("/proc/sys/vm/swappiness").read_text())
+    if swappiness <= 10:
+        assert found.returncode == 0, found.stderr
+    else:
+        assert found.returncode == 8, found.stderr
+        assert "sudo sysctl -w vm.swappiness=10" in found.stderr
+    assert int(Path("/proc/sys/vm/swappiness").read_text()) == swappiness
+    assert list(tmp_path.iterdir()) == []
