@@ -9,7 +9,8 @@ from hearth.host.facts.limits import UNLIMITED
 AREA = "limits"
 LEAST_FILES = 4096
 CUSTOMARY_FILES = 65536
-BACKLOG = 2048  # of uvicorn, with which hearth listens
+LEAST_BACKLOG = 2048
+CUSTOMARY_BACKLOG = 65535  # the server's own, beyond which it has no effect
 DEFAULT_MAP_COUNT = 65530
 
 
@@ -67,7 +68,7 @@ def check_backlog(examined: Examined) -> tuple[Check, ...]:
     value = examined.facts.limits.somaxconn
     level = Level.UNKNOWN if value.value is None else Level.OK
     fixes: tuple[Fix, ...] = ()
-    if value.value is not None and value.value < BACKLOG:
+    if value.value is not None and value.value < LEAST_BACKLOG:
         level = Level.WARN
         fixes = (
             Fix("shell", "sudo sysctl -w net.core.somaxconn=4096"),
@@ -79,7 +80,7 @@ def check_backlog(examined: Examined) -> tuple[Check, ...]:
             AREA,
             level,
             shown(value, format_count),
-            f"{format_count(BACKLOG)} or more: above the server's own backlog it has no effect",
+            f"{format_count(LEAST_BACKLOG)} or more (customary {format_count(CUSTOMARY_BACKLOG)})",
             "a burst of connections beyond it waits for a retry of a second or more",
             fixes,
         ),
