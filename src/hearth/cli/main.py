@@ -19,7 +19,9 @@ from hearth.cli.chat import chat
 from hearth.cli.complete import complete
 from hearth.cli.demo import demo
 from hearth.cli.help import HELP_OPTIONS, SectionedCommand, show_command_help
+from hearth.cli.models import models
 from hearth.cli.options import environment_names
+from hearth.cli.pull import pull
 from hearth.cli.serve import serve
 from hearth.cli.version import show_version, version
 from hearth.core.errors import HearthError
@@ -36,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": [*HELP_OPTIONS], "max_content_width": 100},
 )
 app.command(cls=ServeCommand)(serve)
-for _command in (chat, complete, demo, bench, version):
+for _command in (chat, complete, demo, bench, pull, models, version):
     app.command(cls=SectionedCommand)(_command)
 
 
@@ -51,7 +53,8 @@ def _root(
 
 def known_variables() -> set[str]:
     """The environment variables of all commands."""
-    return set().union(*(environment_names(c) for c in (serve, chat, complete, demo, bench)))
+    commands = (serve, chat, complete, demo, bench, pull, models)
+    return set().union(*(environment_names(command) for command in commands))
 
 
 def main() -> None:

@@ -68,17 +68,27 @@ def stage(source: Path, directory: Path, max_bytes: int | None, observer: Observ
     `max_bytes`: of all copies; None: four fifths of what is free or staged. Raises
     ModelNotFoundError, CapacityError (budget, disk), ChecksumError, HearthError.
     """
+    directory = directory.absolute()
     files = _files_of(source)
     key = _key(source, files)
     cache = _Cache(directory)
+    is_new = False
     try:
-        with cache.lock(key, observer) as fd:
-            is_new = not cache.is_whole(key, files)
-            if is_new:
-                _make(cache, key, source, files, max_bytes, observer)
-            os.utime(fd)
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            return Staged(directory / key, os.dup(fd), is_new=is_new)
+        fd = cache.open_lock(key)
+        try:
+            while True:
+                _lock(fd, fcntl.LOCK_SH, observer)
+                if cache.is_whole(key, files):
+                    os.utime(fd)
+                    return Staged(directory / key, fd, is_new=is_new)
+                # One kind of lock becomes the other by way of none (flock(2)): look again.
+                _lock(fd, fcntl.LOCK_EX, observer)
+                if not cache.is_whole(key, files):
+                    _make(cache, key, source, files, max_bytes, observer)
+                    is_new = True
+        except BaseException:
+            os.close(fd)
+            raise
     except OSError as error:
         raise disk_error(error, str(directory), "--stage names another directory") from error
 
@@ -123,24 +133,9 @@ class _Cache:
         self.directory = directory
 
     @contextmanager
-    def lock(self, key: str, observer: Observer) -> Iterator[int]:
-        """The exclusive right to a copy. Raises OSError."""
-        fd = self._open_lock(key)
-        try:
-            if not _try_lock(fd):
-                observer.note("another process uses or makes this copy: waiting for it")
-                # Whoever uses a whole copy needs no exclusive right: nor do we, then.
-                fcntl.flock(fd, fcntl.LOCK_SH)
-                if not (self.directory / key / STAGED).is_file():
-                    fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
-        finally:
-            os.close(fd)
-
-    @contextmanager
     def counting(self) -> Iterator[None]:
         """Nobody else counts or removes meanwhile. Raises OSError."""
-        fd = self._open_lock(_BUDGET)
+        fd = self.open_lock(_BUDGET)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -200,7 +195,7 @@ class _Cache:
         return (self.directory / _LOCKS / name.removesuffix(_COPYING)).stat().st_mtime
 
     def _remove_unused(self, name: str) -> bool:
-        fd = self._open_lock(name.removesuffix(_COPYING))
+        fd = self.open_lock(name.removesuffix(_COPYING))
         try:
             if not _try_lock(fd):
                 return False
@@ -210,15 +205,22 @@ class _Cache:
             os.close(fd)
         return True
 
-    def _open_lock(self, key: str) -> int:
+    def open_lock(self, key: str) -> int:
+        """The lock file of a copy, opened. Raises OSError."""
         path = self.directory / _LOCKS / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
-def _try_lock(fd: int) -> bool:
+def _lock(fd: int, kind: int, observer: Observer) -> None:
+    if not _try_lock(fd, kind):
+        observer.note("another process makes or uses this copy: waiting for it")
+        fcntl.flock(fd, kind)
+
+
+def _try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -306,7 +308,7 @@ def _write_all(write: Callable[[memoryview], int | None], chunk: bytes) -> None:
 
 
 def _write_note(draft: Path, source: Path, files: tuple[_File, ...]) -> None:
-    """Last of all: a copy with it is whole. The manifest comes along, so that it can be verified."""
+    """Last of all: a copy with it is whole. The manifest comes along, to verify the copy by."""
     if (source / MANIFEST).is_file():
         shutil.copyfile(source / MANIFEST, draft / MANIFEST)
     note = {"source": str(source), "num_bytes": sum(file.num_bytes for file in files)}

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from hearth.hub.selection import needed_weights
+
 # The default window (read_ahead_kb); where a device's is smaller, its request size is not.
 STEP_BYTES = 128 << 10
 
@@ -40,8 +42,13 @@ def warm(paths: Sequence[Path], stopped: threading.Event | None = None) -> int:
     return total
 
 
-def start_warming(paths: Sequence[Path]) -> threading.Thread:
-    """`warm` in the background; the process may end before it."""
-    thread = threading.Thread(target=warm, args=(tuple(paths),), name="hearth-warm", daemon=True)
+def start_warming(model_dir: Path) -> threading.Thread:
+    """Warms a model's weights in the background; the process may end before it.
+
+    Raises OSError where the directory cannot be read.
+    """
+    names = needed_weights(sorted(path.name for path in model_dir.iterdir()))
+    paths = tuple(model_dir / name for name in names)
+    thread = threading.Thread(target=warm, args=(paths,), name="hearth-warm", daemon=True)
     thread.start()
     return thread
