@@ -133,7 +133,7 @@ def _from_first(
             if index + 1 < len(sources):
                 following = sources[index + 1].label
                 observer.note(f"{source.label} does not answer ({error.message}): {following} next")
-        except RemoteError as error:
+        except (RemoteError, ModelNotFoundError) as error:
             if tried:  # say how it came to be asked
                 error.message = f"{error.message}; before it: {_said(tried)}"
             raise

@@ -108,7 +108,7 @@ class Transport:
 
         Raises UnreachableError, and RemoteError after too many 429.
         """
-        attempts = Attempts(self.retry, url, self.note)
+        attempts = Attempts(self.retry, "list of files", self.note)
         while True:
             try:
                 with self._open(url, headers) as response:
