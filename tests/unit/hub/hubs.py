@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests.support.hub_server import REPO, FakeHub
+
 from hearth.hub.huggingface import HuggingFaceSource
 from hearth.hub.modelscope import ModelScopeSource
 from hearth.hub.names import parse_name
@@ -14,7 +16,6 @@ from hearth.hub.pull import Order, Pulled, pull
 from hearth.hub.sources import Source
 from hearth.hub.store import Store
 from hearth.hub.transport import Retry
-from tests.support.hub_server import REPO, FakeHub
 
 QUICK = Retry(attempts=4, backoff_s=0.001, timeout_s=2.0, connect_timeout_s=2.0)
 WEIGHTS = "model-00001-of-00002.safetensors"

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from hearth.core.errors import ChecksumError, HearthError, RemoteError, UnreachableError
-from hearth.hub.transport import Retry
 from tests.support.hub_server import FakeHub, Fault, git_sha1, sha256
 from tests.unit.hub.hubs import (
     NEEDED,
@@ -26,6 +23,9 @@ from tests.unit.hub.hubs import (
     model_files,
     scope,
 )
+
+from hearth.core.errors import ChecksumError, HearthError, RemoteError, UnreachableError
+from hearth.hub.transport import Retry
 
 SIZE = 300_000
 
@@ -81,7 +81,7 @@ def test_a_pull_that_gave_up_is_taken_up_by_the_next_one(tmp_path: Path) -> None
         hub.fail(WEIGHTS, Fault(cut=123_457), *[Fault(503)] * 4)
         with pytest.raises(UnreachableError, match="answers 503"):
             do_pull(tmp_path, hugging(hub), num_workers=1)
-        assert 123_457 <= part_bytes(tmp_path)
+        assert part_bytes(tmp_path) >= 123_457
         assert ".hearth.json" not in " ".join(all_files(tmp_path))
         recorder = Recorder()
         pulled = do_pull(tmp_path, hugging(hub), recorder=recorder)
@@ -158,7 +158,7 @@ def test_a_part_that_was_damaged_meanwhile_is_fetched_once_more(tmp_path: Path) 
 def test_a_body_that_is_longer_than_listed_is_refused(tmp_path: Path, extra: int) -> None:
     with FakeHub(model_files()) as hub:
         hub.fail(WEIGHTS, Fault(long=extra))
-        with pytest.raises(RemoteError, match="has 300,000 bytes in the list .* and more"):
+        with pytest.raises(RemoteError, match=r"has 300,000 bytes in the list .* and more"):
             do_pull(tmp_path, hugging(hub))
         assert contents(do_pull(tmp_path, hugging(hub)).path) == wanted(hub)
 

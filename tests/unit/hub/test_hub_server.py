@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
 from tests.support.hub_server import COMMIT, REPO, FakeHub, git_sha1, sha256
 from tests.unit.hub.hubs import model_files
 
@@ -46,6 +45,4 @@ def test_the_library_understands_the_refusals(tmp_path: Path) -> None:
             api.model_info(REPO, revision="nowhere")
         hub.gated, hub.token = True, "hf_right"
         with pytest.raises(GatedRepoError):
-            hf_hub_download(
-                REPO, "config.json", endpoint=hub.url, cache_dir=tmp_path, token=False
-            )
+            hf_hub_download(REPO, "config.json", endpoint=hub.url, cache_dir=tmp_path, token=False)

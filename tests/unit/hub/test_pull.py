@@ -8,6 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault, sha256
+from tests.unit.hub.hubs import (
+    NEEDED,
+    Recorder,
+    all_files,
+    contents,
+    do_pull,
+    hugging,
+    model_files,
+    scope,
+)
 
 from hearth.core.errors import (
     CapacityError,
@@ -24,17 +35,6 @@ from hearth.hub.huggingface import HuggingFaceSource
 from hearth.hub.names import parse_name
 from hearth.hub.pull import offline
 from hearth.hub.store import Store, resolve_model
-from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault, sha256
-from tests.unit.hub.hubs import (
-    NEEDED,
-    Recorder,
-    all_files,
-    contents,
-    do_pull,
-    hugging,
-    model_files,
-    scope,
-)
 
 
 def closed_port() -> str:
@@ -236,7 +236,7 @@ def test_auto_goes_on_where_nothing_listens_and_says_all_it_tried(tmp_path: Path
         assert do_pull(tmp_path, gone, hugging(hub)).num_fetched_bytes
         with pytest.raises(ModelNotFoundError, match=r"knows no model .* before it: .* refused"):
             do_pull(tmp_path, gone, scope(hub), name="test-org/other")
-    with pytest.raises(UnreachableError, match="no source answers: .*; ") as error:
+    with pytest.raises(UnreachableError, match=r"no source answers: .*; ") as error:
         do_pull(tmp_path, gone, HuggingFaceSource(closed_port(), lambda: None))
     assert "--offline takes what is here" in str(error.value)
 
@@ -341,7 +341,7 @@ def test_the_room_is_looked_at_before_and_the_sum_is_shown(
     class Usage:
         free = 1 << 20
 
-    monkeypatch.setattr(pull_module.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     with FakeHub(model_files()) as hub:
         with pytest.raises(CapacityError, match=r"needs 16\.4 MiB more .* 1\.00 MiB free: 15\.4"):
             do_pull(tmp_path, hugging(hub))
