@@ -104,20 +104,10 @@ def _row(model: StoredModel) -> tuple[str, ...]:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    """Rich where a person looks, columns without a frame for a pipe."""
-    if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        for row in rows:
-            print("  ".join(text.ljust(w) for text, w in zip(row, widths)).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*rows[0])
-    for row in rows[1:]:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    """Columns without a frame: names are to be copied, and a terminal is narrow."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
 
 
 def _print_json(found: list[StoredModel]) -> None:

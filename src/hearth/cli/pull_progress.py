@@ -36,14 +36,12 @@ class PullProgress:
                 BarColumn,
                 DownloadColumn,
                 Progress,
-                TextColumn,
                 TimeRemainingColumn,
                 TransferSpeedColumn,
             )
 
             self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
+                BarColumn(),  # what it is about stands in the line above: a terminal is narrow
                 DownloadColumn(binary_units=True),
                 TransferSpeedColumn(),
                 TimeRemainingColumn(),

@@ -16,7 +16,13 @@ from urllib.parse import quote
 
 import httpx
 
-from hearth.core.errors import GatedModelError, HearthError, ModelNotFoundError, RemoteError
+from hearth.core.errors import (
+    ConfigError,
+    GatedModelError,
+    HearthError,
+    ModelNotFoundError,
+    RemoteError,
+)
 from hearth.hub.digests import digest_or_none
 from hearth.hub.listing import Listing, RemoteFile, check_path, check_size, check_unique
 from hearth.hub.names import COMMIT, DEFAULT_REVISION, ModelName
@@ -38,6 +44,11 @@ class HuggingFaceSource:
     def list_files(self, name: ModelName, transport: Transport) -> Listing:
         """See Source."""
         self._token = self._find_token()
+        if self._token and not (self._token.isascii() and self._token.isprintable()):
+            raise ConfigError(
+                "the token of Hugging Face holds characters that no token has",
+                hint="see HF_TOKEN, or log in again: hf auth login",
+            )
         if self._token and not may_carry_secrets(self.endpoint):
             transport.note(f"the token is not sent to {self.endpoint}: it has no encryption")
             self._token = None
@@ -122,7 +133,7 @@ def user_token() -> str | None:
 def _object(response: httpx.Response, label: str) -> dict[str, Any]:
     try:
         found = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise RemoteError(

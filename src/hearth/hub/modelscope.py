@@ -106,7 +106,7 @@ class ModelScopeSource:
 def _body(response: httpx.Response) -> dict[str, Any]:
     try:
         found = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,6 +3,8 @@
     lock ─▶ list (first source that answers) ─▶ select ─▶ already here? ─▶ room? ─▶
     fetch in parallel, smallest first ─▶ place each ─▶ manifest ─▶ ref ─▶ unlock
 
+What another commit of the model holds already is linked, not fetched: most commits change a README.
+
 A kill or a power cut between any two of these leaves a model without a manifest, that is: none;
 the next pull goes on with what is there. Small files go first, so that a gated model is refused
 before its first gigabyte.
@@ -166,6 +168,7 @@ class _Pull:
         self._observer = observer
         self._directory = store.commit_dir(order.name, listing.commit)
         self._parts = store.parts_dir(order.name)
+        self._twins = self._find_twins()
 
     def run(self, transport: Transport) -> Pulled:
         wanted = select(self._listing, self._order.include, self._order.exclude)
@@ -248,13 +251,13 @@ class _Pull:
         if fetcher.stopped.is_set():
             raise StoppedError
         part = self._part(file)
-        sha256 = self._placed(file)
-        if sha256 is None:
-            sha256 = fetch_file(fetcher, file, part)
-            try:
+        try:
+            sha256 = self._placed(file) or self._linked(file, part)
+            if sha256 is None:
+                sha256 = fetch_file(fetcher, file, part)
                 place(part, self._directory / file.path)
-            except OSError as error:
-                raise disk_error(error, str(self._directory), f"{part} is kept") from error
+        except OSError as error:
+            raise disk_error(error, str(self._directory), f"{part} is kept") from error
         given = "" if file.digest is None else str(file.digest)
         return ManifestFile(file.path, file.num_bytes, sha256.value, given)
 
@@ -268,6 +271,38 @@ class _Pull:
         self._observer.advance(-file.num_bytes)
         return None
 
+    def _linked(self, file: RemoteFile, part: Path) -> Digest | None:
+        """The sha256 of a file that another commit holds, now linked into its place."""
+        twin = self._twins.get(str(file.digest))
+        if twin is None or file.digest is None or self._is_there(file):
+            return None
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.unlink(missing_ok=True)
+            part.hardlink_to(twin)
+            if file_digest(part, file.digest.kind) == file.digest:
+                sha256 = file_digest(part, "sha256")
+                place(part, self._directory / file.path)
+                return sha256
+        except OSError:  # a file system without links
+            pass
+        # Never written to: it may be the other commit's file.
+        part.unlink(missing_ok=True)
+        self._observer.advance(-file.num_bytes)
+        return None
+
+    def _find_twins(self) -> dict[str, Path]:
+        """Files of the other commits, by every checksum that is known of them."""
+        found: dict[str, Path] = {}
+        for model in self._store.revisions(self._order.name):
+            if model.manifest is not None and model.path != self._directory:
+                for file in model.manifest.files:
+                    path = model.path / file.path
+                    if path.is_file() and path.stat().st_size == file.num_bytes:
+                        found[f"sha256 {file.sha256}"] = path
+                        found[file.source_digest or f"sha256 {file.sha256}"] = path
+        return found
+
     def _is_there(self, file: RemoteFile) -> bool:
         """Whether a file of this name and size is in its place."""
         path = self._directory / file.path
@@ -277,7 +312,7 @@ class _Pull:
 
     def _held(self, file: RemoteFile) -> int:
         """How much of it is on the disk, in its place or as a part."""
-        if self._is_there(file):
+        if self._is_there(file) or str(file.digest) in self._twins:
             return file.num_bytes
         return held_bytes(self._part(file), file)
 

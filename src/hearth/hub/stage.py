@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ STAGED = ".stage.json"
 _COPYING = ".copying"
 _LOCKS, _BUDGET = ".locks", ".budget"
 _CHUNK = 4 << 20
+_POLL_S = 0.05
 # Of the disk's space that is free or staged already, where no budget is given.
 _DISK_SHARE = 0.8
 
@@ -77,13 +79,15 @@ def stage(source: Path, directory: Path, max_bytes: int | None, observer: Observ
         fd = cache.open_lock(key)
         try:
             while True:
-                _lock(fd, fcntl.LOCK_SH, observer)
+                _lock_shared(fd, observer)
                 if cache.is_whole(key, files):
                     os.utime(fd)
                     return Staged(directory / key, fd, is_new=is_new)
-                # One kind of lock becomes the other by way of none (flock(2)): look again.
-                _lock(fd, fcntl.LOCK_EX, observer)
-                if not cache.is_whole(key, files):
+                # One kind of lock becomes the other by way of none (flock(2)): look again. Nobody
+                # waits for the exclusive one: whoever made the copy meanwhile keeps it shared.
+                if not _try_lock(fd):
+                    time.sleep(_POLL_S)
+                elif not cache.is_whole(key, files):
                     _make(cache, key, source, files, max_bytes, observer)
                     is_new = True
         except BaseException:
@@ -212,10 +216,10 @@ class _Cache:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
-def _lock(fd: int, kind: int, observer: Observer) -> None:
-    if not _try_lock(fd, kind):
-        observer.note("another process makes or uses this copy: waiting for it")
-        fcntl.flock(fd, kind)
+def _lock_shared(fd: int, observer: Observer) -> None:
+    if not _try_lock(fd, fcntl.LOCK_SH):
+        observer.note("another process is making this copy: waiting for it")
+        fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 def _try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:

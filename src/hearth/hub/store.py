@@ -33,6 +33,7 @@ from hearth.core.errors import (
 from hearth.core.paths import home_expanded
 from hearth.hub.digests import file_digest
 from hearth.hub.download import sync_directory
+from hearth.hub.listing import MANIFEST
 from hearth.hub.manifest import Manifest, read_manifest, write_manifest
 from hearth.hub.names import DEFAULT_REVISION, ModelName, is_repo, parse_name
 
@@ -126,7 +127,7 @@ class Store:
         sync_directory(path.parent)
 
     def models(self) -> list[StoredModel]:
-        """All revisions, whole or not, by name. Raises ModelError for a damaged manifest."""
+        """All revisions, whole or not, by name."""
         found: list[StoredModel] = []
         for repo in _directories(self.root):
             if is_repo(text := repo.name.replace("--", "/")):
@@ -140,7 +141,9 @@ class Store:
         found = []
         for path in _directories(repo):
             labels = tuple(sorted(ref for ref, commit in refs.items() if commit == path.name))
-            manifest = read_manifest(path)
+            manifest = None
+            with contextlib.suppress(ModelError):  # a damaged one: as if it had not come so far
+                manifest = read_manifest(path)
             num_bytes = _tree_bytes(path)
             found.append(StoredModel(name.repo, path.name, path, manifest, num_bytes, labels))
         if left := _tree_bytes(repo / _PARTS):
@@ -208,7 +211,7 @@ class Store:
         for model in models:
             # The manifest first: what a kill leaves in the middle must not look whole.
             with contextlib.suppress(FileNotFoundError):
-                (model.path / ".hearth.json").unlink()
+                (model.path / MANIFEST).unlink()
             shutil.rmtree(model.path)
             freed += model.num_bytes
             for revision in model.revisions:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from hearth.core.errors import RemoteError, UnreachableError
+from hearth.core.errors import ConfigError, RemoteError, UnreachableError
 
 _RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524))
 _TOO_MANY = 429
@@ -92,12 +92,19 @@ class Transport:
     """One connection pool; may be used by several threads at once."""
 
     def __init__(self, retry: Retry, note: Callable[[str], None]) -> None:
+        """Raises ConfigError for a proxy or certificates of the environment that do not work."""
         self.retry = retry
         self.note = note
         timeout = httpx.Timeout(retry.timeout_s, connect=retry.connect_timeout_s)
         # Bytes are wanted as they are: their number and their checksum are compared.
         headers = {"User-Agent": "hearth", "Accept-Encoding": "identity"}
-        self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=True)
+        try:
+            self._client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=True)
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+            raise ConfigError(
+                f"the environment's settings of HTTP cannot be used: {error}",
+                hint="see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
+            ) from error
 
     def close(self) -> None:
         """Closes all connections."""
@@ -177,7 +184,7 @@ def explanation(response: httpx.Response) -> str:
     if not said and "json" in response.headers.get("Content-Type", ""):
         try:
             found = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             return ""
         if isinstance(found, dict):
             said = found.get("error") or found.get("Message") or found.get("message") or ""

@@ -34,7 +34,9 @@ HEAVY = {"numpy", "fastapi", "uvicorn", "pydantic", "httpx", "rich", "tokenizers
 HEAVY |= {"torch", "transformers", "msgspec", "asyncio"}
 
 
-@pytest.mark.parametrize("command", ["", "serve", "chat", "complete", "bench", "version"])
+@pytest.mark.parametrize(
+    "command", ["", "serve", "chat", "complete", "bench", "pull", "models", "version"]
+)
 def test_help_loads_nothing_heavy(command: str) -> None:
     # What is imported decides how long it takes, on a busy machine as on an idle one.
     words = [command] if command else []

@@ -11,6 +11,7 @@ import pytest
 from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault, sha256
 from tests.unit.hub.hubs import (
     NEEDED,
+    WEIGHTS,
     Recorder,
     all_files,
     contents,
@@ -366,3 +367,69 @@ def test_offline_takes_what_is_whole_and_asks_nobody(tmp_path: Path) -> None:
     (pulled.path / "config.json").unlink()
     with pytest.raises(ModelNotFoundError):
         offline(store, name)
+
+
+def test_files_that_were_placed_before_a_kill_are_not_fetched_again(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub:
+        first = do_pull(tmp_path, hugging(hub))
+        (first.path / ".hearth.json").unlink()
+        damaged = first.path / "tokenizer.json"
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+        recorder = Recorder()
+        second = do_pull(tmp_path, hugging(hub), recorder=recorder)
+        assert {path: len(hub.ranges(path)) for path in NEEDED} == {
+            path: 2 if path == "tokenizer.json" else 1 for path in NEEDED
+        }
+    assert recorder.done == recorder.total
+    assert second.manifest.files == first.manifest.files
+    assert damaged.read_bytes() == hub.files["tokenizer.json"]
+
+
+def test_what_another_commit_holds_is_linked(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub:
+        old = do_pull(tmp_path, hugging(hub))
+        hub.files["config.json"], hub.commit = b'{"new": 1}', "f" * 40
+        damaged = old.path / "tokenizer.json"
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+        recorder = Recorder()
+        new = do_pull(tmp_path, hugging(hub), recorder=recorder)
+        assert len(hub.ranges(WEIGHTS)) == 1
+        assert len(hub.ranges("tokenizer.json")) == 2
+    assert (old.path / WEIGHTS).samefile(new.path / WEIGHTS)
+    assert recorder.done == recorder.total
+    assert contents(new.path) == {k: v for k, v in hub.files.items() if k in NEEDED}
+
+
+def test_the_same_model_of_another_hub_is_linked_too(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub:
+        first = do_pull(tmp_path, hugging(hub))
+        second = do_pull(tmp_path, scope(hub))
+        assert len(hub.ranges(WEIGHTS)) == 1
+    assert first.path != second.path
+    assert contents(first.path) == contents(second.path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', "\0"])
+def test_a_damaged_manifest_is_no_manifest(tmp_path: Path, text: str) -> None:
+    with FakeHub(model_files()) as hub:
+        pulled = do_pull(tmp_path, hugging(hub))
+        (pulled.path / ".hearth.json").write_text(text)
+        (model,) = Store(tmp_path).models()
+        assert model.manifest is None
+        with pytest.raises(ModelError, match="remove it and pull the model again"):
+            do_pull(tmp_path, hugging(hub))
+        (pulled.path / ".hearth.json").unlink()
+        assert do_pull(tmp_path, hugging(hub)).manifest.files == pulled.manifest.files
+
+
+def test_a_token_that_cannot_be_one_is_said(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub, pytest.raises(ConfigError, match="HF_TOKEN"):
+        do_pull(tmp_path, hugging(hub, "hf_ü"))
+
+
+def test_proxy_settings_that_do_not_work_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
+    with FakeHub(model_files()) as hub, pytest.raises(ConfigError, match="ALL_PROXY"):
+        do_pull(tmp_path, hugging(hub))
