@@ -56,7 +56,12 @@ Offline = Annotated[
 Workers = Annotated[int, _flag("--max-workers", "Files at a time.", min=1, max=64)]
 Timeout = Annotated[
     float,
-    _flag("--timeout", "Seconds without a byte after which a connection is given up.", min=0.1),
+    _flag(
+        "--timeout",
+        "Seconds without a byte after which a connection is given up.",
+        min=0.1,
+        max=86400,
+    ),
 ]
 Retries = Annotated[
     int,
