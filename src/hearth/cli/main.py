@@ -20,8 +20,10 @@ from hearth.cli.complete import complete
 from hearth.cli.demo import demo
 from hearth.cli.doctor import doctor
 from hearth.cli.help import HELP_OPTIONS, SectionedCommand, show_command_help
+from hearth.cli.models import models
 from hearth.cli.options import environment_names
 from hearth.cli.plan import plan
+from hearth.cli.pull import pull
 from hearth.cli.serve import serve
 from hearth.cli.tune import tune
 from hearth.cli.version import show_version, version
@@ -30,7 +32,7 @@ from hearth.core.errors import HearthError
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 # Commands whose flags are environment variables, too.
-_CONFIGURED = (doctor, plan, tune, chat, complete, demo, bench)
+_CONFIGURED = (doctor, plan, pull, models, tune, chat, complete, demo, bench)
 
 app = typer.Typer(
     name="hearth",

@@ -96,11 +96,7 @@ def find_model(model: str | None) -> Path:
             f"{model} is a file", hint="name the directory that holds config.json"
         )
     if not path.is_dir():
-        raise ModelNotFoundError(
-            f"there is no directory {model}",
-            hint="hearth serves a local directory for now: download the model first, for instance "
-            "with: hf download ORG/NAME --local-dir DIRECTORY",
-        )
+        return _pulled(model)
     if not (path / "config.json").is_file():
         raise ModelNotFoundError(
             f"{model} holds no config.json",
@@ -110,8 +106,26 @@ def find_model(model: str | None) -> Path:
     return path
 
 
+def _pulled(model: str) -> Path:
+    """The directory of a pulled model, where there is no directory of that name."""
+    from hearth.hub.names import is_repo  # these load when they are needed
+    from hearth.hub.store import resolve_model
+
+    if not is_repo(model.partition("@")[0]):
+        raise ModelNotFoundError(
+            f"there is no directory {model}",
+            hint="name a model directory, or a model of a hub: ORG/NAME after hearth pull ORG/NAME",
+        )
+    try:
+        return resolve_model(model)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"there is no directory {model}, and {error.message}", hint=error.hint
+        ) from error
+
+
 def served_names(model: str | None, model_dir: Path, asked: list[str] | None) -> tuple[str, ...]:
-    """The names that clients may use; without any asked for, the directory's.
+    """The names that clients may use; without any asked for, the directory's or the hub's.
 
     Raises ConfigError for an empty name.
     """
@@ -122,7 +136,11 @@ def served_names(model: str | None, model_dir: Path, asked: list[str] | None) ->
                 hint="leave it out to serve under the directory's name",
             )
         return tuple(dict.fromkeys(asked))
-    return (BUILT_IN_NAME if model is None else model_dir.resolve().name,)
+    if model is None:
+        return (BUILT_IN_NAME,)
+    if home_expanded(model) != model_dir:  # a pulled one, whose directory is called by its commit
+        return (model.partition("@")[0],)
+    return (model_dir.resolve().name,)
 
 
 def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:

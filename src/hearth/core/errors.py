@@ -7,6 +7,7 @@ HearthError
 │   ├── ModelNotFoundError     no such directory, or no config.json in it
 │   ├── UnknownArchitectureError
 │   ├── WeightsError           weights missing, truncated, corrupt, or of another shape
+│   ├── ChecksumError          a file is not the one that its source or its manifest names
 │   └── TokenizerError         tokenizer or chat template missing or broken
 ├── CapacityError          memory or another host resource is too small                (exit 4)
 ├── KernelError            a kernel library is missing, or refused a call              (exit 5)
@@ -18,9 +19,12 @@ HearthError
 ├── OverloadedError        the queue is full                                           (HTTP 429)
 ├── DeadlineExceededError  the request's time was over before it was complete          (HTTP 504)
 ├── RemoteError            a server that hearth asked as a client did not answer       (exit 7)
-└── HostError              a setting of this machine cannot be read or changed         (exit 8)
-    ├── PrivilegeError         changing it needs root
-    └── JournalError           the record of changes cannot be written, or is damaged
+│   ├── UnreachableError       no answer at all, or none but "try later": ask another source
+│   └── GatedModelError        the model is there, but not for this user
+├── HostError              a setting of this machine cannot be read or changed         (exit 8)
+│   ├── PrivilegeError         changing it needs root
+│   └── JournalError           the record of changes cannot be written, or is damaged
+└── StoreBusyError         another process holds what was to be changed                (exit 9)
 
 Every class has a stable `code` (for logs, metrics and API bodies); every message states the
 setting, its value and the permitted range; `hint` says what to do. The tables that map a code to
@@ -91,6 +95,12 @@ class TokenizerError(ModelError):
     """The tokenizer or the chat template is missing or cannot be used."""
 
     code = "invalid_tokenizer"
+
+
+class ChecksumError(ModelError):
+    """A file's contents are not those that its source or its manifest names."""
+
+    code = "checksum_mismatch"
 
 
 class CapacityError(HearthError):
@@ -195,3 +205,22 @@ class JournalError(HostError):
     """The record of changes cannot be written, is damaged, or is being used by another process."""
 
     code = "journal_error"
+
+
+class UnreachableError(RemoteError):
+    """No connection, no answer in time, or a failure of the server's own; another may do."""
+
+    code = "remote_unreachable"
+
+
+class GatedModelError(RemoteError):
+    """The model's owner gives it to those who asked for access and show a token."""
+
+    code = "gated_model"
+
+
+class StoreBusyError(HearthError):
+    """Another process holds what was to be changed; the message names it."""
+
+    code = "store_busy"
+    exit_code = 9

@@ -34,7 +34,19 @@ HEAVY = {"numpy", "fastapi", "uvicorn", "pydantic", "httpx", "rich", "tokenizers
 HEAVY |= {"torch", "transformers", "msgspec", "asyncio"}
 
 
-COMMANDS = ["", "serve", "doctor", "plan", "tune", "chat", "complete", "bench", "version"]
+COMMANDS = [
+    "",
+    "serve",
+    "doctor",
+    "plan",
+    "pull",
+    "models",
+    "tune",
+    "chat",
+    "complete",
+    "bench",
+    "version",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

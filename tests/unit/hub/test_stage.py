@@ -1,0 +1,241 @@
+"""Copies on a fast disk: whole or not there, within the budget, safe against others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.hub_server import FakeHub
+from tests.unit.hub.hubs import Recorder, contents, do_pull, hugging, model_files
+
+from hearth.core.errors import CapacityError, ChecksumError, HearthError, ModelNotFoundError
+from hearth.hub import stage as stage_module
+from hearth.hub.observer import Silent
+from hearth.hub.stage import Staged, stage, staged_bytes
+from hearth.hub.warm import start_warming, warm
+
+KIB = 1 << 10
+
+
+def model(path: Path, size: int = 100 * KIB, fill: bytes = b"w") -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_bytes(b"{}")
+    (path / "model.safetensors").write_bytes(fill * size)
+    (path / "pytorch_model.bin").write_bytes(b"not needed")
+    return path
+
+
+def used(staged: Staged, at_s: float) -> Path:
+    """Releases a copy and sets when it was used; its path."""
+    staged.release()
+    lock = staged.path.parent / ".locks" / staged.path.name
+    os.utime(lock, (at_s, at_s))
+    return staged.path
+
+
+def test_a_copy_holds_what_serving_needs(tmp_path: Path) -> None:
+    recorder = Recorder()
+    source = model(tmp_path / "slow" / "toy")
+    staged = stage(source, tmp_path / "fast", None, recorder)
+    staged.release()
+    assert staged.is_new
+    assert contents(staged.path) == {
+        "config.json": b"{}",
+        "model.safetensors": b"w" * 100 * KIB,
+    }
+    assert staged.path.name.startswith("toy-")
+    assert recorder.done == recorder.total == 100 * KIB + 2
+    again = stage(source, tmp_path / "fast", None, Silent())
+    again.release()
+    assert (again.path, again.is_new) == (staged.path, False)
+
+
+def test_a_pulled_model_brings_its_manifest_along(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub:
+        pulled = do_pull(tmp_path / "slow", hugging(hub))
+    staged = stage(pulled.path, tmp_path / "fast", None, Silent())
+    staged.release()
+    assert staged.path.name.startswith("test-org-toy-model-")
+    assert contents(staged.path) == contents(pulled.path)
+    assert (staged.path / ".hearth.json").read_bytes() == (
+        pulled.path / ".hearth.json"
+    ).read_bytes()
+
+
+def test_links_to_files_are_read_through(tmp_path: Path) -> None:
+    # A snapshot in huggingface_hub's cache is links to blobs.
+    real = model(tmp_path / "blobs")
+    links = tmp_path / "snapshot"
+    links.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (links / name).symlink_to(real / name)
+    staged = stage(links, tmp_path / "fast", None, Silent())
+    staged.release()
+    assert not (staged.path / "model.safetensors").is_symlink()
+    assert contents(staged.path)["model.safetensors"] == b"w" * 100 * KIB
+
+
+def test_a_model_that_changed_is_another_copy(tmp_path: Path) -> None:
+    source = model(tmp_path / "toy")
+    first = used(stage(source, tmp_path / "fast", None, Silent()), 1.0)
+    (source / "model.safetensors").write_bytes(b"x" * 100 * KIB)
+    second = used(stage(source, tmp_path / "fast", None, Silent()), 2.0)
+    assert first != second
+    assert contents(second)["model.safetensors"] == b"x" * 100 * KIB
+
+
+def test_the_least_recently_used_copy_goes_first(tmp_path: Path) -> None:
+    fast, budget = tmp_path / "fast", 250 * KIB
+    a, b, c = (model(tmp_path / name, fill=name.encode()) for name in "abc")
+    first = used(stage(a, fast, budget, Silent()), 1.0)
+    second = used(stage(b, fast, budget, Silent()), 2.0)
+    used(stage(a, fast, budget, Silent()), 3.0)
+    third = used(stage(c, fast, budget, Silent()), 4.0)
+    assert first.is_dir()
+    assert third.is_dir()
+    assert not second.exists()
+    assert staged_bytes(fast) <= budget
+
+
+def test_a_copy_in_use_stays(tmp_path: Path) -> None:
+    fast, budget = tmp_path / "fast", 150 * KIB
+    a, b = (model(tmp_path / name) for name in "ab")
+    kept = stage(a, fast, budget, Silent())
+    with pytest.raises(CapacityError, match="copies in use take 100 KiB of 150 KiB"):
+        stage(b, fast, budget, Silent())
+    assert contents(kept.path)
+    kept.release()
+    stage(b, fast, budget, Silent()).release()
+    assert not kept.path.exists()
+
+
+def test_a_model_beyond_the_budget_removes_nothing(tmp_path: Path) -> None:
+    fast = tmp_path / "fast"
+    small = used(stage(model(tmp_path / "a"), fast, None, Silent()), 1.0)
+    with pytest.raises(CapacityError, match=r"has 400 KiB, --stage-bytes is 300 KiB"):
+        stage(model(tmp_path / "b", 400 * KIB), fast, 300 * KIB, Silent())
+    assert small.is_dir()
+
+
+def test_what_is_not_ours_is_neither_counted_nor_removed(tmp_path: Path) -> None:
+    fast = tmp_path / "fast"
+    (fast / "photos").mkdir(parents=True)
+    (fast / "photos" / "cat").write_bytes(bytes(300 * KIB))
+    stage(model(tmp_path / "a"), fast, 150 * KIB, Silent()).release()
+    assert (fast / "photos" / "cat").is_file()
+
+
+def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
+    source = model(tmp_path / "a")
+    staged = stage(source, tmp_path / "fast", None, Silent())
+    staged.release()
+    with (staged.path / "model.safetensors").open("r+b") as file:
+        file.truncate(5)
+    again = stage(source, tmp_path / "fast", None, Silent())
+    again.release()
+    assert again.is_new
+    assert contents(again.path)["model.safetensors"] == b"w" * 100 * KIB
+
+
+def test_a_source_that_differs_from_its_manifest_is_not_copied(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub:
+        pulled = do_pull(tmp_path / "slow", hugging(hub))
+    weights = pulled.path / "model-00002-of-00002.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(ChecksumError, match="pulled was"):
+        stage(pulled.path, tmp_path / "fast", None, Silent())
+    assert staged_bytes(tmp_path / "fast") == 0
+
+
+def test_a_copy_that_differs_from_its_source_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(write: Callable[[memoryview], int | None], chunk: bytes) -> None:
+        write(memoryview(bytes(len(chunk))))
+
+    monkeypatch.setattr(stage_module, "_write_all", wrong)
+    with pytest.raises(ChecksumError, match="its source"):
+        stage(model(tmp_path / "a"), tmp_path / "fast", None, Silent())
+    assert staged_bytes(tmp_path / "fast") == 0
+
+
+@pytest.mark.parametrize("missing", ["config.json", ""])
+def test_what_is_no_model_is_refused(tmp_path: Path, missing: str) -> None:
+    source = model(tmp_path / "a")
+    if missing:
+        (source / missing).unlink()
+    with pytest.raises(HearthError if not missing else ModelNotFoundError):
+        stage(source, tmp_path / ("fast" if missing else "a/config.json/x"), None, Silent())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hearth.hub import stage as module
+from hearth.hub.observer import Silent
+
+class Killer(Silent):
+    def advance(self, num_bytes):
+        if num_bytes > 1000:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+module.stage(Path(sys.argv[1]), Path(sys.argv[2]), None, Killer())
+"""
+
+
+def test_a_killed_copy_is_no_copy_and_is_made_again(tmp_path: Path) -> None:
+    source, fast = model(tmp_path / "a"), tmp_path / "fast"
+    command = [sys.executable, "-c", KILLED, str(source), str(fast)]
+    assert subprocess.run(command, check=False).returncode == -9
+    (left,) = (path for path in fast.iterdir() if path.name != ".locks")
+    assert left.suffix == ".copying"
+    # Another model finds the room that the dead one had reserved.
+    used(stage(model(tmp_path / "b"), fast, 150 * KIB, Silent()), 1.0)
+    assert not left.exists()
+    staged = stage(source, fast, 150 * KIB, Silent())
+    staged.release()
+    assert contents(staged.path)["model.safetensors"] == b"w" * 100 * KIB
+
+
+def test_of_two_at_once_one_copies_and_both_have_it(tmp_path: Path) -> None:
+    source, fast = model(tmp_path / "a", 8 << 20), tmp_path / "fast"
+    found: list[Staged] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(stage(source, fast, None, Silent()))
+        except BaseException as error:  # noqa: BLE001 -- shown by the assertion below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for staged in found:
+        staged.release()
+    assert len({staged.path for staged in found}) == 1
+    assert [staged.is_new for staged in found].count(True) == 1
+    assert contents(found[0].path)["model.safetensors"] == b"w" * (8 << 20)
+
+
+def test_warming_asks_for_every_byte_and_passes_over_what_is_gone(tmp_path: Path) -> None:
+    source = model(tmp_path / "a", 3 * 128 * KIB + 5)
+    asked = warm([source / "gone", source / "model.safetensors"])
+    assert asked == 3 * 128 * KIB + 5
+    thread = start_warming(source)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_warming_stops_when_it_is_told(tmp_path: Path) -> None:
+    stopped = threading.Event()
+    stopped.set()
+    assert warm([model(tmp_path / "a") / "model.safetensors"], stopped) == 0
