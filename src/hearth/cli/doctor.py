@@ -160,8 +160,7 @@ def _examine(
 def _storage_of(model: str | None, models_dir: str | None) -> Path:
     if models_dir is not None:
         return home_expanded(models_dir)
-    if model is not None:
-        path = home_expanded(model).absolute()
+    if model is not None and (path := home_expanded(model).absolute()).exists():
         return path.parent if path.is_file() else path
     if chosen := os.environ.get("HEARTH_MODELS_DIR"):  # where `hearth pull` puts them
         return home_expanded(chosen)

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from hearth.cli.described import described
 from hearth.core.config import CacheConfig, EngineConfig, ModelConfig
 from hearth.core.errors import CapacityError, KernelError, ModelError, UnknownArchitectureError
-from hearth.core.paths import home_expanded
 from hearth.engine.executor import BackendChoice, choose_backend, load_spec
 from hearth.engine.planning import AUTO_CONTEXT, fit_request, memory_of
 from hearth.host.checks.needs import ModelNeeds, SchemeNeed
 from hearth.host.cpu import read_usable_cores
 from hearth.host.fit import fit, needed_bytes
 from hearth.kernels.packing import arena_bytes
-from hearth.models.config_json import read_config, read_json
+from hearth.models.config_json import read_config
 from hearth.models.families import named_architecture
 from hearth.models.loader import LoadedSpec
 from hearth.models.quantize import SCHEMES
-
-_BESIDE = ("preprocessor_config.json", "generation_config.json", "video_preprocessor_config.json")
-
-
-@contextlib.contextmanager
-def model_directory(path: Path) -> Iterator[Path]:
-    """The directory itself; for a config file, one that holds it under the name config.json."""
-    if not path.is_file() or path.name == "config.json":
-        yield path.parent if path.is_file() else path
-        return
-    with tempfile.TemporaryDirectory(prefix="hearth-config-") as folder:
-        shutil.copyfile(path, Path(folder) / "config.json")
-        for name in _BESIDE:
-            if (path.parent / name).is_file():
-                shutil.copyfile(path.parent / name, Path(folder) / name)
-        yield Path(folder)
 
 
 def read_needs(model: str, context: int | None = None) -> ModelNeeds:
@@ -47,11 +27,8 @@ def read_needs(model: str, context: int | None = None) -> ModelNeeds:
     ModelNotFoundError and ModelError for what is no model at all, ConfigError for a context that
     is longer than the model's.
     """
-    path = home_expanded(model)
-    # What is no model is an error of the command, not a finding.
-    _ = read_json(path) if path.is_file() else read_config(path)
-    with model_directory(path) as directory:
-        return _read(model, directory, context)
+    with described(model, "auto") as found:
+        return _read(model, found.directory, context)
 
 
 def _read(name: str, directory: Path, context: int | None) -> ModelNeeds:

@@ -20,7 +20,8 @@ _PREFIX = "PLAN_"
 PlannedModel = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Directory of a Hugging Face model, or a config.json alone."
+        metavar="MODEL",
+        help="Directory of a Hugging Face model, a config.json alone, or ORG/NAME of a hub.",
     ),
 ]
 Context = Annotated[
@@ -73,6 +74,15 @@ GpuMemory = Annotated[
         show_default=False,
     ),
 ]
+FromSource = Annotated[
+    str,
+    option(
+        "--source",
+        "Hub of a model that is not here: auto, hf, modelscope, or a URL; as of hearth pull.",
+        metavar="SOURCE",
+        prefix=_PREFIX,
+    ),
+]
 TargetStep = Annotated[
     float | None,
     option(
@@ -96,6 +106,7 @@ class PlanFlags:
     """What was asked for."""
 
     model: str
+    source: str
     context: int | None
     concurrency: int
     prompt_tokens: int
@@ -120,6 +131,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     gpu_memory: GpuMemory = "",
     target_step: TargetStep = None,
     measure: Measure = False,
+    source: FromSource = "auto",
     threads: Threads = None,
     cpu_bind: CpuBind = "auto",
     numa: Numa = "auto",
@@ -135,6 +147,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
 
     flags = PlanFlags(
         model,
+        source,
         max_model_len,
         concurrency,
         prompt_tokens,

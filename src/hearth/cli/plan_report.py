@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from hearth.cli.described import described
 from hearth.cli.measure import known_profile, measure_machine
 from hearth.cli.plan import PlanFlags
 from hearth.cli.quantity import parse_quantity
-from hearth.cli.settings import find_model
 from hearth.core.config import DeviceConfig, EngineConfig, ImagesConfig, ModelConfig
 from hearth.core.errors import ConfigError
-from hearth.core.paths import home_expanded
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import choose_backend
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
@@ -30,6 +27,8 @@ from hearth.models.loader import LoadedSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from hearth.hub.describe import Description
 
 DEFAULT_CONTEXT = 8192
 UNKNOWN_SPEED = "speeds are not known: run with --measure (some 10 s)"
@@ -50,19 +49,14 @@ class PlanReport:
     phone: tuple[PhoneStep, ...]
     target_step_s: float | None
     notes: tuple[str, ...]
+    download: Description | None = None  # of a model that is on a hub
 
 
 def make_report(flags: PlanFlags) -> PlanReport:
-    """Raises ModelError, ModelNotFoundError, ConfigError, KernelError."""
-    path = home_expanded(flags.model)
-    if path.suffix != ".json" or not path.is_file():
-        return _report_of(find_model(flags.model), flags)
-    with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
-        shutil.copyfile(path, Path(name) / "config.json")
-        processor = path.with_name("preprocessor_config.json")
-        if processor.is_file():
-            shutil.copyfile(processor, Path(name) / processor.name)
-        return _report_of(Path(name), flags)
+    """Raises ModelError, ModelNotFoundError, ConfigError, KernelError, and RemoteError of a hub."""
+    with described(flags.model, flags.source) as found:
+        report = _report_of(found.directory, flags)
+        return report if found.remote is None else replace(report, download=found.remote)
 
 
 def _report_of(directory: Path, flags: PlanFlags) -> PlanReport:
@@ -157,6 +151,10 @@ def write_text(report: PlanReport, out: TextIO) -> None:
     console.print(
         f"{report.model}: {report.architecture}, {format_count(report.num_parameters)} parameters"
     )
+    if report.download is not None:
+        size = format_bytes(report.download.download_bytes)
+        where = f"{report.download.source}, commit {report.download.commit[:12]}"
+        console.print(f"to download: {size} from {where}")
     console.print(f"asked for: {describe_load(report.load)}")
     console.print(f"memory: {report.memory}")
     console.print(f"speeds: {report.speeds}")

@@ -279,3 +279,27 @@ def test_pull_stages_and_the_copy_is_served_by_path(hub: FakeHub, tmp_path: Path
     assert (copy / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     again = hearth(None, tmp_path / "slow", "models", "stage", REPO, str(fast))
     assert again.stdout == done.stdout
+
+
+def test_a_model_is_planned_before_it_is_pulled_from_its_description_alone(tmp_path: Path) -> None:
+    with FakeHub(built_in_model()) as hub:
+        done = hearth(hub, tmp_path, "plan", REPO, "--source", "hf", "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        weights = (BUILT_IN_DIR / WEIGHTS).stat().st_size
+        assert report["download"]["weight_bytes"] == weights
+        assert report["download"]["commit"] == COMMIT
+        assert report["architecture"] == "Glm4vForConditionalGeneration"
+        assert not hub.ranges(WEIGHTS)
+        shown = hearth(hub, tmp_path, "plan", REPO, "--source", "hf").stdout
+        assert "to download: 11." in shown
+    gone = hearth(None, tmp_path, "plan", REPO, "--source", "hf")
+    assert gone.returncode == 7
+    assert "no hub answers" in gone.stderr
+
+
+def test_what_a_hub_does_not_have_cannot_be_planned(tmp_path: Path) -> None:
+    with FakeHub({"README.md": b"nothing else"}) as hub:
+        done = hearth(hub, tmp_path, "plan", REPO, "--source", "hf")
+    assert done.returncode == 3
+    assert "no config.json" in done.stderr

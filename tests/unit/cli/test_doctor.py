@@ -86,7 +86,7 @@ def test_no_torch_and_no_http_is_loaded() -> None:
 
 
 def test_what_is_no_model_is_an_error_of_the_command(tmp_path: Path) -> None:
-    for model in ("no/such", str(tmp_path)):
+    for model in ("./no/such", str(tmp_path)):
         found = hearth(model)
         assert found.returncode == 3
         assert "Traceback" not in found.stderr
