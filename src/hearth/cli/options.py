@@ -286,6 +286,16 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Stage = Annotated[
+    str,
+    option(
+        "--stage",
+        "Serve from a copy of the model in this directory, on a fast disk; made where there is "
+        "none (hearth pull --stage).",
+        metavar="DIRECTORY",
+        rich_help_panel="Engine",
+    ),
+]
 CpuBind = Annotated[
     str,
     option(

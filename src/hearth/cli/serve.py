@@ -54,6 +54,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     weight_cache_bytes: flag.WeightCacheBytes = None,
     weight_cache_dir: flag.WeightCacheDir = "",
     weight_cache_verify: flag.WeightCacheVerify = False,
+    stage: flag.Stage = "",
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
     cpu_bind: flag.CpuBind = "auto",
@@ -79,6 +80,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
 
     configure_logging(log_level)
     model_dir = settings.find_model(model)
+    served_dir = settings.staged(model_dir, stage) if stage else model_dir
     images = image_settings.ImageFlags(
         limit_images=limit_images,
         limit_mm_per_prompt=limit_mm_per_prompt,
@@ -116,8 +118,8 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         images=image_settings.images_config(images),
     )
     chosen = settings.ServeSettings(
-        engine=settings.engine_config(model_dir, engine),
-        model_dir=model_dir,
+        engine=settings.engine_config(served_dir, engine),
+        model_dir=served_dir,
         names=settings.served_names(model, model_dir, served_model_name),
         host=host,
         port=port,

@@ -124,6 +124,18 @@ def _pulled(model: str) -> Path:
         ) from error
 
 
+def staged(model_dir: Path, directory: str) -> Path:
+    """The copy of a model on a faster disk, kept from removal as long as this process lives.
+
+    Raises CapacityError, ChecksumError, HearthError where it cannot be made.
+    """
+    from hearth.cli.pull_progress import PullProgress
+    from hearth.hub.stage import stage
+
+    with PullProgress() as progress:
+        return stage(model_dir, home_expanded(directory), None, progress).path
+
+
 def served_names(model: str | None, model_dir: Path, asked: list[str] | None) -> tuple[str, ...]:
     """The names that clients may use; without any asked for, the directory's or the hub's.
 
