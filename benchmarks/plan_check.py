@@ -7,8 +7,9 @@ For each case `hearth plan --json` predicts, then a server of exactly that load 
 (`--max-num-seqs`, `--kv-cache-memory-bytes` as planned) and all of its KV cache is filled: a
 prompt alone, then as many as sequences at a time, tokens until the context is full. Memory: the
 peak of both processes against the plan without what was not used (kept images, pixels). Prefix
-cache and speculation are off, prompts distinct. `--measure`: the speeds anew before each case.
-Never asserts.
+cache and speculation are off, prompts distinct. `--measure`: the speeds anew before and after each
+case; their mean predicts, and a case between whose two measurements the machine itself changed by a
+tenth is marked. Never asserts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import httpx
 
 NEW_TOKENS = 48
+UNSTEADY = 0.1
 UNUSED = {"images", "pixels", "encoder"}  # of a load without images
 HEARTH = (sys.executable, "-m", "hearth.cli")
 
@@ -160,11 +162,14 @@ def check(case: Case, measure: bool, flags: list[str]) -> None:
         peak = served.peak_bytes()
     finally:
         served.close()
+    times = plan["times"] or {}
+    mark = ""
+    if measure:
+        times, mark = _between(times, planned(case, measure)["times"])
     token_s = statistics.median(alone.gaps_s)
     # The steps in which all take part are those of the stream that came last.
     last = max(together, key=lambda s: s.first_s)
     rate = case.sequences / statistics.median(last.gaps_s)
-    times = plan["times"] or {}
     rows = (
         ("memory, GiB", (used + plan["kv_bytes"]) / 2**30, peak / 2**30),
         ("first token, s", times.get("first_token_s"), alone.first_s),
@@ -175,7 +180,15 @@ def check(case: Case, measure: bool, flags: list[str]) -> None:
     for what, predicted, measured in rows:
         off = "" if predicted is None else f"{predicted / measured - 1:+.1%}"
         shown = "?" if predicted is None else f"{predicted:.2f}"
-        print(f"{name:40} {what:16} {shown:>9} {measured:9.2f} {off:>8}", flush=True)
+        print(f"{name:40} {what:16} {shown:>9} {measured:9.2f} {off:>8}{mark}", flush=True)
+
+
+def _between(before: dict[str, float], after: dict[str, float]) -> tuple[dict[str, float], str]:
+    """The means, and a mark where the two are a tenth apart."""
+    names = ("first_token_s", "token_s", "tokens_s")
+    apart = max(abs(before[name] / after[name] - 1) for name in names)
+    means = {name: (before[name] + after[name]) / 2 for name in names}
+    return means, f"  (speeds changed by {apart:.0%})" if apart > UNSTEADY else ""
 
 
 def main() -> None:
