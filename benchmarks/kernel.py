@@ -34,10 +34,8 @@ from benchmarks.kernel_cases import (
     SHAPES,
     Bed,
     Point,
-    Segment,
     attention_beds,
     linear_beds,
-    plan_of,
     row_op_beds,
 )
 from benchmarks.kernel_steps import POINTS, StepRig, loaded
@@ -46,6 +44,7 @@ from benchmarks.machine import machine
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import round_up
+from hearth.engine.synthetic import Segment, plan_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 
@@ -109,7 +108,7 @@ class Rig:
         """Writes every block of KV, as short sequences: memory never written reads as one page."""
         for first in range(0, self._bed.warm_kv_tokens, WARM_CHUNK):
             parts = [Segment(0, BLOCK_SIZE)] * (WARM_CHUNK // BLOCK_SIZE)
-            plan = plan_of(parts, len(self._bed.kv_groups), first // BLOCK_SIZE)
+            plan = plan_of(parts, len(self._bed.kv_groups), BLOCK_SIZE, first // BLOCK_SIZE)
             for executor in self._executors:
                 executor.execute(plan)
 
@@ -117,7 +116,7 @@ class Rig:
         self, point: Point, repeats: int, least_s: float = LEAST_S
     ) -> tuple[list[float], list[float]]:
         """Seconds of the steps without and with the operation, alternating."""
-        plan = plan_of(point.segments, len(self._bed.kv_groups))
+        plan = plan_of(point.segments, len(self._bed.kv_groups), BLOCK_SIZE)
         found: tuple[list[float], list[float]] = ([], [])
         begin = time.perf_counter()
         for number in range(-1, MOST_REPEATS):

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from benchmarks.ceilings import Ops
 
 from hearth.core.program import (
@@ -32,11 +31,11 @@ from hearth.core.program import (
 )
 from hearth.core.spec import Activation, DType, QuantSpec, RopePairing, RopeSpec, SlotKind
 from hearth.core.spec import WeightSlot as Slot
-from hearth.core.step import SamplingArrays, StepPlan
 from hearth.core.units import round_up
+from hearth.engine.synthetic import NUM_TOKENS, Segment
 from hearth.kernels.packing import packed_bytes
 
-TABLE_ROWS = 64  # distinct rows that tokens choose from
+TABLE_ROWS = NUM_TOKENS
 ROTATED_BYTES = 256 << 20  # weights of all copies together: more than any cache here
 COPIES_OF_ROW_OPS = 64
 GROUP_SIZE = 128
@@ -84,14 +83,6 @@ SHAPES = {
         "9b", 4096, 13696, 32, 2, 128, 151552, _rope(64, RopePairing.INTERLEAVED, (8, 12, 12))
     ),
 }
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows of one sequence in a step, behind `context` tokens that its KV holds already."""
-
-    context: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -277,51 +268,3 @@ def _attention_bed(shape: Shape, layers: int, points: tuple[Point, ...]) -> Bed:
 
 def _table(width: int) -> Slot:
     return Slot("table", SlotKind.TABLE, TABLE_ROWS, width, (), QuantSpec(DType.FLOAT32))
-
-
-def plan_of(
-    segments: Sequence[Segment],
-    num_groups: int,
-    first_block: int = 0,
-    *,
-    with_logits: bool = False,
-) -> StepPlan:
-    """A step; each sequence owns the blocks behind those of the one before.
-
-    `with_logits`: one token is sampled, greedily, behind the last row of each sequence.
-    """
-    positions: list[int] = []
-    slots: list[int] = []
-    blocks: list[int] = []
-    row_start, block_start = [0], [0]
-    for segment in segments:
-        here = range(segment.context, segment.context + segment.rows)
-        base = first_block + len(blocks)
-        positions += here
-        slots += [base * BLOCK_SIZE + position for position in here]
-        blocks += range(base, base - (-here.stop // BLOCK_SIZE))
-        row_start.append(len(positions))
-        block_start.append(len(blocks))
-    rows = np.array(row_start[1:] if with_logits else [], np.int32) - 1
-    return StepPlan(
-        tokens=np.arange(len(positions), dtype=np.int32) % TABLE_ROWS,
-        positions=np.array([positions] * 3, np.int32),
-        row_start=np.array(row_start, np.int32),
-        context=np.array([s.context for s in segments], np.int32),
-        slots=np.array([slots] * num_groups, np.int32).reshape(num_groups, len(slots)),
-        blocks=np.array(blocks if num_groups else [], np.int32),
-        block_start=np.array([block_start] * num_groups, np.int32).reshape(
-            num_groups, len(block_start)
-        ),
-        first_block=np.zeros((num_groups, len(segments)), np.int32),
-        logit_rows=rows,
-        sampling=_greedy(len(rows)),
-        copies=np.zeros((0, 3), np.int32),
-        encoder=np.zeros((0, 3), np.int32),
-    )
-
-
-def _greedy(num_rows: int) -> SamplingArrays:
-    integers, real = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.float32)
-    ones, seeds = np.ones(num_rows, np.float32), np.zeros(num_rows, np.uint64)
-    return SamplingArrays(real, integers, ones, real, seeds, integers, integers)

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ceilings import Ceiling
-from benchmarks.kernel_cases import BLOCK_SIZE, Segment, plan_of
+from benchmarks.kernel_cases import BLOCK_SIZE
 from benchmarks.peers.limits import Scheme, program_scheme, step_floor_s
 from benchmarks.peers.models import CONFIG
 
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
+from hearth.engine.synthetic import Segment, plan_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -108,11 +109,11 @@ class StepRig:
         read = max((p.kv_tokens for p in points if p.num_rows < p.kv_tokens), default=0)
         for first in range(0, read, WARM_ROWS):
             parts = [Segment(0, BLOCK_SIZE)] * (WARM_ROWS // BLOCK_SIZE)
-            self.executor.execute(plan_of(parts, 1, first // BLOCK_SIZE))
+            self.executor.execute(plan_of(parts, 1, BLOCK_SIZE, first // BLOCK_SIZE))
 
     def times(self, point: StepPoint, repeats: int, least_s: float) -> Iterator[float]:
         """Seconds of each step, one token sampled a sequence."""
-        plan = plan_of(point.segments, 1, with_logits=True)
+        plan = plan_of(point.segments, 1, BLOCK_SIZE, with_logits=True)
         self.executor.execute(plan)
         begin, number = time.perf_counter(), 0
         while number < repeats or time.perf_counter() - begin < least_s:
