@@ -36,7 +36,7 @@ def test_a_configuration_alone_is_planned_without_weights(run: Plan, tmp_path: P
     assert (done.returncode, done.stderr) == (0, "")
     assert "10,292,777,472 parameters" in done.stdout
     assert "run with --measure" in done.stdout
-    assert "int8, which --quantize auto takes here" in done.stdout
+    assert "int8, the most exact that fits" in done.stdout
 
 
 def test_what_fits_in_no_precision_ends_with_1(run: Plan, tmp_path: Path) -> None:

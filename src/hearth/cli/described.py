@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Described:
 
     directory: Path
     remote: Description | None = None
+    is_here: bool = True
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def described(model: str, source: str) -> Iterator[Described]:
         _ = read_json(path)  # what is none is named as the user names it
         with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
             _copy_beside(path, Path(name))
-            yield Described(Path(name))
+            yield Described(Path(name), is_here=False)
         return
     try:
         local = find_model(model)
@@ -51,14 +53,16 @@ def described(model: str, source: str) -> Iterator[Described]:
         if path.exists() or not _may_be_remote(model):
             raise
         with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
-            yield Described(Path(name), _from_hub(model, source, Path(name)))
+            remote = _from_hub(model, source, Path(name))
+            yield Described(Path(name), remote, is_here=False)
         return
     yield Described(local)
 
 
 def _may_be_remote(model: str) -> bool:
+    """ORG/NAME, unless ORG is a directory here: then it is a path that leads nowhere."""
     repo = model.partition("@")[0]
-    return is_repo(repo) and "/" in repo
+    return is_repo(repo) and "/" in repo and not Path(repo).parent.exists()
 
 
 def _from_hub(model: str, source: str, directory: Path) -> Description:
@@ -69,6 +73,7 @@ def _from_hub(model: str, source: str, directory: Path) -> Description:
     from hearth.hub.transport import Retry, Transport
 
     name = parse_name(model)
+    print(f"{name} is not here: asking for its description ({source})", file=sys.stderr)
     transport = Transport(Retry(), lambda _: None)
     try:
         sources = sources_for(source, os.environ, user_token)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def known_profile(isa: str, placement: Placement) -> MachineProfile | None:
     """What an earlier measurement found for these kernels and threads."""
-    return load_profile(profile_path(), machine_name(isa, placement.num_threads))
+    return load_profile(profile_path(), machine_name(isa, placement))
 
 
 def measure_machine(isa: str, placement: Placement, directory: Path) -> MachineProfile:
@@ -44,7 +44,7 @@ def measure_machine(isa: str, placement: Placement, directory: Path) -> MachineP
         disks = (measure_disk(directory),)
     except OSError as error:
         notes.append(f"the disk that holds {directory} was not measured: {error}")
-    machine = machine_name(isa, placement.num_threads)
+    machine = machine_name(isa, placement)
     known = load_profile(profile_path(), machine)
     measured = {disk.path for disk in disks}
     others = (disk for disk in (known.disks if known else ()) if disk.path not in measured)

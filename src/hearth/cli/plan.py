@@ -96,7 +96,7 @@ TargetStep = Annotated[
 ]
 Measure = Annotated[
     bool,
-    option("--measure", "Measure the kernels' speeds first (some 10 s).", prefix=_PREFIX),
+    option("--measure", "Measure the kernels and the disk first (some 15 s).", prefix=_PREFIX),
 ]
 AsJson = Annotated[bool, option("--json", "The plan as JSON.", prefix=_PREFIX)]
 

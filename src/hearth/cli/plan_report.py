@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -12,7 +13,13 @@ from hearth.cli.described import described
 from hearth.cli.measure import known_profile, measure_machine
 from hearth.cli.plan import PlanFlags
 from hearth.cli.quantity import parse_quantity
-from hearth.core.config import DeviceConfig, EngineConfig, ImagesConfig, ModelConfig
+from hearth.core.config import (
+    DeviceConfig,
+    EngineConfig,
+    ImagesConfig,
+    ModelConfig,
+    SchedulerConfig,
+)
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import choose_backend
@@ -22,6 +29,7 @@ from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads
 from hearth.host.speed import Speeds
+from hearth.hub.store import models_dir
 from hearth.kernels.cpu.library import resolve_isa
 from hearth.models.loader import LoadedSpec
 
@@ -31,7 +39,8 @@ if TYPE_CHECKING:
     from hearth.hub.describe import Description
 
 DEFAULT_CONTEXT = 8192
-UNKNOWN_SPEED = "speeds are not known: run with --measure (some 10 s)"
+_SCHEDULER = SchedulerConfig()
+UNKNOWN_SPEED = "not known: run with --measure (some 15 s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +64,22 @@ class PlanReport:
 def make_report(flags: PlanFlags) -> PlanReport:
     """Raises ModelError, ModelNotFoundError, ConfigError, KernelError, and RemoteError of a hub."""
     with described(flags.model, flags.source) as found:
-        report = _report_of(found.directory, flags)
+        report = _report_of(found.directory, flags, is_here=found.is_here)
         return report if found.remote is None else replace(report, download=found.remote)
 
 
-def _report_of(directory: Path, flags: PlanFlags) -> PlanReport:
+def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanReport:
     config = EngineConfig(
         model=ModelConfig(path=str(directory)),
         device=DeviceConfig(flags.threads, "cpu", flags.isa, flags.cpu_bind),
+        scheduler=SchedulerConfig(max_num_seqs=max(_SCHEDULER.max_num_seqs, flags.concurrency)),
         images=ImagesConfig(max_pixels=flags.max_pixels),
     )
     backend = choose_backend(config.device, directory)
     placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
-    speeds = _speeds(flags, placement, directory)
+    speeds = _speeds(flags, placement, directory if is_here else models_dir(os.environ, ""))
     site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
     steps = phone_steps(backend, config, speeds) if speeds is not None else ()
     slots = loaded.program.slots + (loaded.encoder.program.slots if loaded.encoder else ())
@@ -184,7 +194,7 @@ def _cells(outlook: Outlook) -> tuple[str, ...]:
     times = outlook.times
     speed = (
         ("?", "?", "?")
-        if times is None
+        if times is None or times.missing
         else (
             f"{times.tokens_s:.1f}",
             _seconds(times.first_token_s),
@@ -213,7 +223,7 @@ def _where(report: PlanReport) -> list[str]:
     fitting = [outlook for outlook in report.outlooks if outlook.fits]
     outlook = fitting[0] if fitting else report.outlooks[-1]
     lines = [
-        f"{outlook.stored_as}, which --quantize auto takes here:"
+        f"{outlook.stored_as}, the most exact that fits:"
         if fitting
         else f"fits in no precision; {outlook.stored_as}:"
     ]
@@ -259,9 +269,10 @@ def _target_line(report: PlanReport, target_s: float) -> str:
         return "--target-step: nothing is known of this model's steps here"
     met = [step for step in steps if step.later_s <= target_s]
     if not met:
-        return f"no step takes {target_s:g} s; the fastest: {_settings(steps[-1])}"
+        fastest = min(steps, key=lambda step: step.later_s)
+        return f"no step takes {target_s:g} s or less; the fastest: {_settings(fastest)}"
     best = max(met, key=lambda step: (step.max_pixels, -steps.index(step)))
-    return f"a step takes less than {target_s:g} s with {_settings(best)}"
+    return f"a step takes {target_s:g} s or less with {_settings(best)}"
 
 
 def _settings(step: PhoneStep) -> str:

@@ -135,9 +135,10 @@ def costs_of(loaded: LoadedSpec, step_tokens: int) -> Costs:
     if encoder is not None:
         # Pixels of a window's side are its tokens' times the merged ones of a token.
         window = encoder.window_tokens**2 * encoder.merge_rows
+    element = loaded.dtype.num_bytes  # keys and values are stored as the model computes
     return Costs(
-        text=program_cost(loaded.program),
-        encoder=program_cost(encoder.program) if encoder is not None else None,
+        text=program_cost(loaded.program, element),
+        encoder=program_cost(encoder.program, element) if encoder is not None else None,
         window_patches=window,
         step_tokens=step_tokens,
     )
@@ -230,11 +231,13 @@ def image_s(costs: Costs, speeds: Speeds, image: Image, behind: int) -> Predicti
     return Prediction(encoded.seconds + read.seconds, tuple(sorted(missing)))
 
 
-def expected_speed(loaded: LoadedSpec, config: EngineConfig, speeds: Speeds) -> str:
-    """`59.8 tokens/s, a prompt of 1,024 in 1.8 s`, of one stream."""
+def expected_speed(loaded: LoadedSpec, config: EngineConfig, speeds: Speeds) -> str | None:
+    """`59.8 tokens/s, a prompt of 1,024 in 1.8 s`, of one stream; None: it is not known."""
     prompt = min(1024, loaded.max_position_embeddings)
     costs = costs_of(loaded, config.scheduler.max_num_batched_tokens)
     times = predict(costs, speeds, Load(prompt, 1, prompt), None)
+    if times.missing:
+        return None
     return (
         f"{1 / times.token_s:.1f} tokens/s, a prompt of {format_count(prompt)} tokens in "
         f"{times.first_token_s:.1f} s"

@@ -1,8 +1,8 @@
 """Measures how fast this machine's kernels run, by steps of a small model with random weights.
 
-The model has the shapes of one of 1.5 billion parameters and a few of its layers: more bytes than
-any cache holds, seconds in all. What is learned holds for other shapes to some ten percent (see
-docs/plan.md); it is what the plan predicts with.
+The model has the shapes of one of 1.5 billion parameters and a few of its layers, or as many as the
+processor's last cache does not hold; seconds in all. What is learned holds for other shapes to some
+ten percent (see docs/plan.md); it is what the plan predicts with.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hearth.core.errors import CapacityError
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
-from hearth.core.units import ceil_div
+from hearth.core.units import GIB, ceil_div, format_bytes
 from hearth.engine.synthetic import Segment, plan_of
 from hearth.host.cost import ProgramCost, program_cost
+from hearth.host.facts.cpu import read_cpu
+from hearth.host.memory import read_memory
 from hearth.host.placement import Placement
 from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds
 from hearth.kernels.cpu.executor import CpuExecutor
@@ -47,12 +50,18 @@ _MODEL: dict[str, Any] = {
     "eos_token_id": 0,
     "bos_token_id": 0,
 }
-# Layers of each precision: 60.8 million parameters each.
+_LAYER_PARAMETERS = 60_800_000
+# Layers of each precision, at least; more where a cache is large.
 _LAYERS = {"int4": 4, "int8": 3, "bfloat16": 2, "float32": 2}
+_BITS = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
+_CACHES = 3  # weights are so many times as large as the last cache
+_MOST_LAYERS = 40
+_LEAST_FREE_BYTES = GIB
 ROWS = (1, 2, 4, 8, 16, 32, 64, 512)
 CONTEXT = 1536  # of the step whose attention is told apart
 _DECODE_CONTEXT = 4096
 _BLOCK_SIZE = 32
+LEAST_SHARE = 0.02
 _LEAST_S = 0.12  # of measuring one point
 _LEAST_STEPS, _MOST_STEPS = 3, 60
 # What the front end and the scheduler put between two steps of one stream (docs/performance.md).
@@ -64,10 +73,18 @@ def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds
 
     Raises KernelError, CapacityError, ConfigError (`isa`).
     """
-    total = len(_LAYERS)
+    free = read_memory()
+    if free.available_bytes < _LEAST_FREE_BYTES:
+        raise CapacityError(
+            f"measuring needs {format_bytes(_LEAST_FREE_BYTES)}; {free.describe()}",
+            hint="free memory, or leave --measure out",
+        )
+    total, cache_bytes = len(_LAYERS), _last_cache_bytes()
     speeds: list[PrecisionSpeed] = []
     flops_s = kv_bytes_s = spread = 0.0
-    for number, (precision, num_layers) in enumerate(_LAYERS.items()):
+    for number, (precision, least) in enumerate(_LAYERS.items()):
+        layer_bytes = _LAYER_PARAMETERS * _BITS[precision] // 8
+        num_layers = min(_MOST_LAYERS, max(least, ceil_div(_CACHES * cache_bytes, layer_bytes)))
         report(f"kernels of {precision} weights", number, total)
         with _rig(precision, num_layers, placement, isa) as rig:
             if precision == "int4":
@@ -76,6 +93,13 @@ def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds
             spread = max(spread, rig.spread)
     source = f"measured with {placement.num_threads} threads"
     return Speeds(tuple(speeds), flops_s, kv_bytes_s, STEP_S, source, round(spread, 3))
+
+
+def _last_cache_bytes() -> int:
+    """All caches of the last level together; 0: unknown."""
+    caches = read_cpu().caches.value or ()
+    level = max((cache.level for cache in caches), default=0)
+    return sum(cache.size_bytes * cache.count for cache in caches if cache.level == level)
 
 
 class _Rig:
@@ -109,11 +133,20 @@ class _Rig:
     def attention(self) -> tuple[float, float]:  # a rate and a rate: operations, bytes a second
         """Operations a second over many rows, and bytes of KV a second for one row."""
         rows = ROWS[-1]
-        behind = self.step_s((Segment(CONTEXT, rows),)) - self.step_s((Segment(0, rows),))
+        behind = self._difference((Segment(CONTEXT, rows),), (Segment(0, rows),))
         flops = self._cost.attend_flops * rows * CONTEXT + self._cost.wanted_attend_flops * CONTEXT
-        far = self.step_s((Segment(_DECODE_CONTEXT, 1),)) - self.step_s((Segment(0, 1),))
+        far = self._difference((Segment(_DECODE_CONTEXT, 1),), (Segment(0, 1),))
         read = self._cost.kv_bytes * _DECODE_CONTEXT
-        return flops / max(behind, 1e-6), read / max(far, 1e-6)
+        return flops / behind, read / far
+
+    def _difference(self, more: tuple[Segment, ...], less: tuple[Segment, ...]) -> float:
+        """What a context costs: medians of pairs in turns. At least a part of the step.
+
+        A machine that changes its speed between the two would make it nothing, or less.
+        """
+        pairs = [(self.step_s(more), self.step_s(less)) for _ in range(3)]
+        found = statistics.median(a - b for a, b in pairs)
+        return max(found, LEAST_SHARE * min(a for a, _ in pairs))
 
     def speed(self, precision: str, attend_flops_s: float) -> PrecisionSpeed:
         """Seconds a byte of weights at each number of rows."""
@@ -124,7 +157,9 @@ class _Rig:
         segments = (Segment(0, rows),) if is_prompt else (Segment(15, 1),) * rows
         seconds = self.step_s(segments)
         if is_prompt:
+            whole = seconds
             seconds -= self._cost.attend_flops * rows * (rows + 1) / 2 / attend_flops_s
+            seconds = max(seconds, whole / 2)
         # Of a prompt what follows the last keys and values is computed for one row.
         token_bytes = sum(c.token_bytes for c in self._cost.linears)
         wanted_bytes = sum(c.wanted_bytes for c in self._cost.linears)

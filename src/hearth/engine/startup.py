@@ -68,7 +68,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     backend = choose_backend(config.device, Path(config.model.path))
     _check_backend(config, backend)
     placement = place_threads(config.device.cpu_bind, config.device.threads, config.device.numa)
-    _stay_on_node(placement)
+    placement, node_warnings = _stay_on_node(placement, config)
     planned = plan_model(backend, config, placement.num_threads)
     timer.end("plan")
     loaded, fitted = planned.loaded, planned.fitted
@@ -94,7 +94,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     engine = Engine(config, created.executor, shape, drafter=drafter, encoding=encoding)
     window = _window_note(config, fitted.limits.max_model_len)
     notes = (backend.warning, window.warning if window else "")
-    warnings = (*loaded.warnings, *created.warnings, *filter(None, notes))
+    warnings = (*node_warnings, *loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
     own = _choices(loaded, backend, placement)
     choices = (*own, *windows, *planned.choices, *created.choices, speculation)
@@ -113,12 +113,24 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     return StartedEngine(engine, ready)
 
 
-def _stay_on_node(placement: Placement) -> None:
-    """This process, and what it starts, on the CPUs and in the memory of the placement's node."""
+def _stay_on_node(placement: Placement, config: EngineConfig) -> tuple[Placement, tuple[str, ...]]:
+    """This process, and what it starts, on the CPUs and in the memory of the placement's node.
+
+    What nobody asked for is left out with a warning where Linux refuses it (containers often may
+    not choose a memory policy); else ConfigError.
+    """
     memory = placement.memory
-    if memory is not None and memory.node is not None:
+    if memory is None or memory.node is None:
+        return placement, ()
+    try:
         os.sched_setaffinity(0, memory.cpus)
         prefer_node(memory.node)
+    except (OSError, ConfigError) as error:
+        if config.device.numa != "auto":
+            raise ConfigError(f"--numa {memory.node}: {error}", param="numa") from error
+        refused = replace(memory, node=None, reason="Linux refuses to prefer a node's memory here")
+        return replace(placement, memory=refused), (f"memory is not bound to a node: {error}",)
+    return placement, ()
 
 
 def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
@@ -177,11 +189,13 @@ def _expected_speed(
         return ()
     from hearth.kernels.cpu.library import resolve_isa
 
-    machine = machine_name(resolve_isa(config.device.isa), placement.num_threads)
+    machine = machine_name(resolve_isa(config.device.isa), placement)
     profile = load_profile(profile_path(), machine)
     if profile is None or profile.speeds is None:
         return ()
     speed = expected_speed(loaded, config, profile.speeds)
+    if speed is None:
+        return ()
     return (Choice("expected speed", speed, "speeds of this machine's kernels: hearth plan"),)
 
 

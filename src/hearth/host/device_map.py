@@ -62,7 +62,7 @@ class Assignment:
 
 
 def parts_of(program: StepProgram, encoder: StepProgram | None, kv_bytes: int) -> tuple[Part, ...]:
-    """In the order of a step; `kv_bytes`: of all layers together, shared out by their widths."""
+    """In the order of a step; `kv_bytes`: of all layers together, shared out equally."""
     sizes: dict[str, int] = {}
     for slot in _all_slots(program, encoder):
         name = _part_name(slot.name)

@@ -31,7 +31,7 @@ RANDOM_READS = 500
 
 @dataclass(frozen=True, slots=True)
 class DiskSpeed:
-    """Of the disk that holds `path`.
+    """Of the disk that holds the directory `path`.
 
     `is_direct`: the page cache had no part in it. Latencies are those of single reads of 4 KiB.
     """
@@ -55,7 +55,7 @@ def measure_disk(directory: Path) -> DiskSpeed:
             read_bytes_s = _read_through(opened, size)
             latencies = _read_here_and_there(opened, size)
     return DiskSpeed(
-        path=str(path.parent),
+        path=str(directory.absolute()),
         read_bytes_s=read_bytes_s,
         random_read_s=statistics.median(latencies),
         random_read_p99_s=sorted(latencies)[int(0.99 * (len(latencies) - 1))],

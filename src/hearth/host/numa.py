@@ -25,27 +25,34 @@ class NodeChoice:
     node: int | None
     cpus: frozenset[int]
     reason: str
-    free_bytes: int | None = None  # of the node
 
 
 def choose_node(
-    asked: str, allowed: Collection[int], bound: Collection[int] = (), root: Path = Path("/")
+    asked: str,
+    allowed: Collection[int],
+    bound: Collection[int] = (),
+    threads: int | None = None,
+    root: Path = Path("/"),
 ) -> NodeChoice:
     """Resolves `--numa` ("auto", "none" or a node's number).
 
-    `allowed`: the CPUs that this process may use; `bound`: those that `--cpu-bind` lists. Raises
-    ConfigError for a node that is none, or has no CPU of them.
+    `allowed`: the CPUs that this process may use; `bound`: those that `--cpu-bind` lists;
+    `threads`: as many as are wanted, None: one a core. Raises ConfigError for a node that is none,
+    or has no CPU of them.
     """
     everywhere = frozenset(bound or allowed)
     if asked == "none":
         return NodeChoice(None, everywhere, "--numa none")
-    nodes = {
-        node.number: node for node in read_numa(root).nodes.value or () if _cpus(node) & everywhere
-    }
+    host = [node for node in read_numa(root).nodes.value or () if node.cpus]
+    nodes = {node.number: node for node in host if _cpus(node) & everywhere}
     if asked != "auto":
         return _asked_node(asked, nodes, everywhere, bool(bound))
-    if len(nodes) < 2:
+    if len(host) < 2 or not nodes:
         return NodeChoice(None, everywhere, ONE_NODE)
+    if len(nodes) == 1:
+        (only,) = nodes.values()
+        reason = "all CPUs that may be used are on it"
+        return NodeChoice(only.number, everywhere, reason)
     if bound:
         numbers = ", ".join(map(str, nodes))
         return NodeChoice(None, everywhere, f"the CPUs of --cpu-bind are on nodes {numbers}")
@@ -57,10 +64,11 @@ def choose_node(
             -node.number,
         ),
     )
+    cores = read_usable_cores(root, _cpus(best) & everywhere).count
+    if threads is not None and threads > cores:
+        return NodeChoice(None, everywhere, f"--threads {threads} is more than a node has cores")
     reason = f"of {len(nodes)} nodes the one with the most cores and free memory"
-    return NodeChoice(
-        best.number, _cpus(best) & everywhere, f"{reason}; --numa none uses all", _free(best)
-    )
+    return NodeChoice(best.number, _cpus(best) & everywhere, f"{reason}; --numa none uses all")
 
 
 def _asked_node(
@@ -81,12 +89,8 @@ def _asked_node(
             param="numa",
             hint=f"CPUs of node {asked}: {node.cpus}",
         )
-    return NodeChoice(node.number, _cpus(node) & everywhere, "--numa", _free(node))
+    return NodeChoice(node.number, _cpus(node) & everywhere, "--numa")
 
 
 def _cpus(node: NumaNode) -> frozenset[int]:
     return frozenset(cpu_list(node.cpus) or ())
-
-
-def _free(node: NumaNode) -> int | None:
-    return node.free_bytes.value

@@ -51,8 +51,8 @@ def place_threads(
     allowed = frozenset(os.sched_getaffinity(0) if affinity is None else affinity)
     if bind not in {"auto", "none"}:
         placement = _place_on(parse_cpus(bind), threads, allowed)
-        return replace(placement, memory=choose_node(numa, allowed, placement.cpus, root))
-    memory = choose_node(numa, allowed, (), root)
+        return replace(placement, memory=choose_node(numa, allowed, placement.cpus, threads, root))
+    memory = choose_node(numa, allowed, (), threads, root)
     cores = read_usable_cores(root, memory.cpus)
     count, why = (cores.count, cores.reason) if threads is None else (threads, "--threads")
     if memory.node is not None:

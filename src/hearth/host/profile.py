@@ -7,16 +7,21 @@ machine (a home directory on a network) or of another version of the file is as 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
 from hearth.core.paths import home_expanded
 from hearth.host.disk_speed import DiskSpeed
+from hearth.host.facts.cpu import read_cpu
+from hearth.host.files import read_text
+from hearth.host.placement import Placement, format_cpus
 from hearth.host.speed import Speeds
 
 PROFILE_VERSION = 1
@@ -43,14 +48,12 @@ def profile_path() -> Path:
     return home_expanded(DEFAULT_PATH)
 
 
-def machine_name(isa: str, num_threads: int, root: Path = Path("/")) -> str:
-    """The processor, the kernels and the threads: what a speed belongs to."""
-    try:
-        text = (root / "proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        text = ""
-    names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
-    return f"{next(names, 'unknown processor')}; {isa}; {num_threads} threads"
+def machine_name(isa: str, placement: Placement, root: Path = Path("/")) -> str:
+    """The machine, its processor, the kernels and the threads: what a speed belongs to."""
+    model = read_cpu(root, affinity=(0,)).model.value or "unknown processor"
+    machine = read_text(root / "etc/machine-id")[:8] or "unnamed"
+    where = f"CPUs {format_cpus(placement.cpus)}" if placement.cpus else "any CPU"
+    return f"{machine}: {model}; {isa}; {placement.num_threads} threads on {where}"
 
 
 def new_profile(
@@ -67,14 +70,29 @@ def load_profile(path: Path, machine: str) -> MachineProfile | None:
     """None: there is none, it cannot be read, or it belongs to something else."""
     try:
         profile = msgspec.json.decode(path.read_bytes(), type=MachineProfile)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):  # DecodeError is a ValueError, as is bad UTF-8
         return None
     is_usable = profile.version == PROFILE_VERSION and profile.machine == machine
-    return profile if is_usable else None
+    return profile if is_usable and _is_sound(profile.speeds) else None
+
+
+def _is_sound(speeds: Speeds | None) -> bool:
+    """Whether times can be made of it: a file may have been edited, or damaged."""
+    if speeds is None:
+        return True
+    rates = [speeds.attend_flops_s, speeds.kv_bytes_s]
+    for precision in speeds.precisions:
+        rows = [point.num_rows for point in precision.points]
+        if not rows or rows[0] < 1 or any(a >= b for a, b in pairwise(rows)):
+            return False
+        rates += [point.byte_s for point in precision.points]
+    return speeds.step_s >= 0 and all(0 < rate < math.inf for rate in rates)
 
 
 def save_profile(path: Path, profile: MachineProfile) -> None:
     """Whole or not at all. Raises OSError."""
+    if not path.is_absolute():
+        raise OSError(f"{path} is no absolute path: there is no home directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     try:

@@ -78,7 +78,7 @@ def linear_s(cost: ProgramCost, speeds: Speeds, num_rows: int, num_wanted: int) 
             missing.add(linear.precision)
             continue
         seconds += linear.token_bytes * speed.byte_s(num_rows)
-        seconds += linear.wanted_bytes * speed.byte_s(num_wanted)
+        seconds += linear.wanted_bytes * speed.byte_s(num_wanted) if num_wanted else 0.0
     for expert in cost.experts:
         speed = speeds.of(expert.precision)
         if speed is None:
@@ -108,7 +108,7 @@ def prefill_s(
         rows = min(step_tokens, todo - number * step_tokens)
         context = cached + number * step_tokens
         is_last = number == num_steps - 1
-        linear = linear_s(cost, speeds, rows, 1)
+        linear = linear_s(cost, speeds, rows, 1 if is_last else 0)
         missing.update(linear.missing)
         pairs = rows * context + rows * (rows + 1) / 2
         flops = cost.attend_flops * pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.autoglm import write_autoglm
 from hearth.core.config import EngineConfig, ImagesConfig, ModelConfig
 from hearth.core.units import GIB
 from hearth.engine.executor import BackendChoice
-from hearth.engine.outlook import Load, Outlook, Site, outlooks
+from hearth.engine.outlook import Load, Outlook, Site, expected_speed, outlooks, spec_of
 from hearth.engine.phone_plan import phone_steps
 from hearth.host.memory import HostMemory, MemoryFact
 from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds
@@ -87,6 +88,16 @@ def test_times_are_those_of_the_bytes_and_operations(tmp_path: Path) -> None:
     assert times.first_token_s == pytest.approx(2 * 4.6e9 * 1.3e-9, rel=0.1)
     assert times.image_s is not None
     assert times.missing == ()
+
+
+def test_a_precision_that_was_not_measured_gives_no_speed(tmp_path: Path) -> None:
+    model = ModelConfig(str(write_autoglm(tmp_path)), quantize="int4")
+    loaded = spec_of(BACKEND, EngineConfig(model), "int4")
+    known = expected_speed(loaded, EngineConfig(model), SPEEDS)
+    assert known is not None
+    assert known.startswith("9.")
+    less = replace(SPEEDS, precisions=SPEEDS.precisions[1:])
+    assert expected_speed(loaded, EngineConfig(model), less) is None
 
 
 def test_a_phone_agents_later_step_costs_its_screenshot_and_fewer_pixels_less(

@@ -12,6 +12,7 @@ from hearth.host.placement import Placement
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "_LAYERS", {"int4": 2, "bfloat16": 1})
+    monkeypatch.setattr(speeds, "_MOST_LAYERS", 2)
     monkeypatch.setattr(speeds, "_LEAST_S", 0.0)
     monkeypatch.setattr(speeds, "_LEAST_STEPS", 2)
     monkeypatch.setattr(speeds, "_MOST_STEPS", 2)

@@ -36,7 +36,9 @@ def test_a_file_is_made_where_there_is_none_and_removed(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_will_be_made_lies_on_the_disk_of_the_one_above(tmp_path: Path) -> None:
-    assert measure_disk(tmp_path / "a" / "b").read_bytes_s > 0
+    speed = measure_disk(tmp_path / "a" / "b")
+    assert speed.read_bytes_s > 0
+    assert speed.path == str(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -107,7 +107,7 @@ def test_of_two_nodes_alike_the_one_with_more_free_memory_is_used_alone(tmp_path
     assert (placement.num_threads, placement.cpus) == (2, (2, 3))
     assert placement.threads_reason.endswith("on NUMA node 1")
     assert placement.memory is not None
-    assert (placement.memory.node, placement.memory.free_bytes) == (1, 2000 << 10)
+    assert placement.memory.node == 1
     assert placement.memory.cpus == {2, 3, 6, 7}
 
 
@@ -121,6 +121,23 @@ def test_all_nodes_are_used_where_that_is_asked_for(tmp_path: Path) -> None:
     placement = place_threads("auto", None, "none", two_nodes(tmp_path), range(8))
     assert placement.memory is not None
     assert (placement.num_threads, placement.memory.node) == (4, None)
+
+
+def test_more_threads_than_a_node_has_cores_use_all_nodes(tmp_path: Path) -> None:
+    placement = place_threads("auto", 4, root=two_nodes(tmp_path), affinity=range(8))
+    assert placement.memory is not None
+    assert (placement.cpus, placement.memory.node) == ((0, 1, 2, 3), None)
+    assert placement.memory.reason == "--threads 4 is more than a node has cores"
+
+
+def test_cpus_of_one_node_of_several_have_its_memory(tmp_path: Path) -> None:
+    root = two_nodes(tmp_path)
+    for placement in (
+        place_threads("2,3", None, root=root, affinity=range(8)),
+        place_threads("auto", None, root=root, affinity=(2, 3)),
+    ):
+        assert placement.memory is not None
+        assert (placement.cpus, placement.memory.node) == ((2, 3), 1)
 
 
 def test_a_node_may_be_named(tmp_path: Path) -> None:

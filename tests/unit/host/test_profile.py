@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.unit.host.test_memory import write
 from tests.unit.host.test_speed import SPEEDS
 
 from hearth.host.disk_speed import DiskSpeed
+from hearth.host.placement import Placement
 from hearth.host.profile import (
     load_profile,
     machine_name,
@@ -16,6 +18,7 @@ from hearth.host.profile import (
     profile_path,
     save_profile,
 )
+from hearth.host.speed import SpeedPoint
 
 DISK = DiskSpeed("/models", 6e8, 1e-4, 5e-4, True, "reading a file")
 
@@ -29,7 +32,10 @@ def test_what_was_saved_is_loaded_for_the_same_machine_only(tmp_path: Path) -> N
     assert [p.name for p in path.parent.iterdir()] == ["profile.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"version": 99, "machine": "a"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"\xff", b'{"version": 1, "machine": "\xff"}', b'{"version": 99, "machine": "a"}'],
+)
 def test_a_file_that_is_no_profile_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "profile.json"
     path.write_bytes(content)
@@ -54,10 +60,35 @@ def test_a_failed_save_leaves_what_was_there(
     assert [p.name for p in tmp_path.iterdir()] == ["profile.json"]
 
 
-def test_a_machine_is_its_processor_its_kernels_and_its_threads(tmp_path: Path) -> None:
-    files = {"proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t: fpu\n"}
-    assert machine_name("avx2", 4, write(tmp_path, files)) == "AMD EPYC 9B14; avx2; 4 threads"
-    assert machine_name("avx2", 4, tmp_path / "none").startswith("unknown processor; ")
+def test_a_machine_is_its_name_its_processor_its_kernels_and_its_threads(tmp_path: Path) -> None:
+    files = {
+        "proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t: fpu\n",
+        "etc/machine-id": "0123456789abcdef\n",
+    }
+    root = write(tmp_path, files)
+    bound, free = Placement(2, "", (0, 1), ""), Placement(2, "", (), "")
+    start = "01234567: AMD EPYC 9B14; avx2; 2 threads on "
+    assert machine_name("avx2", bound, root) == f"{start}CPUs 0-1"
+    assert machine_name("avx2", free, root) == f"{start}any CPU"
+    assert machine_name("avx2", free, tmp_path / "none").startswith("unnamed: unknown processor; ")
+
+
+def test_speeds_that_nothing_can_be_reckoned_with_are_as_good_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    (int4, int8) = SPEEDS.precisions
+    for speeds in (
+        replace(SPEEDS, kv_bytes_s=0.0),
+        replace(SPEEDS, precisions=(replace(int4, points=()), int8)),
+        replace(SPEEDS, precisions=(replace(int4, points=int4.points[::-1]),)),
+        replace(SPEEDS, precisions=(replace(int4, points=(SpeedPoint(1, -1.0),)),)),
+    ):
+        save_profile(path, new_profile("a", speeds, ()))
+        assert load_profile(path, "a") is None
+
+
+def test_without_a_home_directory_nothing_is_written() -> None:
+    with pytest.raises(OSError, match="no home directory"):
+        save_profile(Path("~/.cache/hearth/profile.json"), new_profile("a", None, ()))
 
 
 def test_the_cache_directory_of_the_user_is_honoured(

@@ -57,10 +57,10 @@ def test_a_token_takes_the_weights_the_keys_behind_it_and_a_fixed_time() -> None
     assert decode_s(COST, SPEEDS, 1, 1000).seconds == pytest.approx(expected)
 
 
-def test_a_prompt_takes_its_steps_and_what_only_the_last_token_needs_once_a_step() -> None:
+def test_a_prompt_takes_its_steps_and_what_only_the_last_token_needs_once() -> None:
     pairs = 512 * 513 / 2 + 88 * 512 + 88 * 89 / 2
     row_88 = 2e-10 + (50.4e-10 - 2e-10) * 80 / 504
-    expected = 10**9 * (50.4e-10 + row_88) + 2 * 10**8 * 1e-10 + 2 * 1e-3
+    expected = 10**9 * (50.4e-10 + row_88) + 10**8 * 1e-10 + 2 * 1e-3
     expected += (10**6 * pairs + 10**5 * 600) / 1e12
     assert prefill_s(COST, SPEEDS, 600, 0, 512).seconds == pytest.approx(expected)
 

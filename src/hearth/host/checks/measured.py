@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from hearth.core.units import MIB, format_bytes
 from hearth.host.checks.check import Check, Examined, Fix, Level
 from hearth.host.disk_speed import DiskSpeed
@@ -17,7 +19,7 @@ def check_measured(examined: Examined) -> tuple[Check, ...]:
     if profile is None:
         return ()
     speeds = () if profile.speeds is None else (_kernels(profile.speeds),)
-    directory = examined.facts.storage.directory
+    directory = os.path.abspath(examined.facts.storage.directory)  # noqa: PTH100 -- as it is named
     disks = (_disk(disk) for disk in profile.disks if disk.path == directory)
     return (*speeds, *disks)
 

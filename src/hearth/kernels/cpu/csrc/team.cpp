@@ -24,6 +24,7 @@ constexpr int64_t kIdleSpinNs = 20'000;
 // how long it looks.
 constexpr int64_t kPatienceNs = 20'000;
 constexpr int64_t kLookNs = 8'000;
+constexpr int kMostLooked = 64;  // threads that a waiter looks at
 
 int64_t read_clock_ns(clockid_t clock) {
   timespec t;
@@ -64,6 +65,8 @@ class KeptAffinity {
   }
   KeptAffinity(const KeptAffinity&) = delete;
   KeptAffinity& operator=(const KeptAffinity&) = delete;
+  bool is_known() const { return is_known_; }
+  const cpu_set_t& before() const { return before_; }
 
  private:
   cpu_set_t before_;
@@ -123,28 +126,42 @@ void Team::stop() {
 
 void Team::bind(const int* cpus) {
   KeptAffinity kept;
-  for (int i = 0; i < num_threads_; i++) {
-    auto thread = i == 0 ? pthread_self() : threads_[static_cast<size_t>(i) - 1].native_handle();
+  int error = kept.is_known() ? 0 : EINVAL, i = 0;
+  for (; error == 0 && i < num_threads_; i++) {
     bool is_cpu = cpus[i] >= 0 && cpus[i] < CPU_SETSIZE;
-    cpu_set_t set = set_of(is_cpu ? cpus[i] : 0);
-    int error = is_cpu ? pthread_setaffinity_np(thread, sizeof set, &set) : EINVAL;
-    if (error != 0)
-      throw std::system_error(error, std::generic_category(),
-                              "cannot bind a thread to CPU " + std::to_string(cpus[i]));
+    error = is_cpu ? set_affinity(i, set_of(cpus[i])) : EINVAL;
+  }
+  if (error != 0) {
+    for (int bound = 1; bound < i; bound++) set_affinity(bound, kept.before());
+    throw std::system_error(
+        error, std::generic_category(),
+        "cannot bind a thread to CPU " + std::to_string(cpus[i > 0 ? i - 1 : 0]));
   }
   cpus_.assign(cpus, cpus + num_threads_);
   is_bound_.store(true, std::memory_order_release);
+}
+
+int Team::set_affinity(int thread, const cpu_set_t& set) {
+  auto handle =
+      thread == 0 ? pthread_self() : threads_[static_cast<size_t>(thread) - 1].native_handle();
+  return pthread_setaffinity_np(handle, sizeof set, &set);
 }
 
 void Team::run(const Job& job) {
   job_ = job;
   if (!is_bound_.load(std::memory_order_relaxed)) return run_stages();
   KeptAffinity kept;
-  bind_to(0, cpus_[0]);
+  if (kept.is_known()) bind_to(0, cpus_[0]);
   members_[0].id.store(gettid(), std::memory_order_relaxed);
   run_stages();
-  // Who is still about to fetch this thread may have lost its CPU, even to this thread.
-  while (members_[0].movers.load(std::memory_order_acquire) > 0) sched_yield();
+  // Who is about to move this thread, or to send it home, may have lost its CPU, even to this
+  // thread; afterwards nobody may have a reason to touch it.
+  auto& moves = members_[0].moves;
+  for (uint32_t seen = 1; seen % 2 != 0;) {
+    while (members_[0].movers.load(std::memory_order_seq_cst) > 0) sched_yield();
+    seen = moves.load(std::memory_order_seq_cst);
+    if (seen % 2 != 0) moves.compare_exchange_strong(seen, seen + 1, std::memory_order_seq_cst);
+  }
 }
 
 void Team::run_stages() {
@@ -242,36 +259,51 @@ void Team::rest(int thread) {
   members_[i].is_busy.store(false, std::memory_order_seq_cst);
   uint32_t moves = members_[i].moves.load(std::memory_order_seq_cst);
   if (moves % 2 == 0) return;
-  bind_to(0, cpus_[i]);
+  // In this order: who binds it elsewhere after this has seen that it is at home, and says so
+  // again.
   members_[i].moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst);
+  bind_to(0, cpus_[i]);
 }
 
-// Whether it is busy and does not run.
-bool Team::has_lost_core(const Member& member) const {
-  if (!member.is_busy.load(std::memory_order_acquire)) return false;
-  clockid_t clock = processor_clock(member.id.load(std::memory_order_relaxed));
-  int64_t before_ns = read_clock_ns(clock);
-  for (int64_t end_ns = now_ns() + kLookNs; now_ns() < end_ns;) relax();
-  return before_ns >= 0 && read_clock_ns(clock) < before_ns + kLookNs / 4;
-}
-
-// Fetches who has tiles and no core to this thread's CPU. From then on it may run there at once,
-// before this thread does, finish and go home: who has gone before it was fetched is sent after.
-void Team::fetch_late(int thread) {
-  for (int i = 0; i < num_threads_; i++) {
-    Member& other = members_[static_cast<size_t>(i)];
-    if (i == thread || !has_lost_core(other)) continue;
-    other.movers.fetch_add(1, std::memory_order_seq_cst);
-    uint32_t moves = other.moves.load(std::memory_order_relaxed);
+// The first thread that is busy and does not run, or −1; looks at all of them at once, and no
+// longer than the epoch lasts.
+int Team::find_late(int thread, uint32_t epoch) const {
+  int looked[kMostLooked], count = 0;
+  int64_t before_ns[kMostLooked];
+  for (int i = 0; i < num_threads_ && count < kMostLooked; i++) {
+    const Member& other = members_[static_cast<size_t>(i)];
+    if (i == thread || !other.is_busy.load(std::memory_order_acquire)) continue;
     int id = other.id.load(std::memory_order_relaxed);
-    if (moves % 2 == 0 && other.is_busy.load(std::memory_order_seq_cst) &&
-        other.moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst)) {
-      bind_to(id, cpus_[static_cast<size_t>(thread)]);
-      if (other.moves.load(std::memory_order_seq_cst) != moves + 1)
-        bind_to(id, cpus_[static_cast<size_t>(i)]);
-    }
-    other.movers.fetch_sub(1, std::memory_order_release);
+    before_ns[count] = read_clock_ns(processor_clock(id));
+    looked[count++] = i;
   }
+  if (count == 0 || spin_behind(epoch, kLookNs)) return -1;
+  for (int i = 0; i < count; i++) {
+    const Member& other = members_[static_cast<size_t>(looked[i])];
+    int id = other.id.load(std::memory_order_relaxed);
+    if (before_ns[i] >= 0 && read_clock_ns(processor_clock(id)) < before_ns[i] + kLookNs / 4)
+      return looked[i];
+  }
+  return -1;
+}
+
+// Fetches one who has tiles and no core to this thread's CPU. From then on it may run there at
+// once, before this thread does, finish and go home: who has gone before it was fetched is sent
+// after.
+void Team::fetch_late(int thread, uint32_t epoch) {
+  int late = find_late(thread, epoch);
+  if (late < 0) return;
+  Member& other = members_[static_cast<size_t>(late)];
+  other.movers.fetch_add(1, std::memory_order_seq_cst);
+  uint32_t moves = other.moves.load(std::memory_order_seq_cst);
+  int id = other.id.load(std::memory_order_relaxed);
+  if (moves % 2 == 0 && other.is_busy.load(std::memory_order_seq_cst) &&
+      other.moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst)) {
+    bind_to(id, cpus_[static_cast<size_t>(thread)]);
+    if (other.moves.load(std::memory_order_seq_cst) != moves + 1)
+      bind_to(id, cpus_[static_cast<size_t>(late)]);
+  }
+  other.movers.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 // Sends home who was fetched, has finished and has lost this CPU again, to the thread it woke.
@@ -285,7 +317,7 @@ void Team::send_home(int thread) {
       bind_to(other.id.load(std::memory_order_relaxed), cpus_[static_cast<size_t>(i)]);
       other.moves.compare_exchange_strong(moves, moves + 1, std::memory_order_seq_cst);
     }
-    other.movers.fetch_sub(1, std::memory_order_release);
+    other.movers.fetch_sub(1, std::memory_order_seq_cst);
   }
 }
 
@@ -293,7 +325,7 @@ void Team::send_home(int thread) {
 void Team::wait_behind(uint32_t epoch, int64_t spin_ns, int thread) {
   if (is_bound_.load(std::memory_order_acquire) && spin_ns >= kPatienceNs) {
     if (spin_behind(epoch, kPatienceNs)) return;
-    fetch_late(thread);
+    fetch_late(thread, epoch);
     if (!spin_behind(epoch, spin_ns - kPatienceNs)) sleep_behind(epoch);
     send_home(thread);
   } else if (!spin_behind(epoch, spin_ns)) {

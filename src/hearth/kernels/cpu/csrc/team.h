@@ -23,6 +23,8 @@
 //   stage, job   written while no tile is out, read only by those who hold one that is not counted,
 //                and by who has counted the last
 #pragma once
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -79,9 +81,10 @@ class Team {
   bool spin_behind(uint32_t epoch, int64_t spin_ns) const;
   void sleep_behind(uint32_t epoch);
   void rest(int thread);
-  void fetch_late(int thread);
+  int set_affinity(int thread, const cpu_set_t& set);
+  int find_late(int thread, uint32_t epoch) const;
+  void fetch_late(int thread, uint32_t epoch);
   void send_home(int thread);
-  bool has_lost_core(const Member& member) const;
   void stop();
 
   const int num_threads_;
