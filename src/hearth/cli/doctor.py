@@ -162,10 +162,9 @@ def _storage_of(model: str | None, models_dir: str | None) -> Path:
         return home_expanded(models_dir)
     if model is not None and (path := home_expanded(model).absolute()).exists():
         return path.parent if path.is_file() else path
-    if chosen := os.environ.get("HEARTH_MODELS_DIR"):  # where `hearth pull` puts them
-        return home_expanded(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return home_expanded(cache) / "hearth" / "models"
+    from hearth.hub.store import models_dir as store_dir
+
+    return store_dir(os.environ)
 
 
 def _write_bundle(path: Path, report: DoctorReport) -> None:

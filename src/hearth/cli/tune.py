@@ -94,8 +94,8 @@ ModelsDir = Annotated[
     str,
     _flag(
         "--models-dir",
-        "Where models lie: the readahead of that disk is meant. Default: the user's cache "
-        "directory.",
+        "Where models lie: the readahead of that disk is meant. Default: where hearth pull puts "
+        "them.",
         _CHOICE,
         metavar="DIRECTORY",
         show_default=False,
@@ -199,14 +199,10 @@ def _view(places: Places, models_dir: str, hugepages_bytes: int | None) -> HostV
         available: int | None = read_memory(places.root).available_bytes
     except CapacityError:
         available = None
-    directory = home_expanded(models_dir).absolute() if models_dir else _cache_directory()
+    from hearth.hub.store import models_dir as store_dir
+
+    directory = home_expanded(models_dir).absolute() if models_dir else store_dir(os.environ)
     return view_of(places, directory, hugepages_bytes=hugepages_bytes, available_bytes=available)
-
-
-def _cache_directory() -> Path:
-    """$XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return home_expanded(base).absolute()
 
 
 def _run(order: Order, view: HostView) -> int:
