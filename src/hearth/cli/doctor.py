@@ -14,6 +14,7 @@ import typer
 
 from hearth.cli.config_file import Config
 from hearth.cli.options import option, quantity
+from hearth.cli.storage import storage_directory
 from hearth.core.errors import ConfigError
 from hearth.core.paths import home_expanded
 
@@ -159,12 +160,10 @@ def _examine(
 
 def _storage_of(model: str | None, models_dir: str | None) -> Path:
     if models_dir is not None:
-        return home_expanded(models_dir)
+        return storage_directory(models_dir)
     if model is not None and (path := home_expanded(model).absolute()).exists():
         return path.parent if path.is_file() else path
-    from hearth.hub.store import models_dir as store_dir
-
-    return store_dir(os.environ)
+    return storage_directory(None)
 
 
 def _write_bundle(path: Path, report: DoctorReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -13,6 +12,7 @@ from hearth.cli.described import described
 from hearth.cli.measure import known_profile, measure_machine
 from hearth.cli.plan import PlanFlags
 from hearth.cli.quantity import parse_quantity
+from hearth.cli.storage import storage_directory
 from hearth.core.config import (
     DeviceConfig,
     EngineConfig,
@@ -29,7 +29,6 @@ from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads
 from hearth.host.speed import Speeds
-from hearth.hub.store import models_dir
 from hearth.kernels.cpu.library import resolve_isa
 from hearth.models.loader import LoadedSpec
 
@@ -79,7 +78,7 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
     placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
-    speeds = _speeds(flags, placement, directory if is_here else models_dir(os.environ, ""))
+    speeds = _speeds(flags, placement, directory if is_here else storage_directory(None))
     site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
     steps = phone_steps(backend, config, speeds) if speeds is not None else ()
     slots = loaded.program.slots + (loaded.encoder.program.slots if loaded.encoder else ())

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hearth.cli.options import option, quantity
+from hearth.cli.storage import storage_directory
 from hearth.core.errors import ConfigError, HostError
 from hearth.core.paths import home_expanded
 
@@ -199,9 +200,7 @@ def _view(places: Places, models_dir: str, hugepages_bytes: int | None) -> HostV
         available: int | None = read_memory(places.root).available_bytes
     except CapacityError:
         available = None
-    from hearth.hub.store import models_dir as store_dir
-
-    directory = home_expanded(models_dir).absolute() if models_dir else store_dir(os.environ)
+    directory = storage_directory(models_dir)
     return view_of(places, directory, hugepages_bytes=hugepages_bytes, available_bytes=available)
 
 
