@@ -1,10 +1,11 @@
 """Throughput of decode steps while another process takes one core for 10 ms at a time.
 
     python -m benchmarks.noisy_neighbour [--threads 2] [--rounds 8] [--window 2.0] [--bind]
+                                         [--layers 22]
 
 The neighbour is pinned to one core: busy for 10 ms, asleep for 10 ms. Quiet and noisy windows take
-turns; in each the steps of a small int4 model (4 layers of the 1.47 B reference model, one row) are
-counted. Shown: the median share of the steps that is lost, beside the share of the machine's time
+turns; in each the steps of an int4 model (the 1.47 B reference model, or some of its layers, one
+row) are counted. Shown: the median share of the steps that is lost, beside the share of the machine's time
 that the neighbour got (its processor time by the time of as many cores as there are threads),
 which is the limit: what it took is gone for everybody. Never asserts.
 """
@@ -99,8 +100,10 @@ def main() -> None:
     parser.add_argument(
         "--bind", action="store_true", help="each thread to a CPU, as a server does"
     )
+    parser.add_argument("--layers", type=int, default=22, help="all of the model's: 22")
     arguments = parser.parse_args()
-    executor = executor_of(CASE, load(CASE.config), arguments.threads, ALL_PATTERNS, "auto")
+    config = {**CASE.config, "num_hidden_layers": arguments.layers}
+    executor = executor_of(CASE, load(config), arguments.threads, ALL_PATTERNS, "auto")
     if arguments.bind:
         executor.bind(sorted(os.sched_getaffinity(0))[: arguments.threads])
     plan = plan_of(CASE)
