@@ -5,9 +5,9 @@
 
 The neighbour is pinned to one core: busy for 10 ms, asleep for 10 ms. Quiet and noisy windows take
 turns; in each the steps of an int4 model (the 1.47 B reference model, or some of its layers, one
-row) are counted. Shown: the median share of the steps that is lost, beside the share of the machine's time
-that the neighbour got (its processor time by the time of as many cores as there are threads),
-which is the limit: what it took is gone for everybody. Never asserts.
+row) are counted. Shown: the median share of the steps that is lost, beside the share of the
+machine's time that the neighbour got (its processor time by the time of as many cores as there are
+threads), which is the limit: what it took is gone for everybody. Never asserts.
 """
 
 from __future__ import annotations
