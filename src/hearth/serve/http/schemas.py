@@ -5,6 +5,8 @@ description, what is permitted; `errors` puts it into the message when a value i
 
 Validation runs on the event loop, so its work is bounded: a list is left at its first wrong entry
 (a megabyte of them would take seconds and gigabytes to describe), and counts have limits.
+
+A few lines over 400: the bodies refer to each other, and are looked up in one place.
 """
 
 from __future__ import annotations
