@@ -79,6 +79,17 @@ def test_bad_settings_are_refused(
     assert done.stdout == ""
 
 
+def test_a_model_that_transformers_runs_is_refused_by_what_runs_it(
+    run: Plan, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}))
+    done = run(str(path))
+    assert done.returncode == 2
+    assert "served through transformers (no family file for GPT2LMHeadModel)" in done.stderr
+    assert "--executor" not in done.stderr
+
+
 def test_a_model_that_is_not_there_is_named(run: Plan) -> None:
     done = run("/no/such/model")
     assert done.returncode != 0

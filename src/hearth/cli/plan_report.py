@@ -70,11 +70,17 @@ def make_report(flags: PlanFlags) -> PlanReport:
 def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanReport:
     config = EngineConfig(
         model=ModelConfig(path=str(directory)),
-        device=DeviceConfig(flags.threads, "cpu", flags.isa, flags.cpu_bind),
+        device=DeviceConfig(flags.threads, "auto", flags.isa, flags.cpu_bind),
         scheduler=SchedulerConfig(max_num_seqs=max(_SCHEDULER.max_num_seqs, flags.concurrency)),
         images=ImagesConfig(max_pixels=flags.max_pixels),
     )
     backend = choose_backend(config.device, directory)
+    if backend.name == "automodel":
+        raise ConfigError(
+            f"hearth plan knows what hearth's own kernels run, and this model is served through "
+            f"transformers ({backend.reason})",
+            hint="hearth serve plans its memory when it starts",
+        )
     placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
