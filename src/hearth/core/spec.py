@@ -51,7 +51,8 @@ class SlotKind(StrEnum):
 class QuantSpec:
     """How the elements of a weight are stored: as `dtype`, or as codes of `bits` bits.
 
-    `group_size` columns of a row share a bfloat16 scale, and a zero point where not `symmetric`.
+    `group_size` columns of a row share a scale, and a zero point where not `symmetric`. Scales are
+    bfloat16, or float32 where `wide_scales`: those of a checkpoint that bfloat16 does not hold.
     `int8_rows`: what a linear layer multiplies it with is rounded to int8, each group of
     `group_size` values of a row by a scale of its own; otherwise rows stay float32.
     """
@@ -61,6 +62,7 @@ class QuantSpec:
     group_size: int = 0
     symmetric: bool = True
     int8_rows: bool = False
+    wide_scales: bool = False
 
     @property
     def name(self) -> str:
@@ -69,7 +71,27 @@ class QuantSpec:
             return str(self.dtype)
         rows = ", int8 rows" if self.int8_rows else ""
         zero = "" if self.symmetric else ", zero points"
-        return f"int{self.bits} (groups of {self.group_size}{zero}{rows})"
+        wide = ", float32 scales" if self.wide_scales else ""
+        return f"int{self.bits} (groups of {self.group_size}{zero}{wide}{rows})"
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes a scale."""
+        return 4 if self.wide_scales else 2
+
+
+@dataclass(frozen=True, slots=True)
+class CodesForm:
+    """How a checkpoint stores a matrix as codes.
+
+    `format` is compressed-tensors' name of the layout; `group_size` columns of a row share a scale,
+    0: all of them.
+    """
+
+    format: str
+    bits: int
+    group_size: int
+    symmetric: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +116,7 @@ class WeightSlot:
     A vector has `cols` 1. Slots of norm weights have "norm" in their names. `offset` is added to
     every element of a vector when it is loaded, in float32 (Gemma's norms multiply by 1 + w).
     A linear slot may stack `stack` matrices of `rows` rows (experts), each of which is packed by
-    itself; its sources then have `total_rows` rows.
+    itself; its sources then have `total_rows` rows. `stored`: the checkpoint has it as codes.
     """
 
     name: str
@@ -105,6 +127,7 @@ class WeightSlot:
     quant: QuantSpec = QuantSpec()
     offset: float = 0.0
     stack: int = 1
+    stored: CodesForm | None = None
 
     @property
     def total_rows(self) -> int:

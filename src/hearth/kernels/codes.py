@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hearth.core.spec import SlotKind, WeightSlot
+from hearth.core.spec import QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import round_up
-from hearth.kernels.packing import PANEL_COLUMNS, SCALE_BYTES
+from hearth.kernels.packing import PANEL_COLUMNS, CodeRows
 
 _Element = TypeVar("_Element", bound=np.generic)
 
@@ -41,16 +41,24 @@ class Codes:
         return result
 
 
+def row_values(rows: CodeRows, quant: QuantSpec) -> NDArray[np.float32]:
+    """What rows of codes stand for, [n, cols padded to whole groups]."""
+    zeros = rows.zeros
+    if zeros is None:
+        zeros = np.full(rows.scales.shape, 1 << quant.bits - 1, np.uint8)
+    return Codes(rows.codes, rows.scales, zeros).values(quant.group_size)
+
+
 def read_codes(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
     """The codes of a quantized slot from its packed bytes."""
     if slot.kind is SlotKind.TABLE:
         return _of_table(slot, packed)
     quant, groups = slot.quant, -(-slot.cols // slot.quant.group_size)
-    head = PANEL_COLUMNS * (SCALE_BYTES + (0 if quant.symmetric else 1))
+    head = PANEL_COLUMNS * (quant.scale_bytes + (0 if quant.symmetric else 1))
     block = head + PANEL_COLUMNS * quant.group_size * quant.bits // 8
     blocks = packed.reshape(-1, groups, block)
-    scales = _bfloat16(blocks[:, :, : PANEL_COLUMNS * SCALE_BYTES])
-    zeros = blocks[:, :, PANEL_COLUMNS * SCALE_BYTES : head]
+    scales = _scales(quant, blocks[:, :, : PANEL_COLUMNS * quant.scale_bytes])
+    zeros = blocks[:, :, PANEL_COLUMNS * quant.scale_bytes : head]
     if quant.symmetric:
         zeros = np.full(scales.shape, 1 << quant.bits - 1, np.uint8)
     raw = blocks[:, :, head:].reshape(len(blocks), groups, -1, PANEL_COLUMNS, 4)
@@ -75,8 +83,8 @@ def dequantized(slot: WeightSlot, packed: NDArray[np.uint8]) -> NDArray[np.float
 def _of_table(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
     rows = packed.reshape(slot.rows, -1)
     padded = round_up(slot.cols, slot.quant.group_size)
-    end = padded + padded // slot.quant.group_size * SCALE_BYTES
-    scales = _bfloat16(rows[:, padded:end])
+    end = padded + padded // slot.quant.group_size * slot.quant.scale_bytes
+    scales = _scales(slot.quant, rows[:, padded:end])
     zeros = np.full(scales.shape, _TABLE_ZERO, np.uint8)
     return Codes(rows[:, : slot.cols].copy(), scales, zeros)
 
@@ -87,5 +95,11 @@ def _without_padding(slot: WeightSlot, rows: NDArray[_Element]) -> NDArray[_Elem
     return np.ascontiguousarray(matrices[:, : slot.rows].reshape(slot.total_rows, -1))
 
 
-def _bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+def _scales(quant: QuantSpec, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    raw = np.ascontiguousarray(raw)
+    return raw.view(np.float32) if quant.wide_scales else widened(raw.view(np.uint16))
+
+
+def widened(bfloat16: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16, as their bits, in float32."""
+    return (bfloat16.astype(np.uint32) << 16).view(np.float32)

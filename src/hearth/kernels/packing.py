@@ -8,9 +8,9 @@ to the head keep [rows][cols padded to 16]. Vectors are float32, padded with zer
 that is mapped.
 
 Quantized weights (csrc/quant.h draws them): a panel is a run of blocks, one for each group of
-columns of K: 64 bfloat16 scales, 64 zero points where there are any, then the codes. A quantized
-table has rows of int8 codes and their scales. A row of a quantized buffer is a run of groups, each
-its int8 codes, then a float32 scale and minus the sum of the codes as int32.
+columns of K: 64 scales (bfloat16, or float32), 64 zero points where there are any, then the codes.
+A quantized table has rows of int8 codes and their scales. A row of a quantized buffer is a run of
+groups, each its int8 codes, then a float32 scale and minus the sum of the codes as int32.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16]; in bfloat16 elements
@@ -34,12 +34,11 @@ if TYPE_CHECKING:
     from hearth.core.program import KvGroupSpec
     from hearth.core.spec import WeightSlot
 
-PACKING_VERSION = 4
+PACKING_VERSION = 5
 PANEL_COLUMNS = 64
 LANES = 16
 # Names of the layouts above in files; what is quantized adds its own.
 _LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR: "vector64"}
-SCALE_BYTES = 2
 # Scales that are tried for a group of 4-bit codes beside the plain one. (Squared error left in the
 # built-in model's matrices, groups of 128: 0.93 % with 8 near steps, 0.91 % with the 8 wide ones of
 # kernels_fit.h, 0.90 % with 30 over any range, 0.87 % with zero points.)
@@ -64,6 +63,19 @@ class HostTensor:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CodeRows:
+    """Rows of a quantized matrix as codes: a weight is scale · (code − zero point).
+
+    `codes` [n, cols padded to whole groups] uint8, `scales` [n, groups] float32, `zeros` [n,
+    groups] uint8, None where the middle code (8, 128) stands for zero.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zeros: NDArray[np.uint8] | None = None
+
+
 class WeightSink(Protocol):
     """Takes the weights of a program in, one checkpoint tensor at a time, and packs them."""
 
@@ -73,6 +85,10 @@ class WeightSink(Protocol):
         `tensor.shape` is [n, cols] ([n] for a vector). Copies; keeps no reference. May be called
         from several threads for different slots. Raises KernelError when it cannot convert.
         """
+        ...
+
+    def put_codes(self, slot: WeightSlot, first_row: int, rows: CodeRows) -> None:
+        """Packs rows that are codes of the slot's bits and groups already; else as `put`."""
         ...
 
     def fill_random(self, slot: WeightSlot, seed: int) -> None:
@@ -86,7 +102,9 @@ def packed_bytes(slot: WeightSlot) -> int:
         return round_up(slot.rows, PANEL_COLUMNS) * 4
     if slot.kind is SlotKind.TABLE and slot.quant.bits:
         num_groups = -(-slot.cols // slot.quant.group_size)
-        return slot.rows * round_up(num_groups * (slot.quant.group_size + SCALE_BYTES), LANES)
+        return slot.rows * round_up(
+            num_groups * (slot.quant.group_size + slot.quant.scale_bytes), LANES
+        )
     if slot.kind is SlotKind.TABLE:
         return slot.rows * round_up(slot.cols, LANES) * slot.quant.dtype.num_bytes
     return slot.stack * matrix_bytes(slot)
@@ -97,7 +115,7 @@ def matrix_bytes(slot: WeightSlot) -> int:
     quant, rows = slot.quant, round_up(slot.rows, PANEL_COLUMNS)
     if not quant.bits:
         return rows * slot.cols * quant.dtype.num_bytes
-    head = SCALE_BYTES + (0 if quant.symmetric else 1)
+    head = quant.scale_bytes + (0 if quant.symmetric else 1)
     codes = quant.group_size * quant.bits // 8
     return rows * -(-slot.cols // quant.group_size) * (head + codes)
 

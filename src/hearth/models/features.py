@@ -13,7 +13,7 @@ from hearth.models.config_json import ConfigJson
 # Key → values with which the arithmetic is the plain one.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "hidden_act": (None, "silu", "swish"),
-    "quantization_config": (None,),
+    "compression_config": (None,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "logit_scale": (None, 1, 1.0),
@@ -42,7 +42,7 @@ def refuse_unimplemented(config: ConfigJson, reads: AbstractSet[str]) -> None:
     """
     for key, neutral in _NEUTRAL.items():
         if key not in reads and config.values.get(key) not in neutral:
-            raise config.error(key, _permitted(neutral), hint=_hint(key))
+            raise config.error(key, _permitted(neutral), hint=_HINT)
     if "sliding_window" not in reads:
         _refuse_window(config)
 
@@ -62,7 +62,4 @@ def _permitted(neutral: tuple[object, ...]) -> str:
     return ", ".join(dict.fromkeys([*texts, "null"]))
 
 
-def _hint(key: str) -> str:
-    if key == "quantization_config":
-        return "quantized checkpoints are not read yet: use the unquantized one"
-    return "not implemented yet; ignoring it would give wrong answers"
+_HINT = "not implemented yet; ignoring it would give wrong answers"

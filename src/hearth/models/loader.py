@@ -5,6 +5,7 @@ Imports neither torch nor numpy: `load_model_spec` takes milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from hearth.models.generation_config import GenerationDefaults, read_generation_
 from hearth.models.lower import lower
 from hearth.models.lower_vision import lower_vision
 from hearth.models.quantize import quantized
+from hearth.models.safetensors_file import has_weights, read_checkpoint
+from hearth.models.stored import KEY, StoredWeights, read_stored, with_stored
 from hearth.models.windows import with_window
 
 
@@ -37,6 +40,7 @@ class LoadedSpec:
     window: int | None = None  # that of --window
     quantize: str = "none"  # none, int8, int4
     codes: CodesConfig = DEFAULT_CODES
+    stored: StoredWeights | None = None  # what the checkpoint has as codes
     warnings: tuple[str, ...] = ()
 
     @property
@@ -57,7 +61,8 @@ class LoadedSpec:
         """
         family = family_of(architecture_of(self.config))
         spec = family.build_spec(self.config, self.dtype, max_model_len)
-        spec = quantized(with_window(spec, self.window), self.quantize, self.codes)
+        spec = with_stored(with_window(spec, self.window), self.stored, self.codes)
+        spec = quantized(spec, self.quantize, self.codes)
         return replace(self, spec=spec, program=lower(spec), encoder=lower_vision(spec))
 
 
@@ -83,7 +88,8 @@ def load_model_spec(
     refuse_unimplemented(config, family.reads)
     choice = resolve_dtype(dtype, checkpoint_dtype(config))
     spec = with_window(family.build_spec(config, choice.dtype, max_model_len), window)
-    spec = quantized(spec, quantize, codes)
+    stored = read_stored(config, _stored_dtypes(directory, config))
+    spec = quantized(with_stored(spec, stored, codes), quantize, codes)
     generation = read_generation_defaults(directory, config, spec.vocab_size)
     return LoadedSpec(
         path=directory,
@@ -97,5 +103,13 @@ def load_model_spec(
         window=window,
         quantize=quantize,
         codes=codes,
+        stored=stored,
         warnings=generation.warnings,
     )
+
+
+def _stored_dtypes(directory: Path, config: ConfigJson) -> Mapping[str, str] | None:
+    """Of a quantized checkpoint's tensors; None for a plain one, and where no files are here."""
+    if not config.has(KEY) or not has_weights(directory):
+        return None
+    return {name: entry.dtype for name, entry in read_checkpoint(directory).tensors.items()}

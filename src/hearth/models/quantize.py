@@ -32,7 +32,8 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
 
     int4: linear layers in 4 bits; head and embedding, which lose most, and a vision encoder, which
     is small, in 8. int8: all in 8. Linear layers round what they read to int8, unless `codes` wants
-    float32 activations. Norms, biases, routers and grids of positions stay as they are.
+    float32 activations. Norms, biases, routers and grids of positions stay as they are, and so does
+    what the checkpoint has as codes.
     """
     if scheme == "none":
         return spec
@@ -43,7 +44,7 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
         exact |= {spec.vision.position_table or ""}
 
     def convert(slot: WeightSlot) -> WeightSlot:
-        if slot.kind is SlotKind.VECTOR or slot.name in exact:
+        if slot.kind is SlotKind.VECTOR or slot.name in exact or slot.stored is not None:
             return slot
         is_outer = slot.name in in_8_bits
         quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)
@@ -68,9 +69,16 @@ def linear_slots(vision: VisionSpec) -> set[str]:
 
 
 def _quant_of(slot: WeightSlot, bits: int, codes: CodesConfig) -> QuantSpec:
-    group_size = min(codes.group_size, round_up(slot.cols, LEAST_GROUP))
+    group_size = _group_size(slot.cols, codes.group_size)
     int8_rows = slot.kind is SlotKind.LINEAR and codes.activations != "float32"
     return QuantSpec(slot.quant.dtype, bits, group_size, int8_rows=int8_rows)
+
+
+def _group_size(cols: int, most: int) -> int:
+    """The largest that fills rows of `cols` with whole groups; where none does, the largest."""
+    sizes = [min(most, round_up(cols, LEAST_GROUP))]
+    sizes += [size for size in reversed(GROUP_SIZES) if size < sizes[0]]
+    return next((size for size in sizes if cols % size == 0), sizes[0])
 
 
 def storage_of(slots: Sequence[WeightSlot]) -> str:

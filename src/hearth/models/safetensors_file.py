@@ -52,6 +52,11 @@ class Checkpoint:
     files: tuple[Path, ...]
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether there is anything for `read_checkpoint` to read."""
+    return (directory / SINGLE_FILE).exists() or (directory / INDEX_FILE).exists()
+
+
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Headers of `model.safetensors`, or of the shards that its index names.
 
@@ -98,6 +103,16 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     entries = {name: _entry(path, name, value, data_begin) for name, value in values.items()}
     _check_extents(path, entries, data_begin, num_bytes)
     return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free texts of a file's header, which `read_header` has read before."""
+    with path.open("rb") as file:
+        values = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    metadata = values.get("__metadata__")
+    if not isinstance(metadata, dict):
+        return {}
+    return {str(key): value for key, value in metadata.items() if isinstance(value, str)}
 
 
 def _check_header_length(path: Path, num_read: int, length: int, num_bytes: int) -> None:

@@ -7,12 +7,15 @@ small enough that the mapped pages of one piece are a negligible part of memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import DType, ModelSpec, SlotKind, WeightSlot, WeightSource
 from hearth.models.safetensors_file import Checkpoint, TensorEntry
+from hearth.models.stored import has_codes
+from hearth.models.stored_rows import CodePiece, code_entries
 
 PIECE_BYTES = 8 << 20
 # Packing works in panels of columns: pieces that begin at a panel are packed without a seam.
@@ -21,7 +24,8 @@ _PIECE_ROWS = 64
 TIED_HEAD = "lm_head.weight"
 READABLE = {"F32": DType.FLOAT32, "BF16": DType.BFLOAT16, "F16": DType.FLOAT16}
 # Buffers that old checkpoints carry and that are computed from the config.
-_HARMLESS = (".rotary_emb.inv_freq",)
+# And the shapes of packed codes, which the configuration gives, too.
+_HARMLESS = (".rotary_emb.inv_freq", ".weight_shape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,18 @@ class Piece:
     num_bytes: int
     slot_row: int
 
+    @property
+    def path(self) -> Path:
+        """The file that holds them."""
+        return self.entry.path
+
 
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
     """The pieces of one slot, by ascending row."""
 
     slot: WeightSlot
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Piece | CodePiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +69,20 @@ def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
     needed = _rows_needed(resolved)
     _check_missing(needed, checkpoint)
     for slot in resolved:
-        for source in slot.sources:
+        for source in slot.sources if slot.stored is None else ():
             _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
-    slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint))) for slot in resolved)
+    slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint, needed))) for slot in resolved)
+    used = {entry.name for plan in slots for piece in plan.pieces for entry in _entries(piece)}
     return WeightPlan(
         slots=slots,
         num_bytes=sum(piece.num_bytes for plan in slots for piece in plan.pieces),
-        num_tensors=len(needed),
-        warnings=_unexpected(spec, needed, checkpoint),
+        num_tensors=len(used),
+        warnings=_unexpected(spec, used, checkpoint),
     )
+
+
+def _entries(piece: Piece | CodePiece) -> tuple[TensorEntry, ...]:
+    return piece.source.entries if isinstance(piece, CodePiece) else (piece.entry,)
 
 
 def _resolve(slot: WeightSlot, checkpoint: Checkpoint) -> WeightSlot:
@@ -76,11 +90,15 @@ def _resolve(slot: WeightSlot, checkpoint: Checkpoint) -> WeightSlot:
 
     def resolve(source: WeightSource) -> WeightSource:
         candidate: WeightSource | None = source
-        while candidate is not None and candidate.tensor not in checkpoint.tensors:
+        while candidate is not None and not _is_there(candidate.tensor, checkpoint):
             candidate = candidate.otherwise
         return candidate or source
 
     return replace(slot, sources=tuple(resolve(source) for source in slot.sources))
+
+
+def _is_there(tensor: str, checkpoint: Checkpoint) -> bool:
+    return tensor in checkpoint.tensors or has_codes(tensor, checkpoint.tensors)
 
 
 def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
@@ -97,7 +115,7 @@ def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
 
 
 def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
-    missing = [name for name in needed if name not in checkpoint.tensors]
+    missing = [name for name in needed if not _is_there(name, checkpoint)]
     if not missing:
         return
     hint = None
@@ -119,7 +137,7 @@ def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
     if entry.dtype not in READABLE:
         raise WeightsError(
             f"{where}: dtype is {entry.dtype}; permitted: {', '.join(READABLE)}",
-            hint="quantized checkpoints are not read yet: use the unquantized one",
+            hint="if it holds codes, config.json must say so (quantization_config)",
         )
     expected = (rows,) if slot.kind is SlotKind.VECTOR else (rows, slot.cols)
     shape = entry.shape
@@ -133,11 +151,21 @@ def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
         )
 
 
-def _pieces(slot: WeightSlot, checkpoint: Checkpoint) -> Iterable[Piece]:
+def _pieces(
+    slot: WeightSlot, checkpoint: Checkpoint, needed: Mapping[str, int]
+) -> Iterable[Piece | CodePiece]:
     slot_row = 0
     for source in slot.sources:
         num_rows = source.num_rows or slot.total_rows
-        yield from _split(slot, source, checkpoint.tensors[source.tensor], slot_row)
+        if slot.stored is None:
+            yield from _split(slot, source, checkpoint.tensors[source.tensor], slot_row)
+        else:
+            rows = needed[source.tensor]
+            entries = code_entries(slot.stored, source.tensor, checkpoint, rows, slot.cols)
+            step = max(_PIECE_ROWS, PIECE_BYTES // (2 * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
+            for first in range(0, num_rows, step):
+                count = min(step, num_rows - first)
+                yield CodePiece(entries, source.first_row + first, count, slot_row + first)
         slot_row += num_rows
 
 
@@ -162,12 +190,10 @@ def _split(
         )
 
 
-def _unexpected(spec: ModelSpec, needed: Iterable[str], checkpoint: Checkpoint) -> tuple[str, ...]:
+def _unexpected(spec: ModelSpec, used: set[str], checkpoint: Checkpoint) -> tuple[str, ...]:
     harmless = {TIED_HEAD} if spec.tied else set()
     names = sorted(
-        name
-        for name in set(checkpoint.tensors) - set(needed) - harmless
-        if not name.endswith(_HARMLESS)
+        name for name in set(checkpoint.tensors) - used - harmless if not name.endswith(_HARMLESS)
     )
     if not names:
         return ()

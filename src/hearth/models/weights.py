@@ -24,6 +24,7 @@ from hearth.core.spec import DType, WeightSlot
 from hearth.kernels.packing import HostTensor, WeightSink
 from hearth.models.loader import LoadedSpec
 from hearth.models.safetensors_file import Checkpoint, TensorEntry, read_checkpoint
+from hearth.models.stored_rows import CodePiece, read_rows
 from hearth.models.weight_plan import PIECE_BYTES, TIED_HEAD, Piece, SlotPlan, plan_weights
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -72,7 +73,7 @@ def load_weights(
         return LoadReport(total, 0)
     checkpoint = read_checkpoint(loaded.path)
     plan = plan_weights(loaded.spec, checkpoint)
-    maps = {path: _map_file(path) for path in {e.path for e in checkpoint.tensors.values()}}
+    maps = {path: map_file(path) for path in {e.path for e in checkpoint.tensors.values()}}
     _check_tied_head(loaded, checkpoint, maps)
     counter = _Counter(plan.num_bytes, on_progress)
     _run([_pack_task(slot_plan, sink, maps, counter) for slot_plan in plan.slots])
@@ -131,10 +132,13 @@ def _pack_task(
 ) -> Task:
     def task() -> None:
         for piece in plan.pieces:
-            mapped = maps[piece.entry.path]
+            mapped = maps[piece.path]
             _prefetch(mapped, piece.begin, piece.num_bytes)
-            sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
-            _drop_pages(mapped, piece.begin, piece.num_bytes)
+            if isinstance(piece, CodePiece):
+                sink.put_codes(plan.slot, piece.slot_row, read_rows(plan.slot, piece, maps))
+            else:
+                sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
+            drop_pages(mapped, piece.begin, piece.num_bytes)
             counter.add(piece.num_bytes)
 
     return task
@@ -161,7 +165,7 @@ def _as_float32(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
     return data.view(np.float32 if dtype is DType.FLOAT32 else np.float16).astype(np.float32)
 
 
-def _map_file(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
     """Maps a file for reading; unmapped when the last view of it is gone."""
     try:
         with path.open("rb") as file:
@@ -176,7 +180,7 @@ def _prefetch(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
     mapped.madvise(mmap.MADV_WILLNEED, start, begin + num_bytes - start)
 
 
-def _drop_pages(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
+def drop_pages(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
     """Gives the mapped pages back; a neighbour's bytes in them are read again when needed.
 
     Also those that the kernel mapped around the piece: of small tensors (experts) that neighbour
@@ -199,7 +203,9 @@ def _check_tied_head(
     if not loaded.spec.tied or head is None:
         return
     slot = next(s for s in loaded.spec.slots if s.name == loaded.spec.embedding)
-    embedding = checkpoint.tensors[slot.sources[0].tensor]
+    embedding = checkpoint.tensors.get(slot.sources[0].tensor)
+    if embedding is None or slot.stored is not None:
+        return  # codes: nothing to compare a second head with
     if _is_equal(head, embedding, maps):
         return
     raise WeightsError(
@@ -220,7 +226,7 @@ def _is_equal(a: TensorEntry, b: TensorEntry, maps: Mapping[Path, mmap.mmap]) ->
         )
         equal = np.array_equal(left, right)
         for entry in (a, b):
-            _drop_pages(maps[entry.path], entry.begin + offset, num_bytes)
+            drop_pages(maps[entry.path], entry.begin + offset, num_bytes)
         if not equal:
             return False
     return True

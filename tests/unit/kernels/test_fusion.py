@@ -229,7 +229,7 @@ def test_buffers_that_stay_within_tiles_need_no_memory() -> None:
     ("shape", "threads", "pattern", "reason"),
     [
         (replace(WIDE, intermediate=200), 2, Pattern.GATED, "200 is no multiple of 64"),
-        (replace(WIDE, intermediate=320), 16, Pattern.GATED, "3 tiles of 4 panels are few"),
+        (replace(WIDE, intermediate=384), 16, Pattern.GATED, "3 tiles of 4 panels are few"),
         (replace(WIDE, head_dim=80), 16, Pattern.HEADS, "3 tiles of 5 panels are few"),
         (replace(WIDE, head_dim=24), 2, Pattern.ATTENTION, "the 96 columns of a kv head"),
     ],

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearth.core.spec import DType, SlotKind, WeightSlot
-from hearth.kernels.packing import HostTensor
+from hearth.kernels.codes import row_values
+from hearth.kernels.packing import CodeRows, HostTensor
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 8, 6, 2, 1, 4, 10
 
@@ -114,6 +115,12 @@ class RecordingSink:
         shape = (slot.rows,) if slot.kind is SlotKind.VECTOR else (slot.total_rows, slot.cols)
         stored = self.slots.setdefault(slot.name, np.full(shape, np.nan, np.float32))
         stored[first_row : first_row + tensor.shape[0]] = as_float32(tensor)
+
+    def put_codes(self, slot: WeightSlot, first_row: int, rows: CodeRows) -> None:
+        shape = (slot.total_rows, slot.cols)
+        stored = self.slots.setdefault(slot.name, np.full(shape, np.nan, np.float32))
+        values = row_values(rows, slot.quant)[:, : slot.cols]
+        stored[first_row : first_row + len(values)] = values
 
     def fill_random(self, slot: WeightSlot, seed: int) -> None:
         self.filled[slot.name] = seed

@@ -18,7 +18,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {
@@ -135,6 +135,7 @@ class CLayout(CStructure):
         ("bits", c_int32),
         ("group", c_int32),
         ("zeros", c_int32),
+        ("wide", c_int32),
     )
 
 
@@ -155,6 +156,7 @@ def layout_of(slot: WeightSlot) -> CLayout:
         bits=slot.quant.bits,
         group=slot.quant.group_size,
         zeros=slot.quant.bits > 0 and not slot.quant.symmetric,
+        wide=slot.quant.bits > 0 and slot.quant.wide_scales,
     )
 
 
@@ -284,6 +286,26 @@ def declare(library: ctypes.CDLL) -> None:
         c_int64,
         c_int32,
         c_char_p,
+    )
+    library.hearth_quantize.argtypes = (
+        POINTER(CLayout),
+        c_void_p,
+        c_int32,
+        c_int64,
+        c_int32,
+        c_char_p,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+    )
+    library.hearth_pack_codes.argtypes = (
+        c_void_p,
+        POINTER(CLayout),
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_int64,
+        c_int64,
     )
     library.hearth_fill_random.argtypes = (
         c_void_p,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.library import load_library, resolve_isa
 from hearth.kernels.packing import (
     SCALE_CANDIDATES,
+    CodeRows,
     HostTensor,
     arena_bytes,
     matrix_bytes,
@@ -80,10 +82,7 @@ class CpuWeights:
             )
         source = np.ascontiguousarray(tensor.data)
         row_bytes = source.nbytes // max(num_rows, 1)
-        done = 0
-        while done < num_rows:  # matrix by matrix of a stack
-            matrix, row = divmod(first_row + done, slot.rows)
-            count = min(num_rows - done, slot.rows - row)
+        for matrix, row, done, count in _per_matrix(slot, first_row, num_rows):
             self._check(
                 slot,
                 self._library.hearth_pack(
@@ -97,7 +96,33 @@ class CpuWeights:
                     self._isa,
                 ),
             )
-            done += count
+
+    def put_codes(self, slot: WeightSlot, first_row: int, rows: CodeRows) -> None:
+        """See `WeightSink.put_codes`."""
+        num_rows, groups = rows.scales.shape
+        width = groups * slot.quant.group_size
+        if rows.codes.shape != (num_rows, width) or first_row + num_rows > slot.total_rows:
+            raise KernelError(
+                f"codes of shape {list(rows.codes.shape)} do not fit rows {first_row} … of slot "
+                f"{slot.name} [{slot.total_rows}, {slot.cols}]"
+            )
+        if (rows.zeros is None) != slot.quant.symmetric:
+            raise KernelError(f"slot {slot.name} is {slot.quant.name}: zero points do not fit")
+        codes, scales = np.ascontiguousarray(rows.codes), np.ascontiguousarray(rows.scales)
+        zeros = None if rows.zeros is None else np.ascontiguousarray(rows.zeros)
+        for matrix, row, done, count in _per_matrix(slot, first_row, num_rows):
+            self._check(
+                slot,
+                self._library.hearth_pack_codes(
+                    self._matrix_address(slot, matrix),
+                    ctypes.byref(abi.layout_of(slot)),
+                    codes.ctypes.data + done * width,
+                    scales.ctypes.data + done * groups * scales.itemsize,
+                    None if zeros is None else zeros.ctypes.data + done * groups,
+                    row,
+                    count,
+                ),
+            )
 
     def fill_random(self, slot: WeightSlot, seed: int) -> None:
         """Uniform random values: matrices with variance 1/cols, norm weights 1, small biases."""
@@ -130,6 +155,18 @@ class CpuWeights:
         if code != 0:
             why = ": it has values that are not finite" if slot.quant.bits else ""
             raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.name}{why}")
+
+
+def _per_matrix(
+    slot: WeightSlot, first_row: int, num_rows: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Rows of a stack, matrix by matrix: the matrix, its row, rows done before, rows now."""
+    done = 0
+    while done < num_rows:
+        matrix, row = divmod(first_row + done, slot.rows)
+        count = min(num_rows - done, slot.rows - row)
+        yield matrix, row, done, count
+        done += count
 
 
 def is_norm_weight(slot: WeightSlot) -> bool:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from hearth.core.errors import KernelError
 from hearth.core.program import StepProgram
 from hearth.core.spec import DType, SlotKind, WeightSlot
-from hearth.kernels.codes import dequantized
-from hearth.kernels.packing import HostTensor
+from hearth.kernels.codes import dequantized, row_values
+from hearth.kernels.packing import CodeRows, HostTensor
 from hearth.kernels.reference.quantize import rounded_weights
 
 _TORCH_DTYPES = {
@@ -56,6 +56,12 @@ class ReferenceWeights:
             if not rows.isfinite().all():
                 raise KernelError(f"slot {slot.name} has values that are not finite")
         stored[first_row:last_row] = rows.to(stored.dtype)
+
+    def put_codes(self, slot: WeightSlot, first_row: int, rows: CodeRows) -> None:
+        """See `WeightSink.put_codes`; keeps what the codes stand for."""
+        values = row_values(rows, slot.quant)[:, : slot.cols]
+        last_row = first_row + len(values)
+        self._slot(slot.name)[first_row:last_row] = torch.from_numpy(values)
 
     def put_packed(self, slot: WeightSlot, packed: NDArray[np.uint8]) -> None:
         """Takes a quantized slot from the bytes that a kernel reads."""

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 11
+#define HEARTH_ABI_VERSION 12
 
 enum {
   HEARTH_OK = 0,
@@ -115,6 +115,7 @@ typedef struct hearth_layout {
   int32_t bits;   // 0, 4 or 8
   int32_t group;  // columns that share a scale; a multiple of 32
   int32_t zeros;  // 1: zero points stand beside the scales
+  int32_t wide;   // 1: scales are float, else bfloat16
 } hearth_layout;
 
 typedef struct hearth_weight {
@@ -238,6 +239,20 @@ HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32
 HEARTH_API int32_t hearth_pack(void* dst, const hearth_layout* layout, const void* src,
                                int32_t src_dtype, int64_t first_row, int64_t num_rows,
                                int32_t candidates, const char* isa);
+
+// What hearth_pack makes of `num_rows` rows of the source, plainly: codes [num_rows, cols padded to
+// whole groups], and for each group of a row a scale (bfloat16) and a zero point, [num_rows,
+// groups].
+HEARTH_API int32_t hearth_quantize(const hearth_layout* layout, const void* src, int32_t src_dtype,
+                                   int64_t num_rows, int32_t candidates, const char* isa,
+                                   uint8_t* codes, uint16_t* scales, uint8_t* zeros);
+
+// Packs rows that are codes already, as hearth_quantize lays them out but with scales as float;
+// they are rounded where the layout's are not wide. `zeros` null: there are none. HEARTH_E_ARGUMENT
+// also for a code that the bits do not hold, and for a scale that is not finite.
+HEARTH_API int32_t hearth_pack_codes(void* dst, const hearth_layout* layout, const uint8_t* codes,
+                                     const float* scales, const uint8_t* zeros, int64_t first_row,
+                                     int64_t num_rows);
 
 // Fills rows first_row … of a packed weight with base + amplitude · u, u uniform in [−1, 1), a pure
 // function of (seed, row, column); codes are uniform, with scales that give the amplitude.

@@ -41,7 +41,7 @@ struct QuantLinearArgs {
   const uint8_t* panel;
   int64_t cols;
   int bits, group;
-  bool zeros;
+  bool zeros, wide;
   const float* bias;  // [64] or null
   float* out;         // [rows, ldo]
   int64_t ldo;

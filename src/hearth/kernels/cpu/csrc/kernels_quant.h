@@ -12,12 +12,13 @@ using hearth::code_offset;
 // What the rows of a tile share.
 struct QuantPanel {
   const QuantLinearArgs& a;
-  int64_t groups, head_bytes, block_bytes, row_step;
+  int64_t groups, scales_bytes, head_bytes, block_bytes, row_step;
   int middle;
 
   explicit QuantPanel(const QuantLinearArgs& args) : a(args) {
     groups = hearth::num_groups(a.cols, a.group);
-    head_bytes = kPanel * (hearth::kScaleBytes + (a.zeros ? 1 : 0));
+    scales_bytes = kPanel * (a.wide ? 4 : 2);
+    head_bytes = scales_bytes + (a.zeros ? kPanel : 0);
     block_bytes = head_bytes + int64_t{a.group} * kPanel * a.bits / 8;
     row_step = hearth::row_group_bytes(a.group);
     middle = hearth::middle_code(a.bits);
@@ -55,13 +56,24 @@ HEARTH_INLINE Vec one_value(const int8_t* p) {
   return vset(value);
 }
 
+// The scales of V vectors of columns.
+template <int V>
+HEARTH_INLINE void load_scales(const QuantPanel& p, const uint8_t* block, int column,
+                               Vec (&scales)[V]) {
+  auto load = [&](auto* from) HEARTH_LAMBDA {
+    unroll<V>([&](auto v) HEARTH_LAMBDA { scales[v.value] = vload(from + v.value * kLanes); });
+  };
+  p.a.wide ? load(reinterpret_cast<const float*>(block) + column)
+           : load(reinterpret_cast<const uint16_t*>(block) + column);
+}
+
 // −zero · sum: the integer that the products of a group start from.
 template <int V, int BITS>
 HEARTH_INLINE Int first_sum(const QuantPanel& p, const uint8_t* block, int column, int v, int r,
                             int64_t group) {
   Int minus_sum = four_values(p.minus_sum(r, group));
   if (!p.a.zeros) return ishift_left<BITS - 1>(minus_sum);  // the zero point is 2^(BITS − 1)
-  return imul(iload_bytes(block + kPanel * hearth::kScaleBytes + column + v * kLanes), minus_sum);
+  return imul(iload_bytes(block + p.scales_bytes + column + v * kLanes), minus_sum);
 }
 
 // Where a tile takes its codes from.
@@ -96,15 +108,15 @@ HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_
 template <int R, int V>
 HEARTH_INLINE void add_group(const QuantPanel& p, int64_t group, const QuantTile& t, int column,
                              const Int (&acc)[R][V]) {
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(p.block(group)) + column;
+  Vec scales[V];
+  load_scales<V>(p, p.block(group), column, scales);
   float* out = t.sums + column;
   const int8_t* row_scale = p.row_scale(t.row, group);
   const int64_t ldx = p.a.ldx;
   unroll<V>([&](auto v) HEARTH_LAMBDA {
-    Vec scale = vload(scales + v.value * kLanes);
     unroll<R>([&](auto r) HEARTH_LAMBDA {
       float* to = out + r.value * kPanel + v.value * kLanes;
-      Vec factor = vmul(scale, one_value(row_scale + r.value * ldx));
+      Vec factor = vmul(scales[v.value], one_value(row_scale + r.value * ldx));
       Vec sum = group == 0 ? vzero() : vload(to);
       vstore(to, vfma(vfloat(acc[r.value][v.value]), factor, sum));
     });
@@ -226,7 +238,7 @@ HEARTH_INLINE void exact_tile(const QuantPanel& p, int64_t group, int column, in
   const uint8_t* block = p.block(group);
   Vec acc[R][V], zero[V];
   unroll<V>([&](auto v) HEARTH_LAMBDA {
-    const uint8_t* zeros = block + kPanel * hearth::kScaleBytes + column + v.value * kLanes;
+    const uint8_t* zeros = block + p.scales_bytes + column + v.value * kLanes;
     zero[v.value] = a.zeros ? vfloat(iload_bytes(zeros)) : vset(static_cast<float>(p.middle));
   });
   unroll<R * V>([&](auto i) HEARTH_LAMBDA { acc[i.value / V][i.value % V] = vzero(); });
@@ -247,12 +259,13 @@ HEARTH_INLINE void exact_tile(const QuantPanel& p, int64_t group, int column, in
         });
       });
     }
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(block) + column;
+  Vec scales[V];
+  load_scales<V>(p, block, column, scales);
   unroll<R * V>([&](auto i) HEARTH_LAMBDA {
     constexpr int r = i.value / V, v = i.value % V;
     float* out = a.out + (row + r) * a.ldo + column + v * kLanes;
     Vec sum = group == 0 ? vzero() : vload(out);
-    vstore(out, vfma(acc[r][v], vload(scales + v * kLanes), sum));
+    vstore(out, vfma(acc[r][v], scales[v], sum));
   });
 }
 

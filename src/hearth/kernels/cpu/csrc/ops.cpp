@@ -19,25 +19,36 @@ float bf16_to_float(uint16_t h) {
   return x;
 }
 
+float scale_at(const hearth_layout& w, const uint8_t* bytes) {
+  if (!w.wide) {
+    uint16_t half;
+    std::memcpy(&half, bytes, 2);
+    return bf16_to_float(half);
+  }
+  float scale;
+  std::memcpy(&scale, bytes, 4);
+  return scale;
+}
+
 // One element of a quantized table or panel.
 float quantized_element(const hearth_weight& weight, int64_t row, int64_t k) {
   const hearth_layout& w = weight.layout;
   const auto* bytes = static_cast<const uint8_t*>(weight.data);
   int64_t group = k / w.group, column = row % kPanel, within = k % w.group;
-  uint16_t scale;
+  const uint8_t* scale;
   int zero = middle_code(w.bits), code;
   if (w.kind == HEARTH_TABLE) {
     bytes += row * table_row_bytes(w);
     code = bytes[k];
-    std::memcpy(&scale, bytes + num_groups(w.cols, w.group) * w.group + group * kScaleBytes, 2);
+    scale = bytes + num_groups(w.cols, w.group) * w.group + group * scale_bytes(w);
   } else {
     bytes += row / kPanel * quant_panel_bytes(w) + group * group_block_bytes(w);
-    std::memcpy(&scale, bytes + column * kScaleBytes, 2);
-    if (w.zeros) zero = bytes[kPanel * kScaleBytes + column];
+    scale = bytes + column * scale_bytes(w);
+    if (w.zeros) zero = bytes[kPanel * scale_bytes(w) + column];
     code = bytes[group_head_bytes(w) + code_offset(w.bits, within, column)];
     if (w.bits == 4) code = within % 8 < 4 ? code & 15 : code >> 4;
   }
-  return bf16_to_float(scale) * static_cast<float>(code - zero);
+  return scale_at(w, scale) * static_cast<float>(code - zero);
 }
 
 float element(const hearth_weight& weight, int64_t row, int64_t k) {

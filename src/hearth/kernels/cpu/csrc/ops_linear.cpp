@@ -134,6 +134,7 @@ void Model::quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* ou
   args.bits = w.bits;
   args.group = w.group;
   args.zeros = w.zeros != 0;
+  args.wide = w.wide != 0;
   args.bias = panel_bias(op, panel);
   args.out = out;
   args.ldo = ldo;

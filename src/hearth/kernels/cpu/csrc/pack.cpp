@@ -161,46 +161,52 @@ void fill_as(typename Dst::Bits* dst, const Shape& s, const Random& random) {
   }
 }
 
-// Rows of a quantized weight: each group of a row is fitted, its codes are spread over the panel.
-struct QuantPacker {
-  const hearth_layout& w;
-  const Kernels& kernels;
-  int candidates;
+// Codes of one group of a row, as they are packed.
+struct GroupCodes {
+  const uint8_t* codes;  // [group]
+  float scale;
+  uint8_t zero;
+};
 
-  // Codes of one row, [cols padded]; `values` is zero behind the row's end.
-  bool pack_row(void* dst, int64_t row, const float* values) const {
-    uint8_t codes[kMaxGroup + 64];
-    for (int64_t g = 0; g < num_groups(w.cols, w.group); g++) {
-      FitArgs args{
-          values + g * w.group, w.group, w.bits, w.zeros != 0, candidates, codes, 0, 0, true};
-      kernels.fit(args);
-      if (!args.is_finite) return false;
-      w.kind == HEARTH_TABLE ? put_in_table(dst, row, g, args) : put_in_panel(dst, row, g, args);
-    }
-    return true;
+// Spreads the codes of a quantized weight over its panels, or lays them into its table.
+struct CodesPacker {
+  const hearth_layout& w;
+  uint8_t* dst;
+
+  void put(int64_t row, int64_t g, const GroupCodes& group) const {
+    w.kind == HEARTH_TABLE ? put_in_table(row, g, group) : put_in_panel(row, g, group);
   }
 
  private:
-  void put_in_table(void* dst, int64_t row, int64_t g, const FitArgs& args) const {
-    auto* bytes = static_cast<uint8_t*>(dst) + row * table_row_bytes(w);
-    std::memcpy(bytes + g * w.group, args.codes, static_cast<size_t>(w.group));
-    std::memcpy(bytes + num_groups(w.cols, w.group) * w.group + g * kScaleBytes, &args.scale, 2);
+  void put_scale(uint8_t* to, float scale) const {
+    if (w.wide) {
+      std::memcpy(to, &scale, 4);
+      return;
+    }
+    uint16_t half = Bf16::store(scale);
+    std::memcpy(to, &half, 2);
   }
 
-  void put_in_panel(void* dst, int64_t row, int64_t g, const FitArgs& args) const {
+  void put_in_table(int64_t row, int64_t g, const GroupCodes& group) const {
+    uint8_t* bytes = dst + row * table_row_bytes(w);
+    std::memcpy(bytes + g * w.group, group.codes, static_cast<size_t>(w.group));
+    put_scale(bytes + num_groups(w.cols, w.group) * w.group + g * scale_bytes(w), group.scale);
+  }
+
+  void put_in_panel(int64_t row, int64_t g, const GroupCodes& group) const {
     int64_t column = row % kPanel;
-    auto* block =
-        static_cast<uint8_t*>(dst) + row / kPanel * quant_panel_bytes(w) + g * group_block_bytes(w);
-    std::memcpy(block + column * kScaleBytes, &args.scale, 2);
-    if (w.zeros) block[kPanel * kScaleBytes + column] = args.zero;
+    uint8_t* block = dst + row / kPanel * quant_panel_bytes(w) + g * group_block_bytes(w);
+    put_scale(block + column * scale_bytes(w), group.scale);
+    if (w.zeros) block[kPanel * scale_bytes(w) + column] = group.zero;
     uint8_t* out = block + group_head_bytes(w) + column * 4;
+    const uint8_t* codes = group.codes;
     if (w.bits == 8) {
-      for (int k = 0; k < w.group; k += 4) std::memcpy(out + k * kPanel, args.codes + k, 4);
+      for (int k = 0; k < w.group; k += 4) std::memcpy(out + k * kPanel, codes + k, 4);
       return;
     }
     for (int k = 0; k < w.group; k += 8)
       for (int j = 0; j < 4; j++)
-        out[k / 8 * 256 + j] = static_cast<uint8_t>(args.codes[k + j] | args.codes[k + 4 + j] << 4);
+        out[k / 8 * 256 + j] = static_cast<uint8_t>(codes[k + j] | codes[k + 4 + j] << 4);
   }
 };
 
@@ -210,16 +216,45 @@ float load_as_float(const void* src, int dtype, int64_t index) {
   return dtype == HEARTH_BF16 ? Bf16::load(bits) : F16::load(bits);
 }
 
-bool pack_quantized(void* dst, const hearth_layout& w, const void* src, int src_dtype,
-                    int64_t first_row, int64_t num_rows, int candidates, const Kernels& kernels) {
-  QuantPacker packer{w, kernels, candidates};
-  std::vector<float> values(static_cast<size_t>(num_groups(w.cols, w.group) * w.group));
+// Fits every group of the source's rows; `take(row, group, fitted)` gets the codes.
+template <class Take>
+bool fit_rows(const hearth_layout& w, const void* src, int src_dtype, int64_t num_rows,
+              int candidates, const char* isa, Take take) {
+  const Kernels& kernels = choose_kernels(isa);
+  int64_t groups = num_groups(w.cols, w.group);
+  std::vector<float> values(static_cast<size_t>(groups * w.group));  // zero behind a row's end
+  uint8_t codes[kMaxGroup + 64];
   for (int64_t r = 0; r < num_rows; r++) {
     for (int64_t k = 0; k < w.cols; k++)
       values[static_cast<size_t>(k)] = load_as_float(src, src_dtype, r * w.cols + k);
-    if (!packer.pack_row(dst, first_row + r, values.data())) return false;
+    for (int64_t g = 0; g < groups; g++) {
+      FitArgs args{values.data() + g * w.group,
+                   w.group,
+                   w.bits,
+                   w.zeros != 0,
+                   candidates,
+                   codes,
+                   0,
+                   0,
+                   true};
+      kernels.fit(args);
+      if (!args.is_finite) return false;
+      take(r, g, args);
+    }
   }
   return true;
+}
+
+bool is_finite(float x) {
+  return x - x == 0.0f;
+}
+
+// Whether all codes of a group are ones that `bits` hold.
+bool fits(const uint8_t* codes, const hearth_layout& w, uint8_t zero) {
+  if (w.bits == 8) return true;
+  uint8_t high = zero;
+  for (int k = 0; k < w.group; k++) high |= codes[k];
+  return high < 1 << w.bits;
 }
 
 // Uniform codes: eight from one random word. Scales give values of the amplitude.
@@ -230,6 +265,8 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
   uint8_t codes[64];
   args = {values, 64, w.bits, w.zeros != 0, 0, codes, 0, 0, true};
   choose_kernels("generic").fit(args);
+  float wide_scale = Bf16::load(args.scale);
+  const void* scale = w.wide ? static_cast<const void*>(&wide_scale) : &args.scale;
   int middle = middle_code(w.bits);
   bool is_table = w.kind == HEARTH_TABLE;
   int64_t groups = num_groups(w.cols, w.group), table_row = is_table ? table_row_bytes(w) : 0;
@@ -240,9 +277,9 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
       uint8_t* block = is_table
                            ? dst + row * table_row
                            : dst + row / kPanel * quant_panel_bytes(w) + g * group_block_bytes(w);
-      int64_t scale_at = is_table ? groups * w.group + g * kScaleBytes : column * kScaleBytes;
-      std::memcpy(block + scale_at, &args.scale, 2);
-      if (w.zeros) block[kPanel * kScaleBytes + column] = static_cast<uint8_t>(middle);
+      int64_t scale_at = is_table ? groups * w.group + g * scale_bytes(w) : column * scale_bytes(w);
+      std::memcpy(block + scale_at, scale, static_cast<size_t>(scale_bytes(w)));
+      if (w.zeros) block[kPanel * scale_bytes(w) + column] = static_cast<uint8_t>(middle);
       uint8_t* out = is_table ? block + g * w.group : block + group_head_bytes(w) + column * 4;
       int64_t step = is_table ? 4 : 256;
       for (int k = 0; k < w.group; k += w.bits == 8 ? 4 : 8, out += step) {
@@ -250,6 +287,18 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
         std::memcpy(out, &word, 4);
       }
     }
+  }
+}
+
+// A code of an error for what may be thrown; false: what was given cannot be packed.
+template <class Work>
+int32_t guarded(Work work) {
+  try {
+    return work() ? HEARTH_OK : HEARTH_E_ARGUMENT;
+  } catch (const Failure& failure) {
+    return failure.code;
+  } catch (const std::bad_alloc&) {
+    return HEARTH_E_MEMORY;
   }
 }
 
@@ -273,20 +322,60 @@ extern "C" int32_t hearth_pack(void* dst, const hearth_layout* layout, const voi
   Shape shape{w.kind, w.rows, w.cols, first_row, num_rows};
   if (!valid(shape) || !valid(w) || src_dtype < HEARTH_F32 || src_dtype > HEARTH_F16)
     return HEARTH_E_ARGUMENT;
-  if (w.bits > 0) try {
-      const Kernels& kernels = choose_kernels(isa);
-      bool fits = pack_quantized(dst, w, src, src_dtype, first_row, num_rows, candidates, kernels);
-      return fits ? HEARTH_OK : HEARTH_E_ARGUMENT;
-    } catch (const Failure& failure) {
-      return failure.code;
-    } catch (const std::bad_alloc&) {
-      return HEARTH_E_MEMORY;
-    }
+  if (w.bits > 0) {
+    CodesPacker packer{w, static_cast<uint8_t*>(dst)};
+    return guarded([&] {
+      return fit_rows(w, src, src_dtype, num_rows, candidates, isa,
+                      [&](int64_t row, int64_t group, const FitArgs& fit) {
+                        packer.put(first_row + row, group,
+                                   {fit.codes, Bf16::load(fit.scale), fit.zero});
+                      });
+    });
+  }
   if (w.kind == HEARTH_VECTOR && w.dtype != HEARTH_F32) return HEARTH_E_ARGUMENT;
   bool known = w.dtype == HEARTH_F32    ? pack_from<F32>(dst, src, src_dtype, shape)
                : w.dtype == HEARTH_BF16 ? pack_from<Bf16>(dst, src, src_dtype, shape)
                                         : false;
   return known ? HEARTH_OK : HEARTH_E_ARGUMENT;
+}
+
+extern "C" int32_t hearth_quantize(const hearth_layout* layout, const void* src, int32_t src_dtype,
+                                   int64_t num_rows, int32_t candidates, const char* isa,
+                                   uint8_t* codes, uint16_t* scales, uint8_t* zeros) {
+  if (!layout || !src || !codes || !scales || !zeros) return HEARTH_E_ARGUMENT;
+  const hearth_layout& w = *layout;
+  if (!valid(Shape{w.kind, w.rows, w.cols, 0, num_rows}) || !valid(w) || w.bits == 0 ||
+      src_dtype < HEARTH_F32 || src_dtype > HEARTH_F16)
+    return HEARTH_E_ARGUMENT;
+  int64_t groups = num_groups(w.cols, w.group);
+  return guarded([&] {
+    return fit_rows(w, src, src_dtype, num_rows, candidates, isa,
+                    [&](int64_t row, int64_t group, const FitArgs& fit) {
+                      int64_t index = row * groups + group;
+                      std::memcpy(codes + index * w.group, fit.codes, static_cast<size_t>(w.group));
+                      scales[index] = fit.scale;
+                      zeros[index] = fit.zero;
+                    });
+  });
+}
+
+extern "C" int32_t hearth_pack_codes(void* dst, const hearth_layout* layout, const uint8_t* codes,
+                                     const float* scales, const uint8_t* zeros, int64_t first_row,
+                                     int64_t num_rows) {
+  if (!dst || !layout || !codes || !scales) return HEARTH_E_ARGUMENT;
+  const hearth_layout& w = *layout;
+  if (!valid(Shape{w.kind, w.rows, w.cols, first_row, num_rows}) || !valid(w) || w.bits == 0 ||
+      (w.zeros != 0) != (zeros != nullptr))
+    return HEARTH_E_ARGUMENT;
+  CodesPacker packer{w, static_cast<uint8_t*>(dst)};
+  int64_t groups = num_groups(w.cols, w.group);
+  for (int64_t index = 0; index < num_rows * groups; index++) {
+    auto middle = static_cast<uint8_t>(middle_code(w.bits));
+    GroupCodes group{codes + index * w.group, scales[index], zeros ? zeros[index] : middle};
+    if (!is_finite(group.scale) || !fits(group.codes, w, group.zero)) return HEARTH_E_ARGUMENT;
+    packer.put(first_row + index / groups, index % groups, group);
+  }
+  return HEARTH_OK;
 }
 
 // A value depends on the logical row and column alone, so every layout holds the same matrix. Rows

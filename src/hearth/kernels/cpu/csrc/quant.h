@@ -1,8 +1,8 @@
 // Layouts of quantized weights and of quantized rows, as kernels/packing.py names them.
 //
-// A quantized panel is a run of group blocks, ascending in K, each [scales: 64 bfloat16]
-// [zero points: 64 bytes, where the weight has them][codes]. Codes are unsigned, four in the
-// order of K beside each other for one column, 64 columns beside each other:
+// A quantized panel is a run of group blocks, ascending in K, each [scales: 64 bfloat16, or float
+// where they are wide][zero points: 64 bytes, where the weight has them][codes]. Codes are
+// unsigned, four in the order of K beside each other for one column, 64 columns beside each other:
 //   8 bit: [group / 4][64][4]
 //   4 bit: [group / 8][64][4], the low half of byte j is column K = j, the high half K = 4 + j
 // so that one vector of 32-bit lanes holds neighbouring outputs. A weight is scale · (code − zero
@@ -19,7 +19,6 @@
 namespace hearth {
 
 constexpr int kQuantColumns = 64;  // equal to kPanel
-constexpr int64_t kScaleBytes = 2;
 
 inline int64_t num_groups(int64_t cols, int group) {
   return (cols + group - 1) / group;
@@ -28,9 +27,12 @@ inline int middle_code(int bits) {
   return bits == 4 ? 8 : 128;
 }
 
+inline int64_t scale_bytes(const hearth_layout& w) {
+  return w.wide ? 4 : 2;
+}
 // Bytes in front of a group's codes.
 inline int64_t group_head_bytes(const hearth_layout& w) {
-  return kQuantColumns * (kScaleBytes + (w.zeros ? 1 : 0));
+  return kQuantColumns * (scale_bytes(w) + (w.zeros ? 1 : 0));
 }
 inline int64_t group_block_bytes(const hearth_layout& w) {
   return group_head_bytes(w) + static_cast<int64_t>(w.group) * kQuantColumns * w.bits / 8;
@@ -43,10 +45,10 @@ inline int64_t code_offset(int bits, int64_t k, int64_t column) {
   return bits == 8 ? k / 4 * 256 + column * 4 + k % 4 : k / 8 * 256 + column * 4 + k % 4;
 }
 
-// A row of a quantized table: [codes: cols padded to whole groups][scales: bfloat16 a group].
+// A row of a quantized table: [codes: cols padded to whole groups][a scale for each group].
 inline int64_t table_row_bytes(const hearth_layout& w) {
   int64_t groups = num_groups(w.cols, w.group);
-  return (groups * w.group + groups * kScaleBytes + 15) / 16 * 16;
+  return (groups * w.group + groups * scale_bytes(w) + 15) / 16 * 16;
 }
 
 inline int64_t row_group_bytes(int group) {

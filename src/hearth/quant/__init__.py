@@ -1,0 +1,1 @@
+"""Quantized checkpoints: which matrices become codes, and the files that hold them."""

@@ -1,0 +1,242 @@
+"""A whole checkpoint turned into a quantized one: file by file, resumable, `config.json` last.
+
+A directory without config.json is no model yet, so that nothing takes a half for a whole. A file
+that an earlier run finished says in its header from what and how it was made, and is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hearth.core.config import CodesConfig
+from hearth.core.errors import CapacityError, ConfigError, HearthError, WeightsError
+from hearth.core.spec import WeightSlot
+from hearth.core.units import format_bytes
+from hearth.models.loader import LoadedSpec, load_model_spec
+from hearth.models.safetensors_file import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    read_header,
+    read_metadata,
+)
+from hearth.models.weight_plan import TIED_HEAD
+from hearth.quant.recipe import Recipe, config_section, recipe_of, storage_bytes
+from hearth.quant.shard import convert_shard
+
+# Of everything that decides the bytes of a converted file, beside its source and the scheme.
+FORMAT = 1
+_MADE = "hearth.quantized"
+_INDEX_KEY = "weight_map"
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What `--quantize` and its companions say."""
+
+    name: str  # int4, int8
+    codes: CodesConfig
+
+    def __str__(self) -> str:
+        zeros = "-asym" if self.codes.zero_points else ""
+        return f"{self.name}-g{self.codes.group_size}{zeros}"
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What has been converted so far, for the index and the configuration."""
+
+    scheme: Scheme
+    recipe: Recipe
+    weight_map: dict[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+    coded: dict[str, WeightSlot] = field(default_factory=dict)
+    plain: set[str] = field(default_factory=set)
+
+    def convert(
+        self, source: Path, target: Path, identity: str, on_bytes: Callable[[int], None]
+    ) -> bool:
+        """One file; whether it had to be done. `identity`: of the source's contents, or empty.
+
+        Raises what `convert_shard` raises.
+        """
+        made = {_MADE: self._made_of(identity)}
+        is_new = not (identity and self.is_made(target, identity))
+        if is_new:
+            threads = len(os.sched_getaffinity(0))
+            convert_shard(source, target, self.recipe, made, on_bytes, threads)
+        self.note(target)
+        return is_new
+
+    def is_made(self, target: Path, identity: str) -> bool:
+        """Whether a file was made from these contents by this scheme, in its place and whole."""
+        try:
+            read_header(target)
+            return (
+                read_metadata(target).get(_MADE) == f"{self.scheme} format {FORMAT} of {identity}"
+            )
+        except (WeightsError, OSError):
+            return False
+
+    def _made_of(self, identity: str) -> str:
+        return f"{self.scheme}, format {FORMAT}, of {identity}"
+
+    def note(self, target: Path) -> None:
+        """Takes a converted file into the index."""
+        entries = read_header(target)
+        self.num_bytes += sum(entry.end - entry.begin for entry in entries.values())
+        for name, entry in entries.items():
+            self.weight_map[name] = target.name
+            base = name.removesuffix("_packed")
+            if base != name and base in self.recipe.slots:
+                self.coded[base] = self.recipe.slots[base]
+            elif len(entry.shape) > 1 and name.endswith(".weight"):
+                self.plain.add(name)
+
+    def finish(self, directory: Path, config: Path) -> None:
+        """Writes the index, then config.json. Raises WeightsError, HearthError."""
+        if not self.coded:
+            raise WeightsError(
+                f"none of the checkpoint's matrices can be stored as {self.scheme}",
+                hint="its rows are shorter than a group, or it holds its experts in one tensor",
+            )
+        index = {"metadata": {"total_size": self.num_bytes}, _INDEX_KEY: self.weight_map}
+        is_single = set(self.weight_map.values()) == {SINGLE_FILE}
+        values = json.loads(config.read_bytes())
+        # A tied head is a module of its own, without a tensor.
+        plain = {*self.plain, TIED_HEAD} if self.recipe.tied else self.plain
+        values["quantization_config"] = config_section(self.coded, plain)
+        try:
+            if not is_single:
+                _write_json(directory / INDEX_FILE, index)
+            _write_json(directory / "config.json", values)
+        except OSError as error:
+            raise HearthError(f"{directory} cannot be written: {error.strerror}") from error
+
+
+def conversion_of(description: Path, scheme: Scheme) -> Conversion:
+    """For the model whose config.json lies in a directory.
+
+    Raises ModelError, ConfigError; ConfigError for one that is quantized already.
+    """
+    loaded = load_model_spec(description, quantize=scheme.name, codes=scheme.codes)
+    if loaded.stored is not None:
+        raise ConfigError(
+            "the model is quantized already: rounding its codes again would lose more",
+            hint="take the unquantized model, or serve this one as it is",
+        )
+    return Conversion(scheme, recipe_of(loaded.spec))
+
+
+def expected_bytes(loaded: LoadedSpec) -> int:
+    """Of the converted weights: as the model's sizes have it, before any file is read."""
+    recipe, total = recipe_of(loaded.spec), 0
+    for slot in loaded.spec.slots:
+        is_coded = any(source.tensor in recipe.slots for source in slot.sources)
+        if is_coded:
+            total += storage_bytes(slot.quant, slot.total_rows, slot.cols)
+        else:
+            total += slot.total_rows * slot.cols * loaded.dtype.num_bytes
+    return total
+
+
+def quantize_directory(
+    source: Path, target: Path, scheme: Scheme, on_progress: Callable[[int, int], None]
+) -> Conversion:
+    """Converts a model directory into another; goes on where an earlier run stopped.
+
+    `on_progress(done, total)`: bytes of the source. Raises ModelError, WeightsError, ConfigError,
+    CapacityError, HearthError.
+    """
+    conversion = conversion_of(source, scheme)
+    shards = weight_files(source)
+    total = sum(path.stat().st_size for path in shards)
+    _prepare(source, target)
+    _check_room(target, shards, load_model_spec(source, quantize=scheme.name, codes=scheme.codes))
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total)
+
+    for path in shards:
+        before = done
+        conversion.convert(path, target / path.name, _identity(path), on_bytes)
+        done = before + path.stat().st_size
+        on_progress(done, total)
+    _copy_rest(source, target, {path.name for path in shards})
+    conversion.finish(target, source / "config.json")
+    return conversion
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model's tensors. Raises WeightsError."""
+    from hearth.models.safetensors_file import read_checkpoint
+
+    files = read_checkpoint(directory).files
+    return [path for path in files if path.name != INDEX_FILE]
+
+
+def _identity(path: Path) -> str:
+    """Of a local file: its size and last change, which a copy over it would not keep."""
+    status = path.stat()
+    return f"{path.name}, {status.st_size} bytes, changed {status.st_mtime_ns}"
+
+
+def _prepare(source: Path, target: Path) -> None:
+    if target.exists() and target.resolve() == source.resolve():
+        raise ConfigError(
+            f"{target} is the model itself", hint="name another directory with --output"
+        )
+    if (target / "config.json").exists():
+        raise ConfigError(
+            f"{target} holds a model already (config.json)",
+            hint="name another directory with --output, or remove that one",
+        )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HearthError(f"{target} cannot be made: {error.strerror}") from error
+
+
+def _check_room(target: Path, shards: Iterable[Path], loaded: LoadedSpec) -> None:
+    there = sum((target / p.name).stat().st_size for p in shards if (target / p.name).exists())
+    needed = expected_bytes(loaded) - there
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise CapacityError(
+            f"the quantized model needs {format_bytes(needed)} more, {target} has "
+            f"{format_bytes(free)} free",
+            hint="free space, or name a directory on a larger disk",
+        )
+
+
+def _copy_rest(source: Path, target: Path, weights: set[str]) -> None:
+    """Tokenizer, templates and the like; not the weights, their index, the configuration."""
+    left_out = {*weights, INDEX_FILE, "config.json"}
+    others = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    try:
+        for path in sorted(source.iterdir()):
+            is_left = path.name.startswith(".") or path.name in left_out or path.suffix in others
+            if path.is_file() and not is_left:
+                shutil.copyfile(path, target / path.name)
+        templates = source / "additional_chat_templates"
+        if templates.is_dir():
+            shutil.copytree(templates, target / templates.name, dirs_exist_ok=True)
+    except OSError as error:
+        raise HearthError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    draft = path.with_name(path.name + ".part")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
