@@ -14,7 +14,7 @@ import typer
 
 from hearth.cli.config_file import Config
 from hearth.cli.options import option, quantity
-from hearth.cli.storage import storage_directory
+from hearth.cli.storage import storage_of
 from hearth.core.errors import ConfigError
 from hearth.core.paths import home_expanded
 
@@ -124,7 +124,7 @@ def _profile(model: str | None, models_dir: str | None, measure: bool) -> Machin
     try:
         isa, placement = resolve_isa("auto"), place_threads("auto", None)
         if measure:
-            return measure_machine(isa, placement, _storage_of(model, models_dir))
+            return measure_machine(isa, placement, storage_of(model, models_dir))
         return known_profile(isa, placement)
     except KernelError as error:
         if measure:
@@ -154,16 +154,8 @@ def _examine(
         raise ConfigError("--max-model-len needs a MODEL", hint="hearth doctor MODEL")
     time.sleep(max(0.0, began + _INTERVAL_S - time.monotonic()))
     return examine(
-        Examined(read_host(_storage_of(model, models_dir), earlier=earlier), needs, profile)
+        Examined(read_host(storage_of(model, models_dir), earlier=earlier), needs, profile)
     )
-
-
-def _storage_of(model: str | None, models_dir: str | None) -> Path:
-    if models_dir is not None:
-        return storage_directory(models_dir)
-    if model is not None and (path := home_expanded(model).absolute()).exists():
-        return path.parent if path.is_file() else path
-    return storage_directory(None)
 
 
 def _write_bundle(path: Path, report: DoctorReport) -> None:
