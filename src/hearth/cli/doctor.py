@@ -171,7 +171,8 @@ def _write_bundle(path: Path, report: DoctorReport) -> None:
         user = getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in containers
         user = ""
-    identity = Identity(user, str(home_expanded("~")), platform.node())
+    others = tuple(filter(None, map(os.environ.get, ("SUDO_USER", "USER", "LOGNAME"))))
+    identity = Identity(user, str(home_expanded("~")), platform.node(), others)
     plain = redact(msgspec.to_builtins(report), identity)
     variables = redact_environment(os.environ, identity)
 

@@ -199,7 +199,7 @@ def test_one_change_that_cannot_be_undone_does_not_keep_its_siblings(tmp_path: P
     assert values == ["schedutil", "performance", "schedutil"]
     assert [entry.state for entry in read_entries(journal_of(tmp_path))] == [
         "undone",
-        "begun",
+        "done",
         "undone",
     ]
 
