@@ -19,6 +19,9 @@ from hearth.core.errors import ConfigError
 from hearth.core.paths import home_expanded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hearth.host.checks.check import WeightCacheSpace
     from hearth.host.checks.registry import DoctorReport
     from hearth.host.profile import MachineProfile
 
@@ -153,9 +156,27 @@ def _examine(
     elif context is not None:
         raise ConfigError("--max-model-len needs a MODEL", hint="hearth doctor MODEL")
     time.sleep(max(0.0, began + _INTERVAL_S - time.monotonic()))
-    return examine(
-        Examined(read_host(storage_of(model, models_dir), earlier=earlier), needs, profile)
-    )
+    facts = read_host(storage_of(model, models_dir), earlier=earlier)
+    space = None if needs is None else weight_cache_space(os.environ)
+    return examine(Examined(facts, needs, profile, space))
+
+
+def weight_cache_space(environment: Mapping[str, str]) -> WeightCacheSpace | None:
+    """Of the packed weights that hearth serve keeps there; None where it would keep none."""
+    from hearth.engine.weight_cache import DISK_SHARE, default_directory
+    from hearth.host.checks.check import WeightCacheSpace
+    from hearth.host.disk import read_disk
+    from hearth.kernels.packed_cache import PackedCache
+
+    named = environment.get("HEARTH_WEIGHT_CACHE_DIR", "")
+    directory = home_expanded(named).absolute() if named else default_directory(environment)
+    if directory is None:
+        return None
+    try:
+        most = read_disk(directory).free_bytes + PackedCache(directory, 0).used_bytes()
+    except OSError:
+        return None
+    return WeightCacheSpace(str(directory), most // DISK_SHARE)
 
 
 def _write_bundle(path: Path, report: DoctorReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,12 +50,24 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightCacheSpace:
+    """Where packed weights are kept, and how many bytes of them are at most."""
+
+    directory: str
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Examined:
-    """What is judged. `needs` None: no model was named; `profile` None: nothing was measured."""
+    """What is judged. `needs` None: no model was named; `profile` None: nothing was measured.
+
+    `weight_cache` None: it is not known where packed weights would be kept.
+    """
 
     facts: HostFacts
     needs: ModelNeeds | None = None
     profile: MachineProfile | None = None
+    weight_cache: WeightCacheSpace | None = None
 
 
 CheckFunction = Callable[[Examined], tuple[Check, ...]]
@@ -63,6 +76,12 @@ CheckFunction = Callable[[Examined], tuple[Check, ...]]
 def worst(checks: tuple[Check, ...]) -> Level:
     """The worst level; OK without checks."""
     return max((check.level for check in checks), key=_SEVERITY.index, default=Level.OK)
+
+
+def serve_fix(examined: Examined, flags: str = "") -> Fix:
+    """The command that serves the model, or any, with these flags."""
+    name = "MODEL" if examined.needs is None else shlex.quote(examined.needs.name)
+    return Fix("hearth", f"hearth serve {name} {flags}".rstrip())
 
 
 def tune_fix(action: str, *, persist: bool = False) -> Fix:
