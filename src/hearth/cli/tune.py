@@ -11,13 +11,16 @@ damaged journal) or something could not be put back.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -254,7 +257,7 @@ def _measure(order: Order, view: HostView, plan: Plan) -> int:
     measured: list[Measured] = []
     outcomes = []
     if plan.changes():
-        with open_journal(order.journal) as journal:
+        with open_journal(order.journal) as journal, ending_in_order():
             measured = measure_plan(
                 plan,
                 view.places,
@@ -280,6 +283,31 @@ def _measure(order: Order, view: HostView, plan: Plan) -> int:
         files = [outcome for outcome in outcomes if outcome.name.startswith("/")]
         print("\n".join(report.outcome_lines(files, order.journal)))
     return _code_of(outcomes) or (FAILED if plan.locked() else 0)
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Signals that end a process, that of a lost connection too, put back what is half done.
+
+    Only the first does: a second one must not keep the former value from coming back.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    ]
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    former = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _roll_back(order: Order, places: Places) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from hearth.cli.model_needs import read_needs
 from hearth.cli.settings import BUILT_IN_DIR
 from hearth.cli.tune import Order, choose, own_command, pool_size
 from hearth.core.errors import ConfigError, PrivilegeError
+from hearth.host.tune.journal import read_entries
 from hearth.host.tune.places import SYSCTL_FILE, Change, Places
 from hearth.host.tune.runner import Outcome
 
@@ -265,6 +267,34 @@ def test_what_is_measured_is_kept_or_undone_and_both_numbers_are_shown(
 
 
 THP = "sys/kernel/mm/transparent_hugepage/enabled"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_measurement_that_is_ended_leaves_the_former_value(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    from hearth.host.tune import benchmarks
+
+    class Ended:
+        name, unit, is_higher_better = "speed", "GB/s", True
+
+        def run(self) -> float:
+            if kernel.read("choice", THP) == "madvise":
+                signal.raise_signal(number)
+            return 1.0
+
+        def close(self) -> None:
+            signal.raise_signal(number)  # a second one does not come through
+
+    monkeypatch.setattr(benchmarks, "choose_benchmark", lambda view, item: Ended())
+    former = signal.getsignal(number)
+    order = Order(frozenset({"thp"}), journal_of(kernel.root), measure=True)
+    with pytest.raises(SystemExit) as end:
+        command._run(order, view_of(kernel))
+    assert end.value.code == 128 + number
+    assert kernel.read("choice", THP) == "never"
+    assert [entry.state for entry in read_entries(order.journal)] == ["undone"]
+    assert signal.getsignal(number) == former
 
 
 @pytest.mark.parametrize("asked", [{"apply": True}, {"measure": True}])
