@@ -217,7 +217,8 @@ Written by `hearth doctor --bundle`: facts about a host, checks, versions and en
 of hearth and its libraries. No logs, prompts or answers.
 
 Taken out: the user's name and home directory, the host's name, addresses (IP, MAC), the servers of
-network file systems, values that look like tokens, and variables whose names speak of secrets.
+network file systems, logins in URLs, values that look like tokens or are named as secrets, and
+variables whose names speak of secrets or machines.
 Not known to be private, and so still here: other names in paths, and names of GPU processes.
 Look through the files before you send them.
 """

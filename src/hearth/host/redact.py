@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 # Names of every system; taking them out would make the archive unreadable and hide nothing.
-_PUBLIC_NAMES = frozenset(("root", "user", "localhost", "ubuntu", "debian", "admin", ""))
+_PUBLIC_NAMES = frozenset(
+    ("root", "user", "localhost", "ubuntu", "debian", "admin", "vm", "host", "server", "")
+)
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASS|PWD|CREDENTIAL|(?:^|_)KEYS?(?:_|$)|API_?KEY|ACCESS_?KEY|AUTH|COOKIE"
     r"|SIGNATURE",

@@ -14,7 +14,7 @@ from tests.unit.host.facts.fake_nvml import FakeNvml
 from hearth.host.checks.registry import examine
 from hearth.host.redact import Identity, redact, redact_environment, redact_text
 
-PUBLIC = {"root", "user", "localhost", "ubuntu", "debian", "admin"}
+PUBLIC = {"root", "user", "localhost", "ubuntu", "debian", "admin", "host", "server"}
 MARKS = {"token", "login", "secret", "server", "host"}
 ME = Identity("jane", "/home/jane", "workhorse.example.org")
 
@@ -68,6 +68,7 @@ def test_names_of_every_system_stay() -> None:
         "~/x on localhost"
     )
     assert redact_text("/x", Identity("", "/", "")) == "/x"
+    assert redact_text("vm.swappiness", Identity("", "/", "vm")) == "vm.swappiness"
 
 
 def test_nested_data_keeps_its_shape() -> None:

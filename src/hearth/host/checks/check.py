@@ -84,10 +84,14 @@ def serve_fix(examined: Examined, flags: str = "") -> Fix:
     return Fix("hearth", f"hearth serve {name} {flags}".rstrip())
 
 
-def tune_fix(action: str, *, persist: bool = False) -> Fix:
-    """The command that changes a setting of the host; sudo's own path may lack hearth."""
+def tune_fix(action: str, *, persist: bool = False, models_dir: str = "") -> Fix:
+    """The command that changes a setting of the host; sudo's own path may lack hearth.
+
+    `models_dir`: whose disk is meant, where that matters; root has another home.
+    """
     more = " --persist" if persist else ""
-    return Fix("tune", f'sudo "$(command -v hearth)" tune --only {action} --apply{more}')
+    where = f" --models-dir {shlex.quote(models_dir)}" if models_dir else ""
+    return Fix("tune", f'sudo "$(command -v hearth)" tune --only {action} --apply{more}{where}')
 
 
 def shown(fact: Fact[T], text: Callable[[T], str] = str) -> str:

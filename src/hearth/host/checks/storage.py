@@ -119,7 +119,7 @@ def check_readahead(examined: Examined) -> tuple[Check, ...]:
     level = Level.UNKNOWN if size.value is None else Level.WARN if is_low else Level.OK
     owner = top.parents[0] if top.kind == "partition" and top.parents else top.name
     fixes = (
-        tune_fix("readahead"),
+        tune_fix("readahead", models_dir=examined.facts.storage.directory),
         Fix(
             "shell",
             f"echo {READAHEAD_BYTES // KIB} | sudo tee /sys/block/{owner}/queue/read_ahead_kb",

@@ -145,7 +145,9 @@ def read_ahead_path(view: HostView) -> str | None:
 def _read_ahead(view: HostView, name: str) -> Check:
     path = read_ahead_path(view)
     if path is None:
-        return absent(f"nothing says which disk holds {view.models_dir} (an overlay, or in memory)")
+        return absent(
+            f"nothing says which disk holds {view.models_dir} (an overlay, btrfs, or in memory)"
+        )
     # The number of a file system without a device is another one after each mount.
     line = None if "/bdi/" in path else partial(sysfs_line, path)
     found = move(view, name, Place("value", path, line), READ_AHEAD_KIB)

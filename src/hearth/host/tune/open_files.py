@@ -61,7 +61,7 @@ def _first_process_limit(places: Places) -> int:
     match = re.search(
         r"^Max open files\s+\S+\s+(\d+)", _text(places, "proc/1/limits"), re.MULTILINE
     )
-    return int(match[1]) if match else 0
+    return whole_number(match[1]) or 0 if match else 0
 
 
 def _written_limits(places: Places, most: int) -> list[int]:

@@ -7,6 +7,7 @@ where no line of this run has their key.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,9 @@ def _later_files(places: Places, key: str) -> list[str]:
             seen.setdefault(path.name, f"{directory}/{path.name}")
     later = sorted(name for name in seen if name > Path(at.SYSCTL_FILE).name)
     paths = [*(seen[name] for name in later), _SYSCTL_CONF]
-    return [path for path in paths if _sets(places.root / path, key)]
+    # Links to one file are one; a circle of links is nothing that could be read.
+    files = {os.path.realpath(places.root / path): path for path in reversed(paths)}
+    return [path for file, path in reversed(files.items()) if _sets(Path(file), key)]
 
 
 def _sets(path: Path, key: str) -> bool:

@@ -180,6 +180,7 @@ def test_a_rotating_disk_is_answered_by_staging_or_bcache(tmp_path: Path) -> Non
     readahead = found(checks, "readahead")
     assert readahead.level is Level.WARN
     assert "echo 4096 | sudo tee /sys/block/sda/queue/read_ahead_kb" in commands(readahead)
+    assert "tune --only readahead --apply --models-dir /models\n" in commands(readahead)
 
 
 def test_a_network_directory_is_answered_by_staging(tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_a_file_that_is_read_later_and_wins_is_named(
     assert [f"/{name} sets vm.swappiness" in note for note in notes] == [True] * is_later
 
 
+def test_a_file_that_is_a_link_to_another_is_named_once(tmp_path: Path) -> None:
+    places = Places(write(tmp_path, {"etc/sysctl.conf": "vm.swappiness = 5\n"}))
+    (tmp_path / "etc/sysctl.d").mkdir()
+    (tmp_path / "etc/sysctl.d/99-sysctl.conf").symlink_to("../sysctl.conf")
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    (note,) = notes_on(places, [SWAPPINESS])
+    assert note.startswith("/etc/sysctl.d/99-sysctl.conf sets vm.swappiness")
+
+
 def test_a_machine_without_systemd_is_told_who_reads_the_files(tmp_path: Path) -> None:
     assert "systemd does not run" in notes_on(Places(tmp_path), [SWAPPINESS])[0]
     assert notes_on(Places(tmp_path), []) == []
