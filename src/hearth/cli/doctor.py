@@ -14,11 +14,14 @@ import typer
 
 from hearth.cli.config_file import Config
 from hearth.cli.options import option, quantity
-from hearth.cli.storage import storage_directory
+from hearth.cli.storage import storage_of
 from hearth.core.errors import ConfigError
 from hearth.core.paths import home_expanded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hearth.host.checks.check import WeightCacheSpace
     from hearth.host.checks.registry import DoctorReport
     from hearth.host.profile import MachineProfile
 
@@ -124,7 +127,7 @@ def _profile(model: str | None, models_dir: str | None, measure: bool) -> Machin
     try:
         isa, placement = resolve_isa("auto"), place_threads("auto", None)
         if measure:
-            return measure_machine(isa, placement, _storage_of(model, models_dir))
+            return measure_machine(isa, placement, storage_of(model, models_dir))
         return known_profile(isa, placement)
     except KernelError as error:
         if measure:
@@ -153,17 +156,27 @@ def _examine(
     elif context is not None:
         raise ConfigError("--max-model-len needs a MODEL", hint="hearth doctor MODEL")
     time.sleep(max(0.0, began + _INTERVAL_S - time.monotonic()))
-    return examine(
-        Examined(read_host(_storage_of(model, models_dir), earlier=earlier), needs, profile)
-    )
+    facts = read_host(storage_of(model, models_dir), earlier=earlier)
+    space = None if needs is None else weight_cache_space(os.environ)
+    return examine(Examined(facts, needs, profile, space))
 
 
-def _storage_of(model: str | None, models_dir: str | None) -> Path:
-    if models_dir is not None:
-        return storage_directory(models_dir)
-    if model is not None and (path := home_expanded(model).absolute()).exists():
-        return path.parent if path.is_file() else path
-    return storage_directory(None)
+def weight_cache_space(environment: Mapping[str, str]) -> WeightCacheSpace | None:
+    """Of the packed weights that hearth serve keeps there; None where it would keep none."""
+    from hearth.engine.weight_cache import DISK_SHARE, default_directory
+    from hearth.host.checks.check import WeightCacheSpace
+    from hearth.host.disk import read_disk
+    from hearth.kernels.packed_cache import PackedCache
+
+    named = environment.get("HEARTH_WEIGHT_CACHE_DIR", "")
+    directory = home_expanded(named).absolute() if named else default_directory(environment)
+    if directory is None:
+        return None
+    try:
+        most = read_disk(directory).free_bytes + PackedCache(directory, 0).used_bytes()
+    except OSError:
+        return None
+    return WeightCacheSpace(str(directory), most // DISK_SHARE)
 
 
 def _write_bundle(path: Path, report: DoctorReport) -> None:
@@ -179,7 +192,8 @@ def _write_bundle(path: Path, report: DoctorReport) -> None:
         user = getpass.getuser()
     except (OSError, KeyError):  # a user id without a name, as in containers
         user = ""
-    identity = Identity(user, str(home_expanded("~")), platform.node())
+    others = tuple(filter(None, map(os.environ.get, ("SUDO_USER", "USER", "LOGNAME"))))
+    identity = Identity(user, str(home_expanded("~")), platform.node(), others)
     plain = redact(msgspec.to_builtins(report), identity)
     variables = redact_environment(os.environ, identity)
 
@@ -203,7 +217,8 @@ Written by `hearth doctor --bundle`: facts about a host, checks, versions and en
 of hearth and its libraries. No logs, prompts or answers.
 
 Taken out: the user's name and home directory, the host's name, addresses (IP, MAC), the servers of
-network file systems, values that look like tokens, and variables whose names speak of secrets.
+network file systems, logins in URLs, values that look like tokens or are named as secrets, and
+variables whose names speak of secrets or machines.
 Not known to be private, and so still here: other names in paths, and names of GPU processes.
 Look through the files before you send them.
 """

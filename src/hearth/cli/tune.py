@@ -11,101 +11,32 @@ damaged journal) or something could not be put back.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hearth.cli.options import option, quantity
-from hearth.cli.storage import storage_directory
+from hearth.cli import tune_options as flags
+from hearth.cli.storage import storage_of
 from hearth.core.errors import ConfigError, HostError
 from hearth.core.paths import home_expanded
+from hearth.core.units import format_count
 
 if TYPE_CHECKING:
     from hearth.host.tune.actions import HostView
     from hearth.host.tune.places import Places
     from hearth.host.tune.runner import Plan
 
-JOURNAL = "/var/lib/hearth/tune.journal"
 FAILED = 1
-_CHANGES, _CHOICE = "Changing the machine", "Which settings"
-
-
-def _switch(flag: str, text: str) -> Any:
-    return typer.Option(flag, help=text, rich_help_panel=_CHANGES)
-
-
-def _flag(name: str, text: str, panel: str | None = None, **settings: Any) -> Any:
-    return option(name, text, prefix="TUNE_", rich_help_panel=panel, **settings)
-
-
-Apply = Annotated[bool, _switch("--apply", "Make the changes, for now: until the next boot.")]
-Persist = Annotated[
-    bool, _switch("--persist", "With --apply or --measure: write them to files in /etc, too.")
-]
-Measure = Annotated[
-    bool,
-    _switch(
-        "--measure",
-        "Measure each change before and after, in turns; keep what helps, undo the rest.",
-    ),
-]
-Rollback = Annotated[
-    bool, _switch("--rollback", "Put everything back that hearth tune has changed.")
-]
-Force = Annotated[
-    bool,
-    _switch(
-        "--force",
-        "With --rollback: also what somebody else has changed since; damaged lines of the journal "
-        "are left out.",
-    ),
-]
-Only = Annotated[
-    list[str] | None,
-    _flag("--only", "Only this setting; may be repeated.", _CHOICE, metavar="NAME"),
-]
-With = Annotated[
-    list[str] | None,
-    _flag(
-        "--with",
-        "This one, too, which is not applied by default; may be repeated.",
-        _CHOICE,
-        metavar="NAME",
-    ),
-]
-HugepagesBytes = Annotated[
-    int | None,
-    _flag(
-        "--hugepages-bytes",
-        "Size of the HugeTLB pool, such as 4G, for other programs: hearth uses none of it.",
-        _CHOICE,
-        parser=quantity,
-        metavar="BYTES",
-        show_default=False,
-    ),
-]
-ModelsDir = Annotated[
-    str,
-    _flag(
-        "--models-dir",
-        "Where models lie: the readahead of that disk is meant. Default: where hearth pull puts "
-        "them.",
-        _CHOICE,
-        metavar="DIRECTORY",
-        show_default=False,
-    ),
-]
-JournalFile = Annotated[
-    str, _flag("--journal", "Where former values are written down.", metavar="FILE")
-]
-Json = Annotated[bool, _flag("--json", "Plan and result as one JSON object.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +53,28 @@ class Order:
     json: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """What the pool of huge pages is to hold, and who says so; None: nobody, for this reason."""
+
+    num_bytes: int | None
+    note: str = ""
+
+
 def tune(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
-    apply: Apply = False,
-    persist: Persist = False,
-    measure: Measure = False,
-    rollback: Rollback = False,
-    force: Force = False,
-    only: Only = None,
-    with_: With = None,
-    hugepages_bytes: HugepagesBytes = None,
-    models_dir: ModelsDir = "",
-    journal: JournalFile = JOURNAL,
-    json: Json = False,
+    model: flags.Model = None,
+    max_model_len: flags.MaxModelLen = None,
+    apply: flags.Apply = False,
+    persist: flags.Persist = False,
+    measure: flags.Measure = False,
+    rollback: flags.Rollback = False,
+    force: flags.Force = False,
+    only: flags.Only = None,
+    with_: flags.With = None,
+    hugepages_bytes: flags.HugepagesBytes = None,
+    models_dir: flags.ModelsDir = "",
+    journal: flags.JournalFile = flags.JOURNAL,
+    json: flags.Json = False,
 ) -> None:
     """Show what should be changed on this machine for serving; with --apply change it.
 
@@ -143,13 +84,20 @@ def tune(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     from hearth.host.tune.places import Places
 
     _check_flags(apply=apply, persist=persist, measure=measure, rollback=rollback, force=force)
-    chosen = choose(only or [], with_ or [], hugepages_bytes)
+    if rollback and model is not None:
+        raise ConfigError("--rollback takes no MODEL: it goes by the journal")
+    if max_model_len is not None and model is None:
+        raise ConfigError("--max-model-len needs a MODEL", hint="hearth tune MODEL")
+    chosen = choose(only or [], with_ or [], hugepages_bytes, has_model=model is not None)
     path = home_expanded(journal).absolute()
     order = Order(chosen, path, apply, persist, measure, rollback, force, json)
     places = Places()
     if rollback:
         raise typer.Exit(_roll_back(order, places))
-    view = _view(places, models_dir, hugepages_bytes)
+    pool = pool_size(model, max_model_len, hugepages_bytes)
+    if "hugepages" in chosen and pool.num_bytes is None:
+        raise ConfigError(f"hugepages needs a size: {pool.note}", hint="add --hugepages-bytes 4G")
+    view = _view(places, storage_of(model, models_dir), pool)
     raise typer.Exit(_run(order, view))
 
 
@@ -167,9 +115,16 @@ def _check_flags(*, apply: bool, persist: bool, measure: bool, rollback: bool, f
 
 
 def choose(
-    only: Sequence[str], with_: Sequence[str], hugepages_bytes: int | None
+    only: Sequence[str],
+    with_: Sequence[str],
+    hugepages_bytes: int | None,
+    *,
+    has_model: bool = False,
 ) -> frozenset[str]:
-    """Names of the actions to apply. Raises ConfigError for a name that is none."""
+    """Names of the actions to apply. Raises ConfigError for a name that is none.
+
+    `has_model`: its plan gives the pool of huge pages a size, where nothing else does.
+    """
     from hearth.host.tune.catalog import ACTIONS, BY_NAME
 
     for name in (*only, *with_):
@@ -184,14 +139,38 @@ def choose(
     names |= set(with_)
     if hugepages_bytes is not None and not only:
         names.add("hugepages")
-    if "hugepages" in names and hugepages_bytes is None:
-        raise ConfigError("hugepages needs a size", hint="add --hugepages-bytes 4G")
+    if "hugepages" in names and hugepages_bytes is None and not has_model:
+        raise ConfigError(
+            "hugepages needs a size", hint="add --hugepages-bytes 4G, or name a MODEL"
+        )
     if hugepages_bytes is not None and "hugepages" not in names:
         raise ConfigError("--hugepages-bytes does not go with --only of other settings")
     return frozenset(names)
 
 
-def _view(places: Places, models_dir: str, hugepages_bytes: int | None) -> HostView:
+def pool_size(model: str | None, context: int | None, given: int | None) -> PoolSize:
+    """Of the pool of huge pages: what was asked for, else all that MODEL's plan counts.
+
+    Raises what planning raises for a MODEL that is none.
+    """
+    if given is not None:
+        return PoolSize(given, "--hugepages-bytes")
+    if model is None:
+        return PoolSize(None)
+    from hearth.cli.model_needs import read_needs
+
+    needs = read_needs(model, context)
+    if not needs.schemes:
+        refusal = needs.refusal or f"{needs.architecture} is planned at its start"
+        return PoolSize(None, f"no plan of {model}: {refusal}")
+    # As it would be served here; as it is stored where nothing fits.
+    need = next((scheme for scheme in needs.schemes if scheme.fits), needs.schemes[0])
+    stored = "weights as stored" if need.scheme == "none" else f"weights as {need.scheme}"
+    note = f"the plan of {model}, {stored}, a context of {format_count(need.num_tokens)} tokens"
+    return PoolSize(need.needed_bytes, note)
+
+
+def _view(places: Places, models_dir: Path, pool: PoolSize) -> HostView:
     from hearth.core.errors import CapacityError
     from hearth.host.memory import read_memory
     from hearth.host.tune.actions import view_of
@@ -200,8 +179,13 @@ def _view(places: Places, models_dir: str, hugepages_bytes: int | None) -> HostV
         available: int | None = read_memory(places.root).available_bytes
     except CapacityError:
         available = None
-    directory = storage_directory(models_dir)
-    return view_of(places, directory, hugepages_bytes=hugepages_bytes, available_bytes=available)
+    return view_of(
+        places,
+        models_dir,
+        hugepages_bytes=pool.num_bytes,
+        available_bytes=available,
+        hugepages_note=pool.note,
+    )
 
 
 def _run(order: Order, view: HostView) -> int:
@@ -215,7 +199,8 @@ def _run(order: Order, view: HostView) -> int:
     if changes_something and view.euid != 0 and plan.changes():
         is_text = not order.json
         print("\n".join(report.plan_lines(plan)) if is_text else report.plan_json(plan, view.euid))
-        require_root(view.euid, [_own_command(), "or, one by one:", *report.commands(plan)])
+        own = own_command(sys.argv, os.environ, view.models_dir)
+        require_root(view.euid, [own, "or, one by one:", *report.commands(plan)])
     if not changes_something:
         if order.json:
             print(report.plan_json(plan, view.euid))
@@ -225,11 +210,23 @@ def _run(order: Order, view: HostView) -> int:
     return _measure(order, view, plan) if order.measure else _apply(order, view, plan)
 
 
-def _own_command() -> str:
-    """This call again, as root; sudo has a search path of its own."""
-    script = Path(sys.argv[0]).absolute()
+def own_command(
+    words: Sequence[str], environment: Mapping[str, str], models_dir: Path | None = None
+) -> str:
+    """This call again, as root: it would have another search path, home and environment.
+
+    `words`: of this call, the program first; `models_dir`: what stands for the models' storage.
+    """
+    script = Path(words[0]).absolute()
     program = [str(script)] if script.name == "hearth" else [sys.executable, "-m", "hearth.cli"]
-    return shlex.join(["sudo", *program, *sys.argv[1:]])
+    taken = [f"{k}={v}" for k, v in sorted(environment.items()) if k.startswith("HEARTH_TUNE_")]
+    is_named = any(word.startswith("--models-dir") for word in words)
+    if models_dir is not None and not is_named:
+        taken = [pair for pair in taken if not pair.startswith("HEARTH_TUNE_MODELS_DIR=")]
+        program += [*words[1:], "--models-dir", str(models_dir)]
+    else:
+        program += words[1:]
+    return shlex.join(["sudo", *(["env", *taken] if taken else []), *program])
 
 
 def _apply(order: Order, view: HostView, plan: Plan) -> int:
@@ -260,7 +257,7 @@ def _measure(order: Order, view: HostView, plan: Plan) -> int:
     measured: list[Measured] = []
     outcomes = []
     if plan.changes():
-        with open_journal(order.journal) as journal:
+        with open_journal(order.journal) as journal, ending_in_order():
             measured = measure_plan(
                 plan,
                 view.places,
@@ -288,6 +285,31 @@ def _measure(order: Order, view: HostView, plan: Plan) -> int:
     return _code_of(outcomes) or (FAILED if plan.locked() else 0)
 
 
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Signals that end a process, that of a lost connection too, put back what is half done.
+
+    Only the first does: a second one must not keep the former value from coming back.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    ]
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    former = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 def _roll_back(order: Order, places: Places) -> int:
     from hearth.cli import tune_report as report
     from hearth.host.tune.journal import open_journal, read_entries
@@ -297,7 +319,7 @@ def _roll_back(order: Order, places: Places) -> int:
     pending = [entry for entry in entries if entry.state != "undone"]
     found: list[Restored] = []
     if pending:
-        require_root(os.geteuid(), [_own_command()])
+        require_root(os.geteuid(), [own_command(sys.argv, os.environ)])
         with open_journal(order.journal, skip_damaged=order.force) as journal:
             found = roll_back(places, journal, force=order.force)
     if order.json:

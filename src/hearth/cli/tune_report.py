@@ -70,7 +70,7 @@ def _short_lines(plan: Plan) -> list[str]:
         notes = f" ({'; '.join(check.notes)})" if check.notes else ""
         if check.state == "absent":
             lines.append(f"{name}: not available here{notes}")
-        elif check.state == "locked":
+        elif check.state == "locked" and (item.is_chosen or not item.action.against):
             lines.append(f"{name}: {check.now}, cannot be changed here{notes}")
         elif check.state == "ok":
             lines.append(f"{name}: {check.now}, as it should be{notes}")
@@ -138,7 +138,7 @@ def outcome_lines(outcomes: Sequence[Outcome], journal: Path) -> list[str]:
             lines.append(f"failed, and not undone: {outcome.name}: {outcome.reason}")
         elif outcome.changes:
             lines.append(f"done: {outcome.name}")
-    if any(outcome.changes for outcome in outcomes):
+    if any(outcome.changes and outcome.state != "undone" for outcome in outcomes):
         lines.append(f"former values: {journal}; hearth tune --rollback puts them back")
     return lines
 

@@ -15,11 +15,12 @@ import msgspec
 import pytest
 import typer
 
-from hearth.cli.doctor import EXIT_FAIL, EXIT_WARN, doctor
+from hearth.cli.doctor import EXIT_FAIL, EXIT_WARN, doctor, weight_cache_space
 from hearth.cli.model_needs import read_needs
 from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.errors import ConfigError, HearthError, ModelError, ModelNotFoundError
 from hearth.engine import planning
+from hearth.engine.weight_cache import DISK_SHARE
 from hearth.host.checks.registry import DoctorReport, report_json_schema
 from hearth.host.memory import HostMemory, MemoryFact
 
@@ -117,6 +118,17 @@ def test_a_model_that_does_not_fit_fails_with_the_plans_hint(
         doctor(str(BUILT_IN_DIR))
     assert end.value.exit_code == EXIT_FAIL
     assert "fail    capacity: plan" in capsys.readouterr().out
+
+
+def test_the_space_for_packed_weights_is_that_of_their_own_directory(tmp_path: Path) -> None:
+    space = weight_cache_space({"HEARTH_WEIGHT_CACHE_DIR": str(tmp_path / "not" / "yet")})
+    assert space is not None
+    assert space.directory == str(tmp_path / "not" / "yet")
+    assert 0 <= space.most_bytes <= shutil.disk_usage(tmp_path).total // DISK_SHARE
+    named = weight_cache_space({"XDG_CACHE_HOME": str(tmp_path)})
+    assert named is not None
+    assert named.directory == str(tmp_path / "hearth" / "weights")
+    assert weight_cache_space({}) is None  # nobody's home
 
 
 def test_a_context_beyond_the_models_is_an_error_of_the_command() -> None:

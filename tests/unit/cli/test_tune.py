@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,9 +20,13 @@ from tests.unit.host.tune.trees import ALL, FakeKernel, lay_out, plan_of, snapsh
 
 from hearth.cli import tune as command
 from hearth.cli import tune_report as report
-from hearth.cli.tune import Order, choose
+from hearth.cli.model_needs import read_needs
+from hearth.cli.settings import BUILT_IN_DIR
+from hearth.cli.tune import Order, choose, own_command, pool_size
 from hearth.core.errors import ConfigError, PrivilegeError
-from hearth.host.tune.places import SYSCTL_FILE, Places
+from hearth.host.tune.journal import read_entries
+from hearth.host.tune.places import SYSCTL_FILE, Change, Places
+from hearth.host.tune.runner import Outcome
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,6 +65,80 @@ def test_the_defaults_are_what_helps_and_names_add_or_replace() -> None:
     assert choose([], [], 1 << 30) == defaults | {"hugepages"}
     with pytest.raises(ConfigError, match="needs a size"):
         choose(["hugepages"], [], None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rollback", "MODEL"], "takes no MODEL"),
+        (["--max-model-len", "8K"], "needs a MODEL"),
+        (["./no/such"], "no directory"),
+    ],
+)
+def test_a_model_that_cannot_be_meant_is_one_message(flags: list[str], said: str) -> None:
+    found = hearth("tune", *flags)
+    assert (found.returncode in {2, 3}, "Traceback" in found.stderr) == (True, False)
+    assert said in found.stderr
+
+
+def test_the_plan_of_a_model_sizes_the_pool_and_nobody_takes_it_unasked() -> None:
+    model = str(BUILT_IN_DIR)
+    needs = read_needs(model, 2048)
+    pool = pool_size(model, 2048, None)
+    assert pool.num_bytes == needs.schemes[0].needed_bytes
+    assert "weights as stored, a context of 2,048 tokens" in pool.note
+    assert pool_size(model, 2048, 1 << 30).num_bytes == 1 << 30
+    assert pool_size(None, None, None).num_bytes is None
+    assert "hugepages" not in choose([], [], None, has_model=True)
+    assert "hugepages" in choose([], ["hugepages"], None, has_model=True)
+
+
+def test_the_size_of_the_plan_is_shown_and_applied_where_it_is_asked_for() -> None:
+    flags = ("tune", str(BUILT_IN_DIR), "--max-model-len", "1K", "--json")
+    found = json.loads(hearth(*flags).stdout)
+    (item,) = (item for item in found["settings"] if item["name"] == "hugepages")
+    assert (item["is_chosen"], item["is_default"]) == (False, False)
+    assert "the plan of" in " ".join(item["notes"])
+    page_bytes = int(re.search(r"Hugepagesize:\s+(\d+)", _meminfo())[1]) << 10  # type: ignore[index]  # every kernel here has it
+    needed = read_needs(str(BUILT_IN_DIR), 1024).schemes[0].needed_bytes
+    assert int(item["then"]) == -(-needed // page_bytes) or int(item["now"]) * page_bytes > needed
+    again = json.loads(hearth(*flags, "--with", "hugepages").stdout)
+    (item,) = (item for item in again["settings"] if item["name"] == "hugepages")
+    assert item["is_chosen"]
+
+
+def _meminfo() -> str:
+    return Path("/proc/meminfo").read_text(encoding="utf-8")
+
+
+def test_a_model_without_a_plan_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["OddForCausalLM"]}')
+    pool = pool_size(str(tmp_path), None, None)
+    assert pool.num_bytes is None
+    assert "no plan of" in pool.note
+    found = hearth("tune", str(tmp_path), "--with", "hugepages")
+    assert found.returncode == 2
+    assert "hugepages needs a size: no plan of" in found.stderr
+
+
+def test_as_root_the_same_is_called_whatever_sudo_makes_of_home_and_environment() -> None:
+    environment = {"HEARTH_TUNE_ONLY": "readahead", "HEARTH_MODEL": "x", "HOME": "/home/jane"}
+    words = ["/usr/bin/hearth", "tune", "--apply"]
+    models = Path("/home/jane/my models")
+    assert own_command(words, environment, models) == (
+        "sudo env HEARTH_TUNE_ONLY=readahead /usr/bin/hearth tune --apply "
+        "--models-dir '/home/jane/my models'"
+    )
+    named = [*words, "--models-dir=/m"]
+    assert own_command(named, {}, models) == "sudo /usr/bin/hearth tune --apply --models-dir=/m"
+    variable = {"HEARTH_TUNE_MODELS_DIR": "models"}  # as it was resolved here
+    assert own_command(words, variable, Path("/m")).endswith("tune --apply --models-dir /m")
+    assert own_command(["x", "tune", "--rollback"], {}).endswith("-m hearth.cli tune --rollback")
+
+
+def test_what_was_undone_needs_no_way_back() -> None:
+    outcomes = [Outcome("thp", "undone", (Change("thp", "choice", THP, "never", "madvise"),), "no")]
+    assert report.outcome_lines(outcomes, Path("/j")) == ["failed: thp: no (as it was before)"]
 
 
 def test_a_dry_run_on_this_machine_changes_nothing_and_is_json(tmp_path: Path) -> None:
@@ -188,6 +267,34 @@ def test_what_is_measured_is_kept_or_undone_and_both_numbers_are_shown(
 
 
 THP = "sys/kernel/mm/transparent_hugepage/enabled"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_measurement_that_is_ended_leaves_the_former_value(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    from hearth.host.tune import benchmarks
+
+    class Ended:
+        name, unit, is_higher_better = "speed", "GB/s", True
+
+        def run(self) -> float:
+            if kernel.read("choice", THP) == "madvise":
+                signal.raise_signal(number)
+            return 1.0
+
+        def close(self) -> None:
+            signal.raise_signal(number)  # a second one does not come through
+
+    monkeypatch.setattr(benchmarks, "choose_benchmark", lambda view, item: Ended())
+    former = signal.getsignal(number)
+    order = Order(frozenset({"thp"}), journal_of(kernel.root), measure=True)
+    with pytest.raises(SystemExit) as end:
+        command._run(order, view_of(kernel))
+    assert end.value.code == 128 + number
+    assert kernel.read("choice", THP) == "never"
+    assert [entry.state for entry in read_entries(order.journal)] == ["undone"]
+    assert signal.getsignal(number) == former
 
 
 @pytest.mark.parametrize("asked", [{"apply": True}, {"measure": True}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hearth.core.units import GIB, format_bytes, format_count
-from hearth.host.checks.check import Check, Examined, Fix, Level, shown
+from hearth.host.checks.check import Check, Examined, Fix, Level, serve_fix, shown
 from hearth.host.checks.needs import ModelNeeds, SchemeNeed
 
 AREA = "capacity"
@@ -50,7 +50,7 @@ def check_plan(examined: Examined) -> tuple[Check, ...]:
     if fitting is exact:
         return (Check("plan", AREA, Level.OK, measured, wanted, why),)
     if fitting is not None:
-        fix = Fix("hearth", f"hearth serve {needs.name} --quantize {fitting.scheme}")
+        fix = serve_fix(examined, f"--quantize {fitting.scheme}")
         because = f"fits as {fitting.scheme} only, which rounds the weights: {why}"
         return (Check("plan", AREA, Level.WARN, measured, wanted, because, (fix,)),)
     smallest = needs.schemes[-1]
@@ -128,26 +128,26 @@ def _customary(minimum: float, recommended: float, unit: str, needs: ModelNeeds 
 
 
 def check_disk_space(examined: Examined) -> tuple[Check, ...]:
-    """Room for a download, or for the packed weights of a model that is there."""
-    free = examined.facts.storage.free_bytes
-    needs = examined.needs
+    """Room for a download, and for the packed weights of a model."""
+    storage, cache, needs = examined.facts.storage, examined.weight_cache, examined.needs
     weights = needs.schemes[0].weight_bytes if needs is not None and needs.schemes else None
     level, wanted = Level.UNKNOWN, "name a model for a verdict: hearth doctor MODEL"
+    measured = f"{shown(storage.free_bytes, format_bytes)} free at {storage.directory}"
     fixes: tuple[Fix, ...] = ()
-    if weights is not None and free.value is not None:
-        # The cache of packed weights takes a quarter of the free space at most.
-        enough = free.value >= weights
+    if weights is not None and cache is not None:
+        enough = cache.most_bytes >= weights
         level = Level.OK if enough else Level.WARN
         wanted = f"{format_bytes(weights)}, the size of the weights, for packed copies of them"
-        fixes = (
-            () if enough else (Fix("hint", "free space, or --weight-cache-dir on another disk"),)
-        )
+        measured += f"; at most {format_bytes(cache.most_bytes)} for packed weights in "
+        measured += cache.directory
+        space = serve_fix(examined, f"--weight-cache-bytes {weights}")
+        fixes = () if enough else (Fix("hint", "free space, or --weight-cache-dir DIR"), space)
     return (
         Check(
             "disk space",
             AREA,
             level,
-            f"{shown(free, format_bytes)} free at {examined.facts.storage.directory}",
+            measured,
             wanted,
             "packed weights on disk make the next start quick; without room it packs again",
             fixes,
@@ -162,8 +162,11 @@ def check_wsl(examined: Examined) -> tuple[Check, ...]:
         return ()
     total = examined.facts.memory.total_bytes
     cap = wsl.memory_cap_bytes
-    is_small = (total.value or 0) < 16 * GIB
-    fixes = (Fix("hint", "in %UserProfile%\\.wslconfig: [wsl2] memory=24GB; then: wsl --shutdown"),)
+    is_small = total.value is not None and total.value < 16 * GIB
+    cap_fix = Fix("hint", "in %UserProfile%\\.wslconfig: [wsl2] memory=24GB; then: wsl --shutdown")
+    fix = (
+        Fix("shell", 'wsl.exe --set-version "$WSL_DISTRO_NAME" 2') if wsl.version == 1 else cap_fix
+    )
     return (
         Check(
             "WSL memory cap",
@@ -174,6 +177,6 @@ def check_wsl(examined: Examined) -> tuple[Check, ...]:
             "WSL 2 with a cap above what the plan needs",
             "WSL 2 takes half of the host's memory unless told otherwise, and files below /mnt/c "
             "are read over 9p, many times slower: keep models inside Linux",
-            fixes if is_small or wsl.version == 1 else (),
+            (fix,) if is_small or wsl.version == 1 else (),
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,12 +50,24 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightCacheSpace:
+    """Where packed weights are kept, and how many bytes of them are at most."""
+
+    directory: str
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Examined:
-    """What is judged. `needs` None: no model was named; `profile` None: nothing was measured."""
+    """What is judged. `needs` None: no model was named; `profile` None: nothing was measured.
+
+    `weight_cache` None: it is not known where packed weights would be kept.
+    """
 
     facts: HostFacts
     needs: ModelNeeds | None = None
     profile: MachineProfile | None = None
+    weight_cache: WeightCacheSpace | None = None
 
 
 CheckFunction = Callable[[Examined], tuple[Check, ...]]
@@ -65,10 +78,20 @@ def worst(checks: tuple[Check, ...]) -> Level:
     return max((check.level for check in checks), key=_SEVERITY.index, default=Level.OK)
 
 
-def tune_fix(action: str, *, persist: bool = False) -> Fix:
-    """The command that changes a setting of the host; sudo's own path may lack hearth."""
+def serve_fix(examined: Examined, flags: str = "") -> Fix:
+    """The command that serves the model, or any, with these flags."""
+    name = "MODEL" if examined.needs is None else shlex.quote(examined.needs.name)
+    return Fix("hearth", f"hearth serve {name} {flags}".rstrip())
+
+
+def tune_fix(action: str, *, persist: bool = False, models_dir: str = "") -> Fix:
+    """The command that changes a setting of the host; sudo's own path may lack hearth.
+
+    `models_dir`: whose disk is meant, where that matters; root has another home.
+    """
     more = " --persist" if persist else ""
-    return Fix("tune", f'sudo "$(command -v hearth)" tune --only {action} --apply{more}')
+    where = f" --models-dir {shlex.quote(models_dir)}" if models_dir else ""
+    return Fix("tune", f'sudo "$(command -v hearth)" tune --only {action} --apply{more}{where}')
 
 
 def shown(fact: Fact[T], text: Callable[[T], str] = str) -> str:

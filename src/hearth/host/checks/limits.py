@@ -9,21 +9,22 @@ from hearth.host.facts.limits import UNLIMITED
 AREA = "limits"
 LEAST_FILES = 4096
 CUSTOMARY_FILES = 65536
+CUSTOMARY_FILE_MAX = 2097152
 LEAST_BACKLOG = 2048
 CUSTOMARY_BACKLOG = 65535  # the server's own, beyond which it has no effect
 DEFAULT_MAP_COUNT = 65530
 
 
 def check_open_files(examined: Examined) -> tuple[Check, ...]:
-    """One socket a client, some files a model."""
+    """One socket a client, some files a model. The hard limit counts: a server takes all of it."""
     limits = examined.facts.limits.process
-    soft = limits.nofile_soft
-    enough = soft.value is not None and (soft.value == UNLIMITED or soft.value >= LEAST_FILES)
-    level = Level.UNKNOWN if soft.value is None else Level.OK if enough else Level.WARN
-    hard = limits.nofile_hard.value
-    reaches = hard is not None and (hard == UNLIMITED or hard >= CUSTOMARY_FILES)
+    soft, hard = limits.nofile_soft, limits.nofile_hard
+    known = [fact.value for fact in (soft, hard) if fact.value is not None]
+    enough = UNLIMITED in known or max(known, default=0) >= LEAST_FILES
+    level = Level.UNKNOWN if not known else Level.OK if enough else Level.WARN
     fixes = (
-        Fix("shell", f"ulimit -n {CUSTOMARY_FILES if reaches or hard is None else hard}"),
+        # Of the shell that this is typed in: no process can raise its own hard limit.
+        Fix("shell", f"sudo prlimit --pid $$ --nofile=:{CUSTOMARY_FILES}"),
         tune_fix("nofile", persist=True),
     )
     return (
@@ -31,9 +32,11 @@ def check_open_files(examined: Examined) -> tuple[Check, ...]:
             "open files",
             AREA,
             level,
-            f"{shown(soft, _count)} soft, {shown(limits.nofile_hard, _count)} hard",
-            f"{format_count(LEAST_FILES)} or more (customary {format_count(CUSTOMARY_FILES)})",
-            "every connection is an open file: a server that runs out refuses clients",
+            f"{shown(soft, _count)} soft, {shown(hard, _count)} hard",
+            f"{format_count(LEAST_FILES)} or more, hard "
+            f"(customary {format_count(CUSTOMARY_FILES)})",
+            "every connection is an open file: a server that runs out refuses clients; hearth "
+            "serve raises its own soft limit to the hard one",
             () if level in {Level.OK, Level.UNKNOWN} else fixes,
         ),
     )
@@ -46,10 +49,11 @@ def check_file_max(examined: Examined) -> tuple[Check, ...]:
         level = Level.UNKNOWN
     else:
         level = Level.WARN if 5 * used.value > 4 * most.value else Level.OK
-    fixes = (
-        Fix("shell", "sudo sysctl -w fs.file-max=2097152"),
-        tune_fix("file-max"),
-    )
+    target = CUSTOMARY_FILE_MAX
+    fixes: tuple[Fix, ...] = (tune_fix("file-max"),)
+    if 2 * (most.value or 0) > target:  # where it is reached, more than that is needed
+        target, fixes = 2 * (most.value or 0), ()
+    fixes = (Fix("shell", f"sudo sysctl -w fs.file-max={target}"), *fixes)
     return (
         Check(
             "fs.file-max",

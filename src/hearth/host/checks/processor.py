@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from hearth.host.checks.check import Check, Examined, Fix, Level, shown, tune_fix
+import re
+
+from hearth.host.checks.check import Check, Examined, Fix, Level, serve_fix, shown, tune_fix
+from hearth.host.facts.cpu import CAPACITY, CoreKind
+from hearth.host.files import whole_number
 
 AREA = "processor"
+_FIRST_PORT = 8000  # the default of hearth serve
 _SLOW_GOVERNORS = frozenset(("powersave", "conservative", "ondemand"))
 
 
@@ -83,16 +88,25 @@ def check_numa(examined: Examined) -> tuple[Check, ...]:
             listed,
             "a server on each node, bound to it",
             "memory of the other node is slower: unbound over two nodes a server reached 40 % of "
-            "what it gave bound to one",
+            "what it gave bound to one; hearth serve takes one node by itself (--numa auto), and "
+            "the others are idle until each has a server of its own",
             (
+                *(
+                    serve_fix(examined, _on_node(node.number, n))
+                    for n, node in enumerate(with_cpus)
+                ),
                 Fix(
                     "shell",
                     f"numactl --cpunodebind={with_cpus[0].number} "
-                    f"--membind={with_cpus[0].number} hearth serve  # CPUs {cpus}",
+                    f"--membind={with_cpus[0].number} {serve_fix(examined).command}  # CPUs {cpus}",
                 ),
             ),
         ),
     )
+
+
+def _on_node(node: int, position: int) -> str:
+    return f"--numa {node}" + (f" --port {_FIRST_PORT + position}" if position else "")
 
 
 def check_core_kinds(examined: Examined) -> tuple[Check, ...]:
@@ -100,7 +114,7 @@ def check_core_kinds(examined: Examined) -> tuple[Check, ...]:
     kinds = examined.facts.cpu.core_kinds.value or ()
     if len(kinds) < 2:
         return ()
-    fast = next((kind for kind in kinds if kind.name == "performance"), kinds[-1])
+    fast = max(kinds, key=_speed)
     return (
         Check(
             "core kinds",
@@ -109,6 +123,16 @@ def check_core_kinds(examined: Examined) -> tuple[Check, ...]:
             "; ".join(f"{kind.name}: CPUs {kind.cpus}" for kind in kinds),
             "threads on cores of one kind",
             "threads meet after every operation, and a slow core keeps the fast ones waiting",
-            (Fix("shell", f"taskset -c {fast.cpus} hearth serve"),),
+            (
+                # Not --cpu-bind, which takes each hardware thread of the list for a core.
+                Fix("shell", f"taskset -c {fast.cpus} {serve_fix(examined).command}"),
+            ),
         ),
     )
+
+
+def _speed(kind: CoreKind) -> tuple[bool, int, int]:
+    """By the kernel's capacity, where it tells; else the last ones, as boards number them."""
+    capacity = whole_number(kind.name.removeprefix(CAPACITY)) or 0
+    first = whole_number(re.split(r"[-,]", kind.cpus)[0]) or 0
+    return kind.name == "performance", capacity, first

@@ -6,12 +6,16 @@ must stay, by a cache of its blocks (bcache).
 
 from __future__ import annotations
 
+import shlex
+
 from hearth.core.units import KIB, MIB, format_bytes
-from hearth.host.checks.check import Check, Examined, Fix, Level, shown, tune_fix
+from hearth.host.checks.check import Check, Examined, Fix, Level, serve_fix, shown, tune_fix
 from hearth.host.facts.disks import BcacheFacts, BlockDevice, StorageFacts
 
 AREA = "storage"
+_NO_CACHE = "no cache"  # bcache's own words (drivers/md/bcache/sysfs.c)
 READAHEAD_BYTES = 4 * MIB
+_READAHEAD_WHY = "the first, cold start reads models from end to end, and long requests are quicker"
 _STAGE = Fix(
     "hint", "copy the model to a directory on an SSD or NVMe disk, and serve it from there"
 )
@@ -24,14 +28,15 @@ def check_model_disk(examined: Examined) -> tuple[Check, ...]:
     where = f"{storage.directory}: {_describe(storage)}"
     level = Level.OK
     fixes: tuple[Fix, ...] = ()
-    if _bcache(storage) is not None:
+    bcache = _bcache(storage)
+    if bcache is not None and bcache.state.value != _NO_CACHE:
         why += "; a cached disk is judged by its cache, see bcache"
     elif storage.is_network.value:
-        level, fixes = Level.WARN, (_copy(storage), _STAGE)
+        level, fixes = Level.WARN, (_stage(examined), _copy(storage), _STAGE)
         why += "; from a network it also stalls when the network does, while it serves: weights "
         why += "that are mapped are fetched again after they were dropped"
     elif any(disk.rotational.value for disk in storage.disks()):
-        level, fixes = Level.WARN, (_copy(storage), _STAGE, *_SET_UP_BCACHE)
+        level, fixes = Level.WARN, (_stage(examined), _copy(storage), _STAGE, *_SET_UP_BCACHE)
         why += "; a rotating disk wants one sequential reader, or a cache of its blocks on an SSD "
         why += "(bcache: reformats the disk, so copy what it holds first)"
     elif storage.is_in_memory.value:
@@ -48,8 +53,12 @@ _SET_UP_BCACHE = (
 )
 
 
+def _stage(examined: Examined) -> Fix:
+    return serve_fix(examined, "--stage /SSD/models")
+
+
 def _copy(storage: StorageFacts) -> Fix:
-    return Fix("shell", f"cp -r --reflink=auto {storage.directory} /SSD/models/")
+    return Fix("shell", f"cp -r --reflink=auto {shlex.quote(storage.directory)} /SSD/models/")
 
 
 def _is_untold(storage: StorageFacts) -> bool:
@@ -80,18 +89,37 @@ def _device(device: BlockDevice) -> str:
     return f"{device.kind} {device.name}{about}"
 
 
+_BTRFS = "btrfs"  # reads ahead by a number of its own, whatever its devices say
+_BTRFS_READAHEAD = Check(
+    "readahead",
+    AREA,
+    Level.UNKNOWN,
+    "of btrfs, which does not say which of /sys/class/bdi/btrfs-* is this one",
+    f"{format_bytes(READAHEAD_BYTES)} or more",
+    _READAHEAD_WHY,
+    (
+        Fix(
+            "shell",
+            f"echo {READAHEAD_BYTES // KIB} | sudo tee /sys/class/bdi/btrfs-*/read_ahead_kb",
+        ),
+    ),
+)
+
+
 def check_readahead(examined: Examined) -> tuple[Check, ...]:
     """How much the kernel reads ahead of a sequential reader."""
     devices = examined.facts.storage.devices.value
     if not devices:
         return ()  # a network or memory: nothing to set
+    if examined.facts.storage.file_system.value == _BTRFS:
+        return (_BTRFS_READAHEAD,)
     top = devices[0]
     size = top.readahead_bytes
     is_low = size.value is not None and size.value < READAHEAD_BYTES
     level = Level.UNKNOWN if size.value is None else Level.WARN if is_low else Level.OK
     owner = top.parents[0] if top.kind == "partition" and top.parents else top.name
     fixes = (
-        tune_fix("readahead"),
+        tune_fix("readahead", models_dir=examined.facts.storage.directory),
         Fix(
             "shell",
             f"echo {READAHEAD_BYTES // KIB} | sudo tee /sys/block/{owner}/queue/read_ahead_kb",
@@ -104,7 +132,7 @@ def check_readahead(examined: Examined) -> tuple[Check, ...]:
             level,
             f"{shown(size, format_bytes)} of {owner}, scheduler {shown(top.scheduler)}",
             f"{format_bytes(READAHEAD_BYTES)} or more",
-            "the first, cold start reads models from end to end, and long requests are quicker",
+            _READAHEAD_WHY,
             fixes if is_low else (),
         ),
     )
@@ -116,7 +144,24 @@ def check_bcache(examined: Examined) -> tuple[Check, ...]:
     if facts is None:
         return ()
     name = next(d.name for d in examined.facts.storage.devices.value or () if d.bcache is facts)
+    if facts.state.value == _NO_CACHE:
+        return (_detached(name),)
     return (_sequential_cutoff(facts, name), _cache_mode(facts, name))
+
+
+def _detached(name: str) -> Check:
+    return Check(
+        "bcache mode",
+        AREA,
+        Level.WARN,
+        _NO_CACHE,
+        "a cache that is attached",
+        "without one every read goes to the slow disk",
+        (
+            Fix("shell", "ls -d /sys/fs/bcache/*-*  # the caches that are there, by their UUID"),
+            Fix("shell", f"echo CACHE_UUID | sudo tee /sys/block/{name}/bcache/attach"),
+        ),
+    )
 
 
 def _sequential_cutoff(facts: BcacheFacts, name: str) -> Check:

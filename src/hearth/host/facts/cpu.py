@@ -15,6 +15,7 @@ from hearth.host.files import cpu_list, read_text, scaled, whole_number
 from hearth.host.placement import format_cpus
 
 ALL_ALIKE = "all alike"
+CAPACITY = "capacity "  # and the kernel's number: the fastest cores of a machine have 1024
 _CPUS = "sys/devices/system/cpu"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -197,7 +198,7 @@ def _core_kinds(
     cpus = online.value or ()
     capacities = {cpu: read_text(tree.root / f"{_CPUS}/cpu{cpu}/cpu_capacity") for cpu in cpus}
     if any(capacities.values()):
-        kinds = _grouped({c: f"capacity {text}" for c, text in capacities.items() if text})
+        kinds = _grouped({c: f"{CAPACITY}{text}" for c, text in capacities.items() if text})
         return Fact(kinds, f"/{_CPUS}/cpu*/cpu_capacity")
     makers, parts = info.by_cpu("CPU implementer"), info.by_cpu("CPU part")
     if parts:

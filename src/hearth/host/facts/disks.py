@@ -6,6 +6,7 @@ which lies on others: `devices` has them all, the mount's own first, disks last.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _SECTOR_BYTES = 512  # what Linux counts in, whatever the disk's own sectors
 _MOST_DEVICES = 64
 # What another machine, or the host of a virtual one, shows of a disk says nothing of the disk.
 _VIRTUAL_DISKS = ("vd", "xvd")
+_BCACHE_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,2}))?([kMGTP])?", re.ASCII)
 _DEVICE_MAPPER = {"LVM": "lvm", "CRYPT": "crypt", "mpath": "multipath"}
 
 
@@ -203,10 +205,10 @@ def _bcache(tree: Tree, base: str) -> BcacheFacts:
 
 
 def _bcache_size(text: str) -> int | None:
-    """Bytes of a size as bcache writes it: 4.0M, 512k, 0."""
-    factors = {"k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    factor = factors.get(text[-1:], 1)
-    whole, _, tenths = (text[:-1] if text[-1:] in factors else text).partition(".")
-    units, parts = whole_number(whole), whole_number(tenths[:1] or "0")
-    size = scaled(units, factor)
-    return None if size is None or parts is None else scaled(size + parts * factor // 10, 1)
+    """Bytes of a size as bcache writes it: 4.0M, 512k, 0; bch_hprint() counts up to ten tenths."""
+    match = _BCACHE_SIZE.fullmatch(text)
+    if match is None:
+        return None
+    factor = 1 << (10 * " kMGTP".index(match[3] or " "))
+    size, tenths = scaled(whole_number(match[1]), factor), int(match[2] or 0)
+    return None if size is None else scaled(size + tenths * factor // 10, 1)

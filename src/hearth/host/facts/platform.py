@@ -127,7 +127,7 @@ def _wsl_cap(tree: Tree) -> Fact[int]:
 def _memory_setting(text: str) -> int | None:
     """Bytes of `memory=8GB` in the section [wsl2]."""
     section = ""
-    for line in text.splitlines():
+    for line in text.removeprefix("\ufeff").splitlines():  # Windows' editors put one there
         stripped = line.partition("#")[0].strip().lower()
         if stripped.startswith("["):
             section = stripped

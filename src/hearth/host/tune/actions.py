@@ -27,7 +27,8 @@ class HostView:
     """What actions look at, beside the places themselves.
 
     `device`: number (major, minor) of the file system that holds `models_dir`; `hugepages_bytes`:
-    what the user asks the pool to hold, None for nothing; `available_bytes`: free memory.
+    what the pool is to hold, None where nobody says, and `hugepages_note` who does;
+    `available_bytes`: free memory.
     """
 
     places: Places
@@ -38,6 +39,7 @@ class HostView:
     hugepages_bytes: int | None = None
     available_bytes: int | None = None
     euid: int = 0
+    hugepages_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Action:
         return not self.against
 
     def check(self, view: HostView) -> Check:
-        """Reads what is there; changes nothing. What cannot be read is absent, and says why."""
+        """Reads what is there; changes nothing. What cannot be read is locked, and says why."""
         try:
             found = self.find(view, self.name)
         except OSError as error:
@@ -165,6 +167,7 @@ def view_of(
     *,
     hugepages_bytes: int | None = None,
     available_bytes: int | None = None,
+    hugepages_note: str = "",
 ) -> HostView:
     """The view of this process on this machine."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -177,6 +180,7 @@ def view_of(
         hugepages_bytes,
         available_bytes,
         os.geteuid(),
+        hugepages_note,
     )
 
 

@@ -7,11 +7,8 @@ asked for and the reason read; it is not applied by default. Measured effects: d
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
-from hearth.core.units import KIB, ceil_div, format_bytes
-from hearth.host.tune import places as at
 from hearth.host.tune.actions import (
     Action,
     Check,
@@ -21,12 +18,12 @@ from hearth.host.tune.actions import (
     State,
     absent,
     move,
-    number_of,
 )
-from hearth.host.tune.persist import is_written
+from hearth.host.tune.huge_pages import find_huge_pages
+from hearth.host.tune.open_files import find_open_files
+from hearth.host.tune.persist import sysctl_line, sysfs_line
 from hearth.host.tune.places import Change, Places
 
-OPEN_FILES = 65536
 SOMAXCONN = 65535
 FILE_MAX = 2097152
 SWAPPINESS = 10
@@ -34,56 +31,10 @@ READ_AHEAD_KIB = 4096
 _READ_AHEAD_FILE = "read_ahead_kb"
 _THP = "sys/kernel/mm/transparent_hugepage"
 _CPUFREQ = "sys/devices/system/cpu/cpufreq"
-# Memory that is left beside a pool of huge pages: one part in so many of what is free.
-_KEPT_SHARE = 4
-
-
-def sysctl_line(key: str, value: str) -> FileLine:
-    """`vm.swappiness = 10`."""
-    return FileLine(at.SYSCTL_FILE, key, f"{key} = {value}")
-
-
-def sysfs_line(path: str, value: str) -> FileLine:
-    """For systemd-tmpfiles: written at the boot, where the file is there (tmpfiles.d(5), `w`)."""
-    return FileLine(at.TMPFILES_FILE, f"w /{path}", f"w /{path} - - - - {value}")
 
 
 def _sysctl(key: str) -> Place:
     return Place("value", f"proc/sys/{key.replace('.', '/')}", partial(sysctl_line, key))
-
-
-def _open_files(view: HostView, _name: str) -> Check:
-    """A process has its limit from whoever started it: there is nothing to change for now."""
-    hard = view.hard_open_files
-    now = f"{view.soft_open_files} (hard limit {hard})"
-    if hard < 0 or hard >= OPEN_FILES:
-        return Check("ok", now, now, notes=("hearth serve raises its own soft limit",))
-    # Nobody's limit is lowered: pam_limits would take the line for everybody's.
-    target = max(OPEN_FILES, _first_process_limit(view.places))
-    lines = [FileLine(at.UNIT_FILE, "LimitNOFILE", f"LimitNOFILE={target}")]
-    for who in ("*", "root"):  # pam_limits: the star is not for root
-        key = f"{who} hard nofile"
-        lines.append(FileLine(at.LIMITS_FILE, key, f"{key} {target}"))
-    if all(is_written(view.places, line) for line in lines):
-        note = f"{target} stands in files of hearth: after the next login or start of the service"
-        return Check("ok", now, now, lines=tuple(lines), notes=(note,))
-    note = (
-        "no command can raise the limit of the shell that called it: with --persist, log in again "
-        f"or start the service again; for now, as root: ulimit -n {OPEN_FILES}, and hearth serve "
-        "from that shell"
-    )
-    then = f"{target} (hard limit, after the next login or start of the service)"
-    return Check("persist", now, then, lines=tuple(lines), notes=(note,))
-
-
-def _first_process_limit(places: Places) -> int:
-    """The hard limit of process 1, from which sessions and services come; 0 where unknown."""
-    try:
-        text = places.read("value", "proc/1/limits") or ""
-    except OSError:
-        return 0
-    match = re.search(r"^Max open files\s+\S+\s+(\d+)", text, re.MULTILINE)
-    return int(match[1]) if match else 0
 
 
 def _somaxconn(view: HostView, name: str) -> Check:
@@ -103,34 +54,6 @@ def _file_max(view: HostView, name: str) -> Check:
 
 def _swappiness(view: HostView, name: str) -> Check:
     return move(view, name, _sysctl("vm.swappiness"), SWAPPINESS, upwards=False)
-
-
-def _hugepages(view: HostView, name: str) -> Check:
-    """The pool of the default page size; as many pages as hold the bytes that were asked for."""
-    place = Place("count", "proc/sys/vm/nr_hugepages", partial(sysctl_line, "vm.nr_hugepages"))
-    now = view.places.read(place.kind, place.path)
-    size = _huge_page_bytes(view.places)
-    if now is None or not size:
-        return absent("this kernel has no HugeTLB pool")
-    if view.hugepages_bytes is None:
-        return Check("ok", now, now, notes=("--hugepages-bytes says how much it should hold",))
-    target = ceil_div(view.hugepages_bytes, size)
-    more_bytes = (target - number_of(now)) * size
-    free = view.available_bytes
-    if free is not None and more_bytes > free - free // _KEPT_SHARE:
-        note = (
-            f"{format_bytes(more_bytes)} more, of {format_bytes(free)} that are free: at most "
-            f"{format_bytes(free - free // _KEPT_SHARE)} are taken from everybody else"
-        )
-        return Check("locked", now, str(target), notes=(note,))
-    return move(view, name, place, target)
-
-
-def _huge_page_bytes(places: Places) -> int:
-    """Hugepagesize of /proc/meminfo; 0 where there is none."""
-    text = places.read("value", "proc/meminfo") or ""
-    match = re.search(r"^Hugepagesize:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * KIB if match else 0
 
 
 def _thp(view: HostView, name: str) -> Check:
@@ -157,25 +80,46 @@ def _choose(view: HostView, name: str, file: str, targets: dict[str, str]) -> Ch
 
 
 def _governor(view: HostView, name: str) -> Check:
-    root = view.places.root
     changes: list[Change] = []
     lines: list[FileLine] = []
     values: list[str] = []
-    for policy in sorted((root / _CPUFREQ).glob("policy*"), key=lambda p: (len(p.name), p.name)):
-        path = f"{_CPUFREQ}/{policy.name}/scaling_governor"
+    notes: list[str] = []
+    for policy in sorted(
+        (view.places.root / _CPUFREQ).glob("policy*"), key=lambda p: (len(p.name), p.name)
+    ):
+        base = f"{_CPUFREQ}/{policy.name}"
+        path = f"{base}/scaling_governor"
         now = view.places.read("value", path)
-        offered = view.places.read("value", f"{_CPUFREQ}/{policy.name}/scaling_available_governors")
+        offered = view.places.read("value", f"{base}/scaling_available_governors")
         if now is None or "performance" not in (offered or "").split():
             continue
         values.append(now)
+        if now == "userspace":  # its speed, too, is somebody's, and would be lost
+            notes.append(f"{policy.name} is left alone: somebody sets its speed (userspace)")
+            continue
         lines.append(sysfs_line(path, "performance"))
         if now != "performance":
+            changes += _energy_preference(view.places, name, base)
             changes.append(Change(name, "value", path, now, "performance"))
     if not values:
         return absent("no cpufreq governor: usual in a virtual machine, where the host decides")
     now = ", ".join(sorted(set(values)))
     state: State = "change" if changes else "ok"
-    return Check(state, now, "performance", tuple(changes), tuple(lines))
+    return Check(state, now, "performance", tuple(changes), tuple(lines), tuple(notes))
+
+
+def _energy_preference(places: Places, name: str, base: str) -> list[Change]:
+    """The governor `performance` takes this with it, and leaves it there: so it goes first.
+
+    Put back in reverse, the governor comes before it: under `performance` it cannot be written
+    (kernel documentation, intel_pstate and amd-pstate).
+    """
+    path = f"{base}/energy_performance_preference"
+    now = places.read("value", path)
+    offered = places.read("value", f"{base}/energy_performance_available_preferences")
+    if now in (None, "performance") or "performance" not in (offered or "").split():
+        return []
+    return [Change(name, "value", path, now, "performance")]
 
 
 def read_ahead_path(view: HostView) -> str | None:
@@ -201,7 +145,9 @@ def read_ahead_path(view: HostView) -> str | None:
 def _read_ahead(view: HostView, name: str) -> Check:
     path = read_ahead_path(view)
     if path is None:
-        return absent(f"nothing says which disk holds {view.models_dir} (an overlay, or in memory)")
+        return absent(
+            f"nothing says which disk holds {view.models_dir} (an overlay, btrfs, or in memory)"
+        )
     # The number of a file system without a device is another one after each mount.
     line = None if "/bdi/" in path else partial(sysfs_line, path)
     found = move(view, name, Place("value", path, line), READ_AHEAD_KIB)
@@ -217,7 +163,7 @@ ACTIONS: tuple[Action, ...] = (
         "limit of open files",
         "every connection is an open file; the soft limit of a login is often 1024",
         "more connections at a time; no speed",
-        _open_files,
+        find_open_files,
     ),
     Action(
         "somaxconn",
@@ -248,9 +194,9 @@ ACTIONS: tuple[Action, ...] = (
         "vm.nr_hugepages",
         "a pool of huge pages for programs that ask for MAP_HUGETLB",
         "for such programs; for hearth none, and the memory is gone for everything else",
-        _hugepages,
+        find_huge_pages,
         against="hearth maps weights from files, where MAP_HUGETLB does not work, and takes no "
-        "page of the pool",
+        "page of the pool; it asks for transparent huge pages instead (thp)",
     ),
     Action(
         "thp",

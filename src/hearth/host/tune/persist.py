@@ -7,6 +7,7 @@ where no line of this run has their key.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,11 @@ MARKER = "# Written by hearth tune; hearth tune --rollback takes it away."
 ACTION = "persist"
 _HEADS = {at.UNIT_FILE: "[Service]"}
 # Later directories give way to earlier ones of the same file name; sysctl.d(5).
-_SYSCTL_DIRS = ("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d")
+_SYSCTL_DIRS = (
+    *("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d"),
+    "lib/sysctl.d",
+)
+_SYSCTL_CONF = "etc/sysctl.conf"  # `sysctl --system` reads it after all others; sysctl(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,16 @@ class FilePlan:
     text: str
     changes: tuple[Change, ...]
     problem: str = ""
+
+
+def sysctl_line(key: str, value: str) -> FileLine:
+    """`vm.swappiness = 10`."""
+    return FileLine(at.SYSCTL_FILE, key, f"{key} = {value}")
+
+
+def sysfs_line(path: str, value: str) -> FileLine:
+    """For systemd-tmpfiles: written at the boot, where the file is there (tmpfiles.d(5), `w`)."""
+    return FileLine(at.TMPFILES_FILE, f"w /{path}", f"w /{path} - - - - {value}")
 
 
 def plan_files(places: Places, lines: Iterable[FileLine]) -> list[FilePlan]:
@@ -126,7 +141,10 @@ def _later_files(places: Places, key: str) -> list[str]:
         for path in sorted((places.root / directory).glob("*.conf")):
             seen.setdefault(path.name, f"{directory}/{path.name}")
     later = sorted(name for name in seen if name > Path(at.SYSCTL_FILE).name)
-    return [seen[name] for name in later if _sets(places.root / seen[name], key)]
+    paths = [*(seen[name] for name in later), _SYSCTL_CONF]
+    # Links to one file are one; a circle of links is nothing that could be read.
+    files = {os.path.realpath(places.root / path): path for path in reversed(paths)}
+    return [path for file, path in reversed(files.items()) if _sets(Path(file), key)]
 
 
 def _sets(path: Path, key: str) -> bool:

@@ -2,7 +2,7 @@
 
     kind        path below the root                what stands there
     value       proc/sys/…, sys/…                  one word
-    count       proc/sys/vm/nr_hugepages           a number; the kernel may grant fewer than asked
+    count       …/nr_hugepages                     a number; the kernel may grant fewer than asked
     choice      sys/kernel/mm/…                    all words, the chosen one in [brackets]
     file        etc/…                              a file of ours, replaced as a whole
     directory   etc/…                              "" where it is there
@@ -32,15 +32,19 @@ TMPFILES_FILE = "etc/tmpfiles.d/60-hearth.conf"
 FILES = (SYSCTL_FILE, LIMITS_FILE, UNIT_FILE, TMPFILES_FILE)
 
 _FILE_MODE = 0o644
+_DIRECTORY_MODE = 0o755
 _NAME = r"(?!\.\.?/)[^/\s]+"
 _KNOWN: dict[str, re.Pattern[str]] = {
     "value": re.compile(
         r"proc/sys/(net/core/somaxconn|fs/file-max|vm/swappiness)"
         rf"|sys/block/{_NAME}/queue/read_ahead_kb"
         r"|sys/class/bdi/\d+:\d+/read_ahead_kb"
-        r"|sys/devices/system/cpu/cpufreq/policy\d+/scaling_governor"
+        r"|sys/devices/system/cpu/cpufreq/policy\d+/(scaling_governor|energy_performance_preference)"
     ),
-    "count": re.compile(r"proc/sys/vm/nr_hugepages"),
+    "count": re.compile(
+        r"proc/sys/vm/nr_hugepages"
+        r"|sys/devices/system/node/node\d+/hugepages/hugepages-\d+kB/nr_hugepages"
+    ),
     "choice": re.compile(r"sys/kernel/mm/transparent_hugepage/(enabled|defrag)"),
     "file": re.compile("|".join(map(re.escape, FILES))),
     "directory": re.compile(
@@ -170,6 +174,7 @@ def _write_directory(where: Path, text: str | None) -> None:
         where.rmdir()
     else:
         where.mkdir()
+        where.chmod(_DIRECTORY_MODE)  # whatever the umask is
     sync_directory(where.parent)
 
 

@@ -162,17 +162,20 @@ def _undo(
     places: Places,
     journal: Journal,
 ) -> Outcome:
-    """Takes back what a failed action has done so far, last first."""
+    """Takes back what a failed action has done so far, last first; goes on after a failure."""
+    stuck: list[str] = []
     for number, change in reversed(made):
         try:
             if places.read(change.kind, change.path) != change.before:
                 action.rollback(places, change)
             places.clean(change.kind, change.path)
         except OSError as error:
-            reason = f"{problem}; /{change.path} cannot be put back: {_text_of(error)}"
-            return Outcome(action.name, "stuck", changes, reason)
+            stuck.append(f"/{change.path} cannot be put back: {_text_of(error)}")
+            continue
         journal.mark(number, "undone", problem)
-    return Outcome(action.name, "undone", changes, problem)
+    if stuck:
+        return Outcome(action.name, "stuck", changes, "; ".join((problem, *stuck)))
+    return Outcome(action.name, "undone", changes if made else (), problem)
 
 
 @dataclass(frozen=True, slots=True)

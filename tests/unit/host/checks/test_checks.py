@@ -11,7 +11,7 @@ from tests.unit.host.facts import trees
 from tests.unit.host.facts.fake_nvml import FakeNvml
 from tests.unit.host.facts.trees import block_device, mounts, slaves, write
 
-from hearth.host.checks.check import Check, Examined, Level, worst
+from hearth.host.checks.check import Check, Examined, Level, WeightCacheSpace, worst
 from hearth.host.checks.needs import ModelNeeds
 from hearth.host.checks.registry import CHECKS, examine
 
@@ -63,8 +63,49 @@ def test_sysctl_and_ulimit_are_named_for_what_is_too_low(tmp_path: Path) -> None
     checks = judge(write(tmp_path, files))
     assert "sudo sysctl -w net.core.somaxconn=4096" in commands(found(checks, "net.core.somaxconn"))
     files_check = found(checks, "open files")
+    assert files_check.level is Level.OK  # hearth serve raises its own soft limit to that
+    write(tmp_path, {"proc/self/limits": "Max open files 1024 2048 files\n"})
+    files_check = found(judge(tmp_path), "open files")
     assert files_check.level is Level.WARN
-    assert "ulimit -n 65536" in commands(files_check)
+    assert "sudo prlimit --pid $$ --nofile=:65536" in commands(files_check)
+    assert "tune --only nofile --apply --persist" in commands(files_check)
+
+
+@pytest.mark.parametrize(("most", "target"), [(100_000, 2_097_152), (9_000_000, 18_000_000)])
+def test_a_limit_of_the_host_that_is_reached_is_never_lowered(
+    tmp_path: Path, most: int, target: int
+) -> None:
+    files = {"proc/sys/fs/file-max": f"{most}\n", "proc/sys/fs/file-nr": f"{most - 9} 0 {most}\n"}
+    check = found(judge(write(tmp_path, files)), "fs.file-max")
+    assert check.level is Level.WARN
+    assert f"fs.file-max={target}" in commands(check)
+    assert ("tune --only file-max" in commands(check)) == (target == 2_097_152)
+
+
+@pytest.mark.parametrize(("most", "level"), [(17 << 30, Level.WARN), (18 << 30, Level.OK)])
+def test_packed_weights_need_room_where_they_are_kept(
+    tmp_path: Path, most: int, level: Level
+) -> None:
+    space = WeightCacheSpace("/var/cache/weights", most)
+    nine = needs(True, True, True)
+    examined_ = Examined(facts_of(tmp_path), nine, weight_cache=space)
+    check = found(examine(examined_).checks, "disk space")
+    assert check.level is level
+    assert "packed weights in /var/cache/weights" in check.measured
+    fix = f"hearth serve org/name --weight-cache-bytes {18 << 30}"
+    assert (fix in commands(check)) == (level is Level.WARN)
+    unknown = examine(Examined(facts_of(tmp_path), nine)).checks
+    assert found(unknown, "disk space").level is Level.UNKNOWN
+
+
+def test_names_with_spaces_are_quoted_in_commands(tmp_path: Path) -> None:
+    write(tmp_path, mounts("0:50 / nfs4 nas:/export"))
+    spaced = replace(needs(False, True, True), name="/my models/x")
+    checks = examine(Examined(facts_of(tmp_path, "/my models/x"), spaced)).checks
+    assert "hearth serve '/my models/x' --quantize int8" in commands(found(checks, "plan"))
+    disk = commands(found(checks, "model disk"))
+    assert "hearth serve '/my models/x' --stage /SSD/models" in disk
+    assert "cp -r --reflink=auto '/my models/x' /SSD/models/" in disk
 
 
 def test_swappiness_is_shown_and_never_asked_for(tmp_path: Path) -> None:
@@ -139,6 +180,7 @@ def test_a_rotating_disk_is_answered_by_staging_or_bcache(tmp_path: Path) -> Non
     readahead = found(checks, "readahead")
     assert readahead.level is Level.WARN
     assert "echo 4096 | sudo tee /sys/block/sda/queue/read_ahead_kb" in commands(readahead)
+    assert "tune --only readahead --apply --models-dir /models\n" in commands(readahead)
 
 
 def test_a_network_directory_is_answered_by_staging(tmp_path: Path) -> None:
@@ -182,9 +224,48 @@ def test_bcache_wants_no_cutoff_and_a_ups_for_writeback(tmp_path: Path) -> None:
     assert found(judge(tmp_path), "bcache sequential cutoff").level is Level.OK
 
 
+def test_bcache_without_a_cache_is_the_slow_disk_alone(tmp_path: Path) -> None:
+    block_device(tmp_path, "sda", "8:0", queue__rotational="1")
+    block_device(
+        tmp_path,
+        "bcache0",
+        "252:0",
+        bcache__cache_mode="[writethrough] writeback none",
+        bcache__state="no cache",
+        bcache__sequential_cutoff="0",
+    )
+    slaves(tmp_path, "bcache0", "sda")
+    write(tmp_path, mounts("252:0 / xfs /dev/bcache0"))
+    checks = judge(tmp_path)
+    assert found(checks, "model disk").level is Level.WARN
+    mode = found(checks, "bcache mode")
+    assert (mode.level, mode.measured) == (Level.WARN, "no cache")
+    assert "/sys/block/bcache0/bcache/attach" in commands(mode)
+
+
+def test_btrfs_reads_ahead_by_a_number_of_its_own(tmp_path: Path) -> None:
+    block_device(tmp_path, "sda", "8:0", queue__rotational="0", queue__read_ahead_kb="128")
+    write(tmp_path, mounts("0:31 / btrfs /dev/sda"))
+    readahead = found(judge(tmp_path), "readahead")
+    assert readahead.level is Level.UNKNOWN
+    assert "/sys/block/sda" not in commands(readahead)
+    assert "tee /sys/class/bdi/btrfs-*/read_ahead_kb" in commands(readahead)
+
+
+def test_the_fast_cores_are_those_that_the_kernel_calls_so(tmp_path: Path) -> None:
+    files = trees.topology({cpu: str(cpu) for cpu in range(4)})
+    files["sys/devices/system/cpu/online"] = "0-3\n"
+    for cpu, capacity in enumerate((1024, 1024, 380, 380)):  # the large ones first
+        files[f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity"] = f"{capacity}\n"
+    kinds = found(judge(write(tmp_path, files)), "core kinds")
+    assert "taskset -c 0-1 hearth serve MODEL" in commands(kinds)
+
+
 def test_two_nodes_and_two_kinds_of_cores_are_answered_by_binding(tmp_path: Path) -> None:
     checks = judge(write(tmp_path / "a", trees.two_socket_server()))
     assert "numactl --cpunodebind=0 --membind=0" in commands(found(checks, "NUMA"))
+    assert "hearth serve MODEL --numa 0\n" in commands(found(checks, "NUMA"))
+    assert "hearth serve MODEL --numa 1 --port 8001\n" in commands(found(checks, "NUMA"))
     assert found(checks, "governor").level is Level.WARN
     checks = judge(write(tmp_path / "b", trees.hybrid_laptop()))
     assert "taskset -c 0-3" in commands(found(checks, "core kinds"))
@@ -204,6 +285,13 @@ def test_wsl_shows_its_cap(tmp_path: Path) -> None:
     assert check.level is Level.WARN
     assert "cap: 8.00 GiB" in check.measured
     assert ".wslconfig" in commands(check)
+
+
+def test_wsl_1_is_answered_by_wsl_2(tmp_path: Path) -> None:
+    files = {"proc/sys/kernel/osrelease": "4.4.0-19041-Microsoft\n"}
+    check = found(judge(write(tmp_path, files)), "WSL memory cap")
+    assert check.level is Level.FAIL
+    assert commands(check) == 'wsl.exe --set-version "$WSL_DISTRO_NAME" 2'
 
 
 def test_cards_in_use_and_in_narrow_slots_are_named(tmp_path: Path) -> None:

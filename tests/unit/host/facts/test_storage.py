@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.unit.host.facts.trees import block_device, mounts, slaves, write
 
 from hearth.host.facts.disks import StorageFacts, read_storage
@@ -76,6 +77,18 @@ def test_bcache_has_both_disks_and_its_settings(tmp_path: Path) -> None:
     assert (bcache.mode.value, bcache.state.value) == ("writeback", "dirty")
     assert bcache.sequential_cutoff_bytes.value == 4 << 20
     assert [disk.rotational.value for disk in storage.disks()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("512k", 1 << 19), ("1.5M", 3 << 19), ("1.0T", 1 << 40), ("1.0X", None)],
+)
+def test_sizes_of_bcache(tmp_path: Path, text: str, size: int | None) -> None:
+    block_device(tmp_path, "bcache0", "252:0", bcache__sequential_cutoff=text)
+    write(tmp_path, mounts("252:0 / xfs /dev/bcache0"))
+    (device,) = read_storage(Path("/"), tmp_path).devices.value or ()
+    assert device.bcache is not None
+    assert device.bcache.sequential_cutoff_bytes.value == size
 
 
 def test_a_raid_on_encrypted_disks_leads_to_every_disk(tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ def test_wsl_2_with_its_memory_cap(tmp_path: Path) -> None:
     assert found.distribution.value == "Ubuntu 24.04.1 LTS"
 
 
+def test_a_wslconfig_of_a_windows_editor_begins_with_a_mark(tmp_path: Path) -> None:
+    files = trees.wsl2() | {"mnt/c/Users/someone/.wslconfig": "\ufeff[wsl2]\r\nmemory=4GB\r\n"}
+    found = read_platform(write(tmp_path, files), {})
+    assert found.wsl is not None
+    assert found.wsl.memory_cap_bytes.value == 4 << 30
+
+
 def test_wsl_2_without_a_setting_says_what_windows_does(tmp_path: Path) -> None:
     files = trees.wsl2() | {"mnt/c/Users/someone/.wslconfig": "[experimental]\nmemory=4GB\n"}
     found = read_platform(write(tmp_path, files), {})

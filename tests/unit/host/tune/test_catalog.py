@@ -13,12 +13,15 @@ from tests.unit.host.tune.trees import (
     THP,
     FakeKernel,
     lay_out,
+    snapshot,
     view_of,
 )
 
 from hearth.host.tune.actions import Check, HostView
 from hearth.host.tune.catalog import ACTIONS, BY_NAME
+from hearth.host.tune.journal import open_journal
 from hearth.host.tune.places import Places
+from hearth.host.tune.runner import apply_changes, roll_back
 
 
 def check(root: Path, name: str, changed: dict[str, str] | None = None) -> Check:
@@ -100,13 +103,41 @@ def test_the_limit_of_open_files_is_for_files_only_and_says_why(tmp_path: Path) 
         "* hard nofile 65536",
         "root hard nofile 65536",
     ]
-    assert "no command can raise the limit of the shell" in found.notes[0]
+    for command in ("systemctl daemon-reload", "sudo prlimit --pid $$ --nofile=:65536"):
+        assert command in found.notes[0]
 
 
 def test_nobodys_limit_of_open_files_is_lowered(tmp_path: Path) -> None:
     first = "Max open files            1024    524288    files\n"
     texts = [line.text for line in open_files(tmp_path, 4096, first).lines]
     assert texts[1:] == ["* hard nofile 524288", "root hard nofile 524288"]
+
+
+@pytest.mark.parametrize(
+    ("text", "hard"),
+    [
+        ("* hard nofile 1048576\n", 1048576),
+        ("root - nofile 200000 # by hand\n", 200000),
+        ("* hard nofile unlimited\n", 2000000),
+        ("@dev hard nofile 300000\n* soft nofile 300000\n#* hard nofile 300000\n", 65536),
+    ],
+)
+@pytest.mark.parametrize("name", ["limits.conf", "limits.d/20-site.conf"])
+def test_what_other_files_give_everybody_is_not_lowered(
+    tmp_path: Path, name: str, text: str, hard: int
+) -> None:
+    files = {f"etc/security/{name}": text, "proc/sys/fs/nr_open": "2000000\n"}
+    found = BY_NAME["nofile"].check(replace(view_of(lay_out(tmp_path, files))))
+    assert found.lines[1].text == f"* hard nofile {hard}"
+
+
+def test_no_limit_is_written_that_would_end_a_login(tmp_path: Path) -> None:
+    """The kernel takes none above nr_open, and pam_limits lets nobody in without it."""
+    view = view_of(lay_out(tmp_path, {"proc/sys/fs/nr_open": "20000\n"}))
+    assert BY_NAME["nofile"].check(view).lines[1].text == "* hard nofile 20000"
+    found = BY_NAME["nofile"].check(replace(view, hard_open_files=20000))
+    assert (found.state, found.lines) == ("ok", ())
+    assert "takes no more than 20000" in found.notes[0]
 
 
 @pytest.mark.parametrize("hard", [65536, 1 << 20, -1])
@@ -149,6 +180,44 @@ def test_a_pool_that_leaves_no_memory_for_others_is_refused(tmp_path: Path) -> N
     assert "at most 12.0 GiB" in found.notes[0]
 
 
+NODE = "sys/devices/system/node/node{}"
+NODE_POOL = NODE + "/hugepages/hugepages-2048kB/nr_hugepages"
+
+
+def two_nodes(*, pages: tuple[int, int]) -> dict[str, str]:
+    """Node 0 has three times the free memory of node 1."""
+    files: dict[str, str] = {"proc/sys/vm/nr_hugepages": f"{sum(pages)}\n"}
+    for number, free in enumerate((3 << 20, 1 << 20)):
+        files[f"{NODE.format(number)}/cpulist"] = f"{number}\n"
+        files[f"{NODE.format(number)}/meminfo"] = f"Node {number} MemFree: {free} kB\n"
+        files[NODE_POOL.format(number)] = f"{pages[number]}\n"
+    return files
+
+
+def test_each_node_keeps_its_own_part_of_the_pool(tmp_path: Path) -> None:
+    """The total, written back, would spread over both what was on one."""
+    kernel = lay_out(tmp_path, two_nodes(pages=(1, 7)))
+    before = snapshot(tmp_path)
+    view = replace(view_of(kernel), hugepages_bytes=18 * 2 << 20)
+    found = BY_NAME["hugepages"].check(view)
+    assert moves(found) == [
+        (NODE_POOL.format(0), "1", "9"),
+        (NODE_POOL.format(1), "7", "9"),
+    ]
+    assert [line.text for line in found.lines] == ["vm.nr_hugepages = 18"]
+    with open_journal(tmp_path / "var/journal") as journal:
+        outcome = apply_changes(BY_NAME["hugepages"], found.changes, kernel, journal)
+        assert outcome.state == "done"
+        roll_back(kernel, journal)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_pool_says_whose_size_it_is(tmp_path: Path) -> None:
+    view = replace(view_of(lay_out(tmp_path)), hugepages_bytes=5 << 20, hugepages_note="the plan")
+    found = BY_NAME["hugepages"].check(view)
+    assert found.notes == ("the plan", "5.00 MiB are 3 pages of 2.00 MiB")
+
+
 def test_every_policy_that_offers_performance_gets_it(tmp_path: Path) -> None:
     extra = {
         POLICY.format(2, "governor"): "performance\n",
@@ -162,6 +231,47 @@ def test_every_policy_that_offers_performance_gets_it(tmp_path: Path) -> None:
         ("powersave", "performance"),
     ]
     assert len(found.lines) == 3
+
+
+EPP = "sys/devices/system/cpu/cpufreq/policy0/energy_performance_{}"
+
+
+def test_the_energy_preference_comes_back_with_the_governor(tmp_path: Path) -> None:
+    class Pstate(FakeKernel):
+        """As intel_pstate: `performance` takes the preference with it and locks it."""
+
+        def write_kernel(self, where: Path, text: str) -> None:
+            governor = where.with_name("scaling_governor")
+            if where.name == "energy_performance_preference":
+                if governor.read_text().strip() == "performance" != text:
+                    raise OSError(16, "Device or resource busy")
+            elif where == self.root / POLICY.format(0, "governor") and text == "performance":
+                (self.root / EPP.format("preference")).write_text("performance\n")
+            super().write_kernel(where, text)
+
+    files = {
+        EPP.format("preference"): "balance_power\n",
+        EPP.format("available_preferences"): "default performance balance_power power\n",
+    }
+    lay_out(tmp_path, files)
+    kernel = Pstate(tmp_path)
+    before = snapshot(tmp_path)
+    found = BY_NAME["governor"].check(view_of(kernel))
+    with open_journal(tmp_path / "var/journal") as journal:
+        outcome = apply_changes(BY_NAME["governor"], found.changes, kernel, journal)
+        assert outcome.state == "done", outcome.reason
+        assert {restored.state for restored in roll_back(kernel, journal)} == {"restored"}
+    assert snapshot(tmp_path) == before
+
+
+def test_a_speed_that_somebody_sets_by_hand_is_left_alone(tmp_path: Path) -> None:
+    extra = {
+        POLICY.format(0, "governor"): "userspace\n",
+        POLICY.format(0, "available_governors"): "performance userspace\n",
+    }
+    found = check(tmp_path, "governor", extra)
+    assert moves(found) == [(POLICY.format(1, "governor"), "powersave", "performance")]
+    assert "policy0 is left alone" in found.notes[0]
 
 
 def read_ahead(view: HostView) -> Check:

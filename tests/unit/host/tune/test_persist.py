@@ -11,8 +11,7 @@ from tests.unit.host.test_memory import write
 from tests.unit.host.tune.trees import lay_out, snapshot
 
 from hearth.host.tune.actions import FileLine
-from hearth.host.tune.catalog import sysctl_line
-from hearth.host.tune.persist import MARKER, notes_on, plan_files
+from hearth.host.tune.persist import MARKER, notes_on, plan_files, sysctl_line
 from hearth.host.tune.places import SYSCTL_FILE, UNIT_FILE, Places
 
 SWAPPINESS = sysctl_line("vm.swappiness", "10")
@@ -73,6 +72,8 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         ("usr/lib/sysctl.d/70-x.conf", True),
         ("etc/sysctl.d/10-site.conf", False),
         ("etc/sysctl.d/99-site.txt", False),
+        ("lib/sysctl.d/70-x.conf", True),
+        ("etc/sysctl.conf", True),
     ],
 )
 def test_a_file_that_is_read_later_and_wins_is_named(
@@ -82,6 +83,15 @@ def test_a_file_that_is_read_later_and_wins_is_named(
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     notes = notes_on(places, [SWAPPINESS])
     assert [f"/{name} sets vm.swappiness" in note for note in notes] == [True] * is_later
+
+
+def test_a_file_that_is_a_link_to_another_is_named_once(tmp_path: Path) -> None:
+    places = Places(write(tmp_path, {"etc/sysctl.conf": "vm.swappiness = 5\n"}))
+    (tmp_path / "etc/sysctl.d").mkdir()
+    (tmp_path / "etc/sysctl.d/99-sysctl.conf").symlink_to("../sysctl.conf")
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    (note,) = notes_on(places, [SWAPPINESS])
+    assert note.startswith("/etc/sysctl.d/99-sysctl.conf sets vm.swappiness")
 
 
 def test_a_machine_without_systemd_is_told_who_reads_the_files(tmp_path: Path) -> None:
@@ -102,6 +112,16 @@ def test_a_full_disk_leaves_the_former_file_and_nothing_else(
     with pytest.raises(OSError, match="No space"):
         places.write("file", SYSCTL_FILE, "text")
     assert snapshot(tmp_path) == before
+
+
+def test_a_new_directory_is_for_everybody_to_read(tmp_path: Path) -> None:
+    places = Places(write(tmp_path, {"etc/x": ""}))
+    former = os.umask(0o077)
+    try:
+        places.write("directory", "etc/tmpfiles.d", "")
+    finally:
+        os.umask(former)
+    assert (tmp_path / "etc/tmpfiles.d").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_replaced_file_keeps_its_mode_and_a_new_one_is_for_everybody_to_read(

@@ -179,6 +179,31 @@ def test_what_cannot_be_undone_is_said_and_stays_in_the_journal(tmp_path: Path) 
     assert found.state == "failed"
 
 
+def test_one_change_that_cannot_be_undone_does_not_keep_its_siblings(tmp_path: Path) -> None:
+    governor = "sys/devices/system/cpu/cpufreq/policy{}/scaling_governor"
+    policies = {governor.format(n): "schedutil\n" for n in range(3)}
+    offered = {p.replace("governor", "available_governors"): "performance\n" for p in policies}
+
+    class Odd(FakeKernel):
+        def write_kernel(self, where: Path, text: str) -> None:
+            third, second = (where.parent.name == f"policy{n}" for n in (2, 1))
+            if third or (second and text == "schedutil"):
+                raise OSError(errno.EIO, "Input/output error")
+            super().write_kernel(where, text)
+
+    lay_out(tmp_path, policies | offered)
+    (outcome,) = apply(Odd(tmp_path), frozenset({"governor"}))
+    assert outcome.state == "stuck"
+    assert outcome.reason.count("Input/output error") == 2  # the write, and what is stuck
+    values = [(tmp_path / path).read_text().strip() for path in policies]
+    assert values == ["schedutil", "performance", "schedutil"]
+    assert [entry.state for entry in read_entries(journal_of(tmp_path))] == [
+        "undone",
+        "done",
+        "undone",
+    ]
+
+
 def test_one_change_that_cannot_be_put_back_does_not_keep_the_others(tmp_path: Path) -> None:
     apply(lay_out(tmp_path), frozenset({"swappiness", "somaxconn", "thp"}))
     kernel = Refusing(tmp_path)
@@ -194,6 +219,7 @@ def test_a_place_that_changed_after_the_plan_is_not_overwritten(tmp_path: Path) 
     with open_journal(journal_of(tmp_path)) as journal:
         (outcome,) = apply_plan(plan, kernel, journal, persist=False)
     assert (outcome.state, "somebody else" in outcome.reason) == ("undone", True)
+    assert outcome.changes == ()
     assert kernel.read("value", SWAPPINESS) == "1"
     assert read_entries(journal_of(tmp_path)) == []
 
