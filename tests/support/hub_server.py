@@ -122,6 +122,11 @@ class FakeHub:
         """The next requests for a file's contents, or for "list", fail like this."""
         self._faults[path].extend(faults)
 
+    def heal(self) -> None:
+        """From now on every answer is good."""
+        with self._lock:
+            self._faults.clear()
+
     def next_fault(self, path: str) -> Fault:
         with self._lock:
             queue = self._faults[path]

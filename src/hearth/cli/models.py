@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hearth.hub.store import Store, StoredModel
 
 _COLUMNS = ("model", "revision", "commit", "size", "pulled", "verified", "source")
-_SHORT_COMMIT = 12
 
 Action = Annotated[
     Literal["list", "verify", "remove", "stage"],
@@ -94,7 +93,7 @@ def _row(model: StoredModel) -> tuple[str, ...]:
     from hearth.hub.store import is_whole
 
     size, manifest = format_bytes(model.num_bytes), model.manifest
-    commit = model.commit[:_SHORT_COMMIT] or "-"
+    commit = model.short or "-"
     if manifest is None or not is_whole(model):
         state = "not complete: pull it again" if model.commit else "parts of a pull that ended"
         return (model.name, ", ".join(model.revisions) or "-", commit, size, state, "-", "-")
@@ -139,11 +138,13 @@ def _chosen(store: Store, name: ModelName) -> list[StoredModel]:
         found = store.revisions(name)
     else:
         whole = store.find(name)
-        found = [m for m in store.revisions(name) if name.revision in (m.commit, *m.revisions)]
+        found = [
+            m for m in store.revisions(name) if name.revision in (m.commit, m.short, *m.revisions)
+        ]
         found = found or [m for m in (whole,) if m is not None]
     if not found:
         others = store.revisions(ModelName(name.repo))
-        there = ", ".join(m.commit[:_SHORT_COMMIT] for m in others if m.commit)
+        there = ", ".join(m.short for m in others if m.commit)
         raise ModelNotFoundError(
             f"{name} is not in {store.root}",
             hint=f"there is {there}" if there else "hearth models lists what is there",
@@ -164,9 +165,9 @@ def _verify(store: Store, text: str) -> None:
             continue  # parts of a pull: there is nothing to compare
         with PullProgress() as progress:
             total = 0 if model.manifest is None else model.manifest.num_bytes
-            progress.begin(f"verifying {model.name}@{model.commit[:_SHORT_COMMIT]}", total, 0)
+            progress.begin(f"verifying {model.name}@{model.short}", total, 0)
             manifest = store.verify(model, progress.advance)
-        print(f"{model.name}@{model.commit[:_SHORT_COMMIT]}: {len(manifest.files)} files are whole")
+        print(f"{model.name}@{model.short}: {len(manifest.files)} files are whole")
         num_errors += 0 if manifest.is_chosen else check(model.path)
     raise typer.Exit(1 if num_errors else 0)
 
@@ -179,7 +180,7 @@ def _remove(store: Store, text: str, *, is_sure: bool) -> None:
     with store.locked(name, None):
         found = _chosen(store, name)
         size = format_bytes(sum(model.num_bytes for model in found))
-        what = ", ".join(model.commit[:_SHORT_COMMIT] or "parts" for model in found)
+        what = ", ".join(model.short or "parts" for model in found)
         if not is_sure and not _agrees(f"remove {name.repo} ({what}; {size})?"):
             raise ConfigError("nothing was removed", hint="answer y, or add --yes")
         try:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hearth.cli import pull_options as shared
 from hearth.cli.config_file import Config
 from hearth.cli.options import option
-from hearth.core.errors import ModelError
+from hearth.core.config import DEFAULT_CODES
+from hearth.core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from hearth.hub.pull import Order, Pulled
+    from hearth.quant.checkpoint import Converter
 
 _TRUE = ("1", "true", "yes", "on")
 
@@ -48,6 +51,23 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None,
     _flag("--exclude", "No files like this.", metavar="PATTERN", show_default=False),
+]
+Quantize = Annotated[
+    Literal["none", "int4", "int8"],
+    _flag(
+        "--quantize",
+        "Store matrices as 4-bit or 8-bit codes, file by file while the model comes: the disk "
+        "needs room for the result and one file of the source. It is served as the whole model "
+        "would be with serve's --quantize.",
+    ),
+]
+GroupSize = Annotated[
+    int,
+    _flag(
+        "--quantize-group-size",
+        "Columns that share a scale, as of hearth serve: 32, 64 or 128.",
+        metavar="COLUMNS",
+    ),
 ]
 Offline = Annotated[
     bool,
@@ -83,6 +103,8 @@ def pull(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     source: SourceFlag = "auto",
     include: Include = None,
     exclude: Exclude = None,
+    quantize: Quantize = "none",
+    quantize_group_size: GroupSize = DEFAULT_CODES.group_size,
     offline: Offline = False,
     max_workers: Workers = 4,
     timeout: Timeout = 30.0,
@@ -107,7 +129,8 @@ def pull(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
         parse_name(model), tuple(include or ()), tuple(exclude or ()), max_workers, patience
     )
     is_offline = offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
-    pulled = _pulled(order, source, models_dir, is_offline=is_offline)
+    converter = _converter(order, quantize, quantize_group_size)
+    pulled = _pulled(order, source, models_dir, converter, is_offline=is_offline)
     _report(pulled)
     num_errors = 0 if order.has_patterns else check(pulled.path)
     print(_staged(pulled.path, stage, stage_bytes) if stage else pulled.path)
@@ -118,21 +141,42 @@ def pull(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
         )
 
 
-def _pulled(order: Order, source: str, models_dir: str, *, is_offline: bool) -> Pulled:
+def _converter(order: Order, scheme: str, group_size: int) -> Converter | None:
+    """What is made of the model while it comes. Raises ConfigError."""
+    if scheme == "none":
+        return None
+    if order.has_patterns:
+        raise ConfigError(
+            "--quantize converts whole models; --include and --exclude choose files",
+            hint="leave out one or the other",
+        )
+    from hearth.quant.checkpoint import Converter, scheme_of
+
+    return Converter(scheme_of(scheme, group_size))
+
+
+def _pulled(
+    order: Order, source: str, models_dir: str, converter: Converter | None, *, is_offline: bool
+) -> Pulled:
     from hearth.cli.pull_progress import PullProgress
     from hearth.hub import pull as work
+    from hearth.hub.converting import ConvertingAttempt, converted_name
     from hearth.hub.store import Store
     from hearth.hub.store import models_dir as find_dir
 
     store = Store(find_dir(os.environ, models_dir))
     if is_offline:
-        return work.offline(store, order.name)
+        name = order.name
+        if converter is not None:
+            name = converted_name(name, converter.label)
+        return work.offline(store, name)
     from hearth.hub.huggingface import user_token
     from hearth.hub.sources import sources_for
 
     sources = sources_for(source, os.environ, user_token)
     with PullProgress() as progress:
-        return work.pull(store, order, sources, progress)
+        make = None if converter is None else partial(ConvertingAttempt, converter)
+        return work.pull(store, order, sources, progress, make)
 
 
 def _report(pulled: Pulled) -> None:
@@ -145,7 +189,8 @@ def _report(pulled: Pulled) -> None:
         if pulled.num_fetched_bytes
         else f"all here since {manifest.pulled_at}, from {manifest.source}"
     )
-    print(f"{manifest.model}@{manifest.commit[:12]}: {size}; {what}", file=sys.stderr)
+    made = f"+{manifest.converted}" if manifest.converted else ""
+    print(f"{manifest.model}@{manifest.commit[:12]}{made}: {size}; {what}", file=sys.stderr)
     if pulled.unverified:
         names = ", ".join(pulled.unverified[:5])
         print(

@@ -33,7 +33,7 @@ class Manifest:
     """A pulled revision. Times are UTC, as RFC 3339 writes them.
 
     `is_chosen`: patterns of the user's chose the files, so that some that serving needs may be
-    missing.
+    missing. `converted`: the files are not the source's, but what was made of them (int4-g128).
     """
 
     model: str
@@ -44,6 +44,7 @@ class Manifest:
     verified_at: str
     files: tuple[ManifestFile, ...]
     is_chosen: bool = False
+    converted: str = ""
     schema: int = SCHEMA
 
     @property

@@ -14,7 +14,8 @@ from hearth.core.errors import ConfigError
 DEFAULT_REVISION = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*")
+# With "+": a converted model, such as main+int4-g128 (hub/converting).
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 _MAX_CHARS = 96
 _MAX_REVISION_CHARS = 200
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from hearth.core.errors import (
     CapacityError,
@@ -47,7 +48,7 @@ from hearth.hub.store import Store, utc_now
 from hearth.hub.transport import Retry, Transport
 
 # Directories, the manifest, the file system's own: not worth a second of anybody's time.
-_MARGIN_BYTES = 16 * MIB
+MARGIN_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,14 @@ class Pulled:
     unverified: tuple[str, ...] = ()  # files for which the source gives no checksum
 
 
-def pull(store: Store, order: Order, sources: Sequence[Source], observer: Observer) -> Pulled:
-    """Downloads what is missing of a model.
+def pull(
+    store: Store,
+    order: Order,
+    sources: Sequence[Source],
+    observer: Observer,
+    make: MakeAttempt | None = None,
+) -> Pulled:
+    """Downloads what is missing of a model; `make` may do it in another way (hub/converting).
 
     Raises UnreachableError where no source answers, what a source refuses, CapacityError,
     ChecksumError, ConfigError, ModelError, HearthError where the store cannot be written.
@@ -88,13 +95,13 @@ def pull(store: Store, order: Order, sources: Sequence[Source], observer: Observ
 
     with store.locked(order.name, waiting):
         pinned = order.name.revision or ""
-        if COMMIT.fullmatch(pinned) and not order.has_patterns:
+        if COMMIT.fullmatch(pinned) and not order.has_patterns and make is None:
             found = here(store, order.name)
             if found is not None and not found.manifest.is_chosen:
                 return found  # a commit never means anything else: nobody has to be asked
         transport = Transport(order.retry, observer.note)
         try:
-            return _from_first(store, order, sources, transport, observer)
+            return _from_first(store, order, sources, transport, observer, make or Attempt)
         finally:
             transport.close()
 
@@ -124,12 +131,13 @@ def _from_first(
     sources: Sequence[Source],
     transport: Transport,
     observer: Observer,
+    make: MakeAttempt,
 ) -> Pulled:
     tried: list[UnreachableError] = []
     for index, source in enumerate(sources):
         try:
             listing = source.list_files(order.name, transport)
-            return _Pull(store, order, source, listing, observer).run(transport)
+            return make(store, order, source, listing, observer).run(transport)
         except UnreachableError as error:
             tried.append(error)
             if index + 1 < len(sources):
@@ -155,56 +163,70 @@ def _hint(store: Store, name: ModelName) -> str:
     return f"{advice}; --offline takes what is here" if found else advice
 
 
-class _Pull:
-    """One attempt with one source; the lock is held."""
+class Attempt:
+    """One attempt with one source; the lock is held. `suffix`: of the directory's name."""
+
+    suffix = ""
 
     def __init__(
         self, store: Store, order: Order, source: Source, listing: Listing, observer: Observer
     ) -> None:
-        self._store = store
-        self._order = order
-        self._source = source
-        self._listing = listing
-        self._observer = observer
-        self._directory = store.commit_dir(order.name, listing.commit)
+        self.store = store
+        self.order = order
+        self.source = source
+        self.listing = listing
+        self.observer = observer
+        self.directory = store.commit_dir(order.name, listing.commit + self.suffix)
         self._parts = store.parts_dir(order.name)
         self._twins = self._find_twins()
 
     def run(self, transport: Transport) -> Pulled:
-        wanted = select(self._listing, self._order.include, self._order.exclude)
+        wanted = self.wanted_files()
         known = self._known()
         missing = [file for file in wanted if file.path not in known]
-        self._check_paths(missing)
+        self.check_paths(missing)
         self._check_room(missing)
-        held = sum(map(self._held, missing))
+        held = sum(map(self.held, missing))
         total = sum(file.num_bytes for file in missing)
         if missing:
-            title = f"{self._listing.repo} from {self._listing.source}"
-            self._observer.begin(title, total, held)
-        fetched = self._fetch(missing, transport)
+            title = f"{self.listing.repo} from {self.listing.source}"
+            self.observer.begin(title, total, held)
+        fetched = self.fetch(missing, transport)
         files = {**known, **fetched}
         try:
             manifest = self._finish(files, is_new=bool(missing))
         except OSError as error:
-            raise disk_error(error, str(self._directory), "what was downloaded is kept") from error
+            raise disk_error(error, str(self.directory), "what was downloaded is kept") from error
         unverified = tuple(f.path for f in manifest.files if not f.source_digest)
-        return Pulled(self._directory, manifest, total - held, unverified)
+        return Pulled(self.directory, manifest, total - held, unverified)
+
+    def wanted_files(self) -> tuple[RemoteFile, ...]:
+        """Those that serving needs, or that patterns choose. Raises ConfigError, ModelError."""
+        return select(self.listing, self.order.include, self.order.exclude)
+
+    def target_of(self, file: RemoteFile) -> Path:
+        """Where a file has its place."""
+        return self.directory / file.path
+
+    def twin_of(self, file: RemoteFile) -> Path | None:
+        """The same file in another commit's directory; its contents were not looked at."""
+        return self._twins.get(str(file.digest)) if file.digest is not None else None
 
     def _known(self) -> dict[str, ManifestFile]:
         """What an earlier pull has placed and written down, as far as it is still there."""
-        manifest = read_manifest(self._directory)
+        manifest = read_manifest(self.directory)
         found = {}
         for file in () if manifest is None else manifest.files:
-            path = self._directory / file.path
+            path = self.directory / file.path
             if path.is_file() and path.stat().st_size == file.num_bytes:
                 found[file.path] = file
         return found
 
-    def _check_paths(self, files: Sequence[RemoteFile]) -> None:
+    def check_paths(self, files: Sequence[RemoteFile]) -> None:
         """No directory on the way to a file is a link that leads elsewhere."""
         for file in files:
-            for parent in (self._directory / file.path).parents:
-                if parent == self._store.root:
+            for parent in self.target_of(file).parents:
+                if parent == self.store.root:
                     break
                 if parent.is_symlink():
                     raise HearthError(
@@ -215,23 +237,23 @@ class _Pull:
     def _check_room(self, files: Sequence[RemoteFile]) -> None:
         """Raises CapacityError with the arithmetic."""
         total = sum(file.num_bytes for file in files)
-        held = sum(map(self._held, files))
-        needed = total - held + (_MARGIN_BYTES if files else 0)
-        free = shutil.disk_usage(_existing(self._directory)).free
+        held = sum(map(self.held, files))
+        needed = total - held + (MARGIN_BYTES if files else 0)
+        free = shutil.disk_usage(existing_directory(self.directory)).free
         if needed > free:
             raise CapacityError(
-                f"{self._listing.repo} needs {format_bytes(needed)} more ({len(files)} files of "
+                f"{self.listing.repo} needs {format_bytes(needed)} more ({len(files)} files of "
                 f"{format_bytes(total)}, {format_bytes(held)} of them are here, "
-                f"{format_bytes(_MARGIN_BYTES)} to spare), {self._store.root} has "
+                f"{format_bytes(MARGIN_BYTES)} to spare), {self.store.root} has "
                 f"{format_bytes(free)} free: {format_bytes(needed - free)} short",
                 hint="free space (hearth models), or name a larger disk with HEARTH_MODELS_DIR",
             )
 
-    def _fetch(self, files: Sequence[RemoteFile], transport: Transport) -> dict[str, ManifestFile]:
+    def fetch(self, files: Sequence[RemoteFile], transport: Transport) -> dict[str, ManifestFile]:
         """All files, several at a time; the first failure stops the others and is raised."""
         stopped = threading.Event()
-        fetcher = Fetcher(transport, self._listing, self._source.refusal, self._observer, stopped)
-        workers = max(1, min(self._order.num_workers, len(files)))
+        fetcher = Fetcher(transport, self.listing, self.source.refusal, self.observer, stopped)
+        workers = max(1, min(self.order.num_workers, len(files)))
         by_size = sorted(files, key=lambda file: file.num_bytes)
         with ThreadPoolExecutor(workers, thread_name_prefix="hearth-pull") as pool:
             futures = {pool.submit(self._fetch_one, fetcher, file): file for file in by_size}
@@ -250,14 +272,14 @@ class _Pull:
     def _fetch_one(self, fetcher: Fetcher, file: RemoteFile) -> ManifestFile:
         if fetcher.stopped.is_set():
             raise StoppedError
-        part = self._part(file)
+        part = self.part(file)
         try:
             sha256 = self._placed(file) or self._linked(file, part)
             if sha256 is None:
                 sha256 = fetch_file(fetcher, file, part)
-                place(part, self._directory / file.path)
+                place(part, self.target_of(file))
         except OSError as error:
-            raise disk_error(error, str(self._directory), f"{part} is kept") from error
+            raise disk_error(error, str(self.directory), f"{part} is kept") from error
         given = "" if file.digest is None else str(file.digest)
         return ManifestFile(file.path, file.num_bytes, sha256.value, given)
 
@@ -265,15 +287,15 @@ class _Pull:
         """The sha256 of a file that an earlier pull placed without living to write it down."""
         if file.digest is None or not self._is_there(file):
             return None
-        path = self._directory / file.path
+        path = self.target_of(file)
         if file_digest(path, file.digest.kind) == file.digest:
             return file_digest(path, "sha256")
-        self._observer.advance(-file.num_bytes)
+        self.observer.advance(-file.num_bytes)
         return None
 
     def _linked(self, file: RemoteFile, part: Path) -> Digest | None:
         """The sha256 of a file that another commit holds, now linked into its place."""
-        twin = self._twins.get(str(file.digest))
+        twin = self.twin_of(file)
         if twin is None or file.digest is None or self._is_there(file):
             return None
         try:
@@ -282,20 +304,20 @@ class _Pull:
             part.hardlink_to(twin)
             if file_digest(part, file.digest.kind) == file.digest:
                 sha256 = file_digest(part, "sha256")
-                place(part, self._directory / file.path)
+                place(part, self.target_of(file))
                 return sha256
         except OSError:  # a file system without links
             pass
         # Never written to: it may be the other commit's file.
         part.unlink(missing_ok=True)
-        self._observer.advance(-file.num_bytes)
+        self.observer.advance(-file.num_bytes)
         return None
 
     def _find_twins(self) -> dict[str, Path]:
         """Files of the other commits, by every checksum that is known of them."""
         found: dict[str, Path] = {}
-        for model in self._store.revisions(self._order.name):
-            if model.manifest is not None and model.path != self._directory:
+        for model in self.store.revisions(self.order.name):
+            if model.manifest is not None and model.path != self.directory:
                 for file in model.manifest.files:
                     path = model.path / file.path
                     if path.is_file() and path.stat().st_size == file.num_bytes:
@@ -305,36 +327,36 @@ class _Pull:
 
     def _is_there(self, file: RemoteFile) -> bool:
         """Whether a file of this name and size is in its place."""
-        path = self._directory / file.path
+        path = self.target_of(file)
         if file.digest is None or path.is_symlink() or not path.is_file():
             return False
         return path.stat().st_size == file.num_bytes
 
-    def _held(self, file: RemoteFile) -> int:
+    def held(self, file: RemoteFile) -> int:
         """How much of it is on the disk, in its place or as a part."""
         if self._is_there(file) or str(file.digest) in self._twins:
             return file.num_bytes
-        return held_bytes(self._part(file), file)
+        return held_bytes(self.part(file), file)
 
     def _finish(self, files: dict[str, ManifestFile], *, is_new: bool) -> Manifest:
-        old = read_manifest(self._directory)
+        old = read_manifest(self.directory)
         manifest = old
         # Chosen files that were there before do not make a whole model of those chosen now.
-        is_chosen = self._order.has_patterns and (old is None or old.is_chosen)
+        is_chosen = self.order.has_patterns and (old is None or old.is_chosen)
         if is_new or manifest is None or manifest.is_chosen != is_chosen:
             now = utc_now()
             manifest = Manifest(
-                model=self._listing.repo,
-                revision=self._listing.revision,
-                commit=self._listing.commit,
-                source=self._listing.source,
+                model=self.listing.repo,
+                revision=self.listing.revision,
+                commit=self.listing.commit,
+                source=self.listing.source,
                 pulled_at=now,
                 verified_at=now,
                 files=tuple(files[path] for path in sorted(files)),
                 is_chosen=is_chosen,
             )
-            write_manifest(self._directory, manifest)
-        self._store.set_ref(self._order.name, self._listing.revision, self._listing.commit)
+            write_manifest(self.directory, manifest)
+        self.store.set_ref(self.order.name, self.listing.revision, self.listing.commit)
         self._drop_parts(manifest)
         return manifest
 
@@ -349,10 +371,14 @@ class _Pull:
         if next(self._parts.iterdir(), None) is None:
             self._parts.rmdir()
 
-    def _part(self, file: RemoteFile) -> Path:
-        return part_path(self._parts, self._listing.commit, file)
+    def part(self, file: RemoteFile) -> Path:
+        """Where it is written before it is whole."""
+        return part_path(self._parts, self.listing.commit, file)
 
 
-def _existing(path: Path) -> Path:
+def existing_directory(path: Path) -> Path:
     """The nearest directory above that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
+
+
+MakeAttempt: TypeAlias = Callable[[Store, Order, Source, Listing, Observer], Attempt]

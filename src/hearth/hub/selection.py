@@ -62,6 +62,11 @@ def select(
     return tuple(chosen)
 
 
+def is_weight(path: str) -> bool:
+    """Whether a file holds weights that hearth reads."""
+    return path.endswith(_WEIGHTS) and "/" not in path
+
+
 def is_needed(path: str) -> bool:
     """Whether serving may read a file of this name that is not a weight."""
     if "/" in path:

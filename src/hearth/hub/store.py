@@ -1,6 +1,7 @@
 """The local store of models: where they lie, which are whole, and who may change them.
 
     ROOT/ORG--NAME/COMMIT/…              the files, and .hearth.json when all are there
+    ROOT/ORG--NAME/COMMIT.int4-g128/…    the same, converted (hub/converting)
     ROOT/ORG--NAME/.refs/REVISION        the commit that a revision meant when it was pulled
     ROOT/ORG--NAME/.parts/…              what is not whole yet
     ROOT/.locks/ORG--NAME                flock(2): held by who changes anything above
@@ -40,6 +41,7 @@ from hearth.hub.names import DEFAULT_REVISION, ModelName, is_repo, parse_name
 MODELS_VARIABLE = "HEARTH_MODELS_DIR"
 _LOCKS, _REFS, _PARTS = ".locks", ".refs", ".parts"
 _MIN_COMMIT_CHARS = 7
+_SHORT_COMMIT = 12
 
 
 def models_dir(environment: Mapping[str, str], given: str = "") -> Path:
@@ -72,6 +74,12 @@ class StoredModel:
     manifest: Manifest | None
     num_bytes: int  # on disk
     revisions: tuple[str, ...] = ()  # that meant this commit when they were pulled
+
+    @property
+    def short(self) -> str:
+        """As people read it: the beginning of the commit, and what was made of it."""
+        commit, _, made = self.commit.partition(".")
+        return commit[:_SHORT_COMMIT] + (f"+{made}" if made else "")
 
 
 class Store:
@@ -159,7 +167,7 @@ class Store:
         whole = [model for model in self.revisions(name) if is_whole(model)]
         wanted = name.revision or DEFAULT_REVISION
         for model in whole:
-            if wanted in (model.commit, *model.revisions):
+            if wanted in (model.commit, model.short, *model.revisions):
                 return model
         if name.revision is None:
             found = whole
@@ -168,7 +176,7 @@ class Store:
         else:
             found = []
         if len(found) > 1:
-            choices = ", ".join(f"{name.repo}@{model.commit[:12]}" for model in found)
+            choices = ", ".join(f"{name.repo}@{model.short}" for model in found)
             raise ModelNotFoundError(
                 f"{name} may be any of {len(found)} that were pulled", hint=f"name one: {choices}"
             )
@@ -197,7 +205,7 @@ class Store:
             on_bytes(file.num_bytes)
         if problems:
             raise ChecksumError(
-                f"{model.name}@{model.commit[:12]}: {'; '.join(problems)}",
+                f"{model.name}@{model.short}: {'; '.join(problems)}",
                 hint=f"hearth models remove {model.name}, and pull it again",
             )
         manifest = replace(model.manifest, verified_at=utc_now())

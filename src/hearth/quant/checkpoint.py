@@ -18,6 +18,7 @@ from hearth.core.errors import CapacityError, ConfigError, HearthError, WeightsE
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.models.loader import LoadedSpec, load_model_spec
+from hearth.models.quantize import GROUP_SIZES, SCHEMES
 from hearth.models.safetensors_file import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -46,12 +47,23 @@ class Scheme:
         return f"{self.name}-g{self.codes.group_size}{zeros}"
 
 
+def scheme_of(name: str, group_size: int, *, zero_points: bool = False) -> Scheme:
+    """Raises ConfigError for what there is not."""
+    if name not in SCHEMES[1:]:
+        raise ConfigError(f"{name!r} is no scheme; permitted: {', '.join(SCHEMES[1:])}")
+    if group_size not in GROUP_SIZES:
+        permitted = ", ".join(map(str, GROUP_SIZES))
+        raise ConfigError(f"the group size is {group_size}; permitted: {permitted}")
+    return Scheme(name, CodesConfig(group_size=group_size, zero_points=zero_points))
+
+
 @dataclass(slots=True)
 class Conversion:
     """What has been converted so far, for the index and the configuration."""
 
     scheme: Scheme
     recipe: Recipe
+    expected_bytes: int  # of all converted files, about
     weight_map: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
     coded: dict[str, WeightSlot] = field(default_factory=dict)
@@ -59,33 +71,29 @@ class Conversion:
 
     def convert(
         self, source: Path, target: Path, identity: str, on_bytes: Callable[[int], None]
-    ) -> bool:
-        """One file; whether it had to be done. `identity`: of the source's contents, or empty.
+    ) -> None:
+        """One file, unless it was made before. `identity`: of the source's contents.
 
         Raises what `convert_shard` raises.
         """
-        made = {_MADE: self._made_of(identity)}
-        is_new = not (identity and self.is_made(target, identity))
-        if is_new:
+        if not self.is_made(target, identity):
+            made = {_MADE: self._made_of(identity)}
             threads = len(os.sched_getaffinity(0))
             convert_shard(source, target, self.recipe, made, on_bytes, threads)
-        self.note(target)
-        return is_new
+        self._note(target)
 
     def is_made(self, target: Path, identity: str) -> bool:
         """Whether a file was made from these contents by this scheme, in its place and whole."""
         try:
             read_header(target)
-            return (
-                read_metadata(target).get(_MADE) == f"{self.scheme} format {FORMAT} of {identity}"
-            )
+            return read_metadata(target).get(_MADE) == self._made_of(identity)
         except (WeightsError, OSError):
             return False
 
     def _made_of(self, identity: str) -> str:
         return f"{self.scheme}, format {FORMAT}, of {identity}"
 
-    def note(self, target: Path) -> None:
+    def _note(self, target: Path) -> None:
         """Takes a converted file into the index."""
         entries = read_header(target)
         self.num_bytes += sum(entry.end - entry.begin for entry in entries.values())
@@ -129,12 +137,50 @@ def conversion_of(description: Path, scheme: Scheme) -> Conversion:
             "the model is quantized already: rounding its codes again would lose more",
             hint="take the unquantized model, or serve this one as it is",
         )
-    return Conversion(scheme, recipe_of(loaded.spec))
+    recipe = recipe_of(loaded.spec)
+    return Conversion(scheme, recipe, _expected_bytes(loaded, recipe))
 
 
-def expected_bytes(loaded: LoadedSpec) -> int:
-    """Of the converted weights: as the model's sizes have it, before any file is read."""
-    recipe, total = recipe_of(loaded.spec), 0
+class Converter:
+    """What turns a model into codes while it is pulled: a `hub.converting.Converter`."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self._scheme = scheme
+        self._conversion: Conversion | None = None
+
+    @property
+    def label(self) -> str:
+        """Such as int4-g128."""
+        return str(self._scheme)
+
+    def begin(self, description: Path) -> int:
+        """See `hub.converting.Converter`. Raises ModelError, ConfigError."""
+        self._conversion = conversion_of(description, self._scheme)
+        return self._conversion.expected_bytes
+
+    def is_made(self, target: Path, identity: str) -> bool:
+        """See `hub.converting.Converter`."""
+        return self._begun.is_made(target, identity)
+
+    def convert(
+        self, source: Path, target: Path, identity: str, on_bytes: Callable[[int], None]
+    ) -> None:
+        """See `hub.converting.Converter`. Raises what `convert_shard` raises."""
+        self._begun.convert(source, target, identity, on_bytes)
+
+    def finish(self, directory: Path, config: Path) -> None:
+        """See `hub.converting.Converter`. Raises WeightsError, HearthError."""
+        self._begun.finish(directory, config)
+
+    @property
+    def _begun(self) -> Conversion:
+        assert self._conversion is not None, "begin comes first"
+        return self._conversion
+
+
+def _expected_bytes(loaded: LoadedSpec, recipe: Recipe) -> int:
+    """As the model's sizes have it, before any file is read."""
+    total = 0
     for slot in loaded.spec.slots:
         is_coded = any(source.tensor in recipe.slots for source in slot.sources)
         if is_coded:
@@ -156,7 +202,7 @@ def quantize_directory(
     shards = weight_files(source)
     total = sum(path.stat().st_size for path in shards)
     _prepare(source, target)
-    _check_room(target, shards, load_model_spec(source, quantize=scheme.name, codes=scheme.codes))
+    _check_room(target, shards, conversion.expected_bytes)
     done = 0
 
     def on_bytes(count: int) -> None:
@@ -204,9 +250,9 @@ def _prepare(source: Path, target: Path) -> None:
         raise HearthError(f"{target} cannot be made: {error.strerror}") from error
 
 
-def _check_room(target: Path, shards: Iterable[Path], loaded: LoadedSpec) -> None:
+def _check_room(target: Path, shards: Iterable[Path], num_bytes: int) -> None:
     there = sum((target / p.name).stat().st_size for p in shards if (target / p.name).exists())
-    needed = expected_bytes(loaded) - there
+    needed = num_bytes - there
     free = shutil.disk_usage(target).free
     if needed > free:
         raise CapacityError(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault
+from tests.support.shards import shard_names, sharded_model
 
 from hearth.cli.settings import BUILT_IN_DIR
 
@@ -52,9 +53,11 @@ def hearth(
 
 
 @contextmanager
-def started(hub: FakeHub, root: Path, *python: str) -> Iterator[subprocess.Popen[str]]:
+def started(
+    hub: FakeHub, root: Path, *python: str, more: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, *(python or ("-m", "hearth.cli")), "pull", REPO, "--source", "hf"],
+        [sys.executable, *(python or ("-m", "hearth.cli")), "pull", REPO, "--source", "hf", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,6 +170,33 @@ def test_of_two_pulls_the_second_waits_and_finds_it_done(hub: FakeHub, tmp_path:
     assert outputs[0][0] == outputs[1][0]
     assert "all here since" in outputs[1][1]
     assert len(hub.ranges(WEIGHTS)) == 1
+
+
+def test_a_model_becomes_codes_while_it_comes_killed_in_between(tmp_path: Path) -> None:
+    shards = shard_names(3)
+    with FakeHub(sharded_model(3)) as hub:
+        hub.fail(shards[1], Fault(hold=1_000_000))
+        with started(hub, tmp_path, more=("--quantize", "int4")) as process:
+            wait_until(lambda: largest_part(tmp_path) == 1_000_000)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        hub.released.set()
+        assert not list(tmp_path.rglob(".hearth.json"))
+        arguments = ("pull", REPO, "--source", "hf", "--quantize", "int4")
+        done = hearth(hub, tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert [hub.ranges(name) for name in shards] == [[""], ["", "bytes=1000000-"], [""]]
+        again = hearth(None, tmp_path, *arguments, "--offline")
+    assert again.stdout == done.stdout, again.stderr
+    listed = hearth(None, tmp_path, "models")
+    assert f"{COMMIT[:12]}+int4-g128" in listed.stdout
+    assert "main+int4-g128" in listed.stdout
+    assert hearth(None, tmp_path, "models", "verify", REPO).returncode == 0
+    planned = hearth(None, tmp_path, "plan", f"{REPO}@main+int4-g128")
+    assert planned.returncode == 0, planned.stderr
+    refused = hearth(hub, tmp_path, "pull", REPO, "--quantize", "int4", "--include", "*.json")
+    assert refused.returncode == 2
+    assert "whole models" in refused.stderr
 
 
 def test_a_file_size_limit_is_a_message_and_the_part_stays(hub: FakeHub, tmp_path: Path) -> None:
