@@ -18,10 +18,11 @@ from pathlib import Path
 import msgspec
 
 from hearth.core.paths import home_expanded
+from hearth.host.cpu import format_cpus
 from hearth.host.disk_speed import DiskSpeed
 from hearth.host.facts.cpu import read_cpu
 from hearth.host.files import read_text
-from hearth.host.placement import Placement, format_cpus
+from hearth.host.placement import Placement
 from hearth.host.speed import Speeds
 
 PROFILE_VERSION = 1
@@ -52,7 +53,12 @@ def machine_name(isa: str, placement: Placement, root: Path = Path("/")) -> str:
     """The machine, its processor, the kernels and the threads: what a speed belongs to."""
     model = read_cpu(root, affinity=(0,)).model.value or "unknown processor"
     machine = read_text(root / "etc/machine-id")[:8] or "unnamed"
-    where = f"CPUs {format_cpus(placement.cpus)}" if placement.cpus else "any CPU"
+    kind = f"{placement.core_kind} " if placement.core_kind else ""
+    where = "any CPU"
+    if placement.is_asked:
+        where = f"CPUs {format_cpus(placement.cpus)}"
+    elif placement.cpus:  # which ones depends on who came first, and they are alike
+        where = f"{kind}cores of their own"
     return f"{machine}: {model}; {isa}; {placement.num_threads} threads on {where}"
 
 

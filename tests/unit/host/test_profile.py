@@ -67,8 +67,12 @@ def test_a_machine_is_its_name_its_processor_its_kernels_and_its_threads(tmp_pat
     }
     root = write(tmp_path, files)
     bound, free = Placement(2, "", (0, 1), ""), Placement(2, "", (), "")
+    listed = replace(bound, is_asked=True)
     start = "01234567: AMD EPYC 9B14; avx2; 2 threads on "
-    assert machine_name("avx2", bound, root) == f"{start}CPUs 0-1"
+    assert machine_name("avx2", listed, root) == f"{start}CPUs 0-1"
+    assert machine_name("avx2", bound, root) == f"{start}cores of their own"
+    fast = replace(bound, core_kind="performance")
+    assert machine_name("avx2", fast, root) == f"{start}performance cores of their own"
     assert machine_name("avx2", free, root) == f"{start}any CPU"
     assert machine_name("avx2", free, tmp_path / "none").startswith("unnamed: unknown processor; ")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hearth.host.checks.check import Check, Examined, Fix, Level, shown, tune_fix
+from hearth.host.fast_cores import fast_kinds
 
 AREA = "processor"
 _SLOW_GOVERNORS = frozenset(("powersave", "conservative", "ondemand"))
@@ -96,19 +97,21 @@ def check_numa(examined: Examined) -> tuple[Check, ...]:
 
 
 def check_core_kinds(examined: Examined) -> tuple[Check, ...]:
-    """Whether slow cores hold up fast ones."""
+    """Whether slow cores hold up fast ones: not where hearth can tell them apart."""
     kinds = examined.facts.cpu.core_kinds.value or ()
     if len(kinds) < 2:
         return ()
-    fast = next((kind for kind in kinds if kind.name == "performance"), kinds[-1])
+    is_told = fast_kinds(kinds) != ()
     return (
         Check(
             "core kinds",
             AREA,
-            Level.WARN,
+            Level.OK if is_told else Level.WARN,
             "; ".join(f"{kind.name}: CPUs {kind.cpus}" for kind in kinds),
-            "threads on cores of one kind",
+            "threads on cores of one kind: hearth serve takes the fast ones by itself"
+            if is_told
+            else "threads on cores of one kind; nothing here says which are faster",
             "threads meet after every operation, and a slow core keeps the fast ones waiting",
-            (Fix("shell", f"taskset -c {fast.cpus} hearth serve"),),
+            () if is_told else (Fix("shell", f"taskset -c {kinds[-1].cpus} hearth serve"),),
         ),
     )
