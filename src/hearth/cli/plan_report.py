@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 8192
 _SCHEDULER = SchedulerConfig()
-UNKNOWN_SPEED = "not known: run with --measure (some 15 s)"
+UNKNOWN_SPEED = "not known: run with --measure (some 20 s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,9 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
     load = _load(flags, loaded)
     speeds = _speeds(flags, placement, directory if is_here else storage_directory(None))
     site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
-    steps = phone_steps(backend, config, speeds) if speeds is not None else ()
+    steps: tuple[PhoneStep, ...] = ()
+    if speeds is not None:
+        steps = phone_steps(backend, config, speeds, flags.target_step_s)
     slots = loaded.program.slots + (loaded.encoder.program.slots if loaded.encoder else ())
     unique = {slot.name: slot for slot in slots}.values()
     return PlanReport(
@@ -201,7 +203,7 @@ def _cells(outlook: Outlook) -> tuple[str, ...]:
         ("?", "?", "?")
         if times is None or times.missing
         else (
-            f"{times.tokens_s:.1f}",
+            times.rate(),
             _seconds(times.first_token_s),
             "" if times.image_s is None else f"+ {_seconds(times.image_s)}",
         )
@@ -267,21 +269,39 @@ def _phone_table(report: PlanReport) -> Table:
 
 
 def _target_line(report: PlanReport, target_s: float) -> str:
-    """What meets it: with the most pixels, and of these the most exact."""
-    fitting = {outlook.scheme for outlook in report.outlooks if outlook.fits}
+    """What meets it: with the most pixels, of these the most exact; and up to which context."""
+    fitting = {outlook.scheme: outlook for outlook in report.outlooks if outlook.fits}
     steps = [step for step in report.phone if step.scheme in fitting]
     if not steps:
         return "--target-step: nothing is known of this model's steps here"
     met = [step for step in steps if step.later_s <= target_s]
-    if not met:
-        fastest = min(steps, key=lambda step: step.later_s)
-        return f"no step takes {target_s:g} s or less; the fastest: {_settings(fastest)}"
-    best = max(met, key=lambda step: (step.max_pixels, -steps.index(step)))
-    return f"a step takes {target_s:g} s or less with {_settings(best)}"
+    if met:
+        best = max(met, key=lambda step: (step.max_pixels, -steps.index(step)))
+        up_to = _up_to(best, fitting[best.scheme].longest_context)
+        return f"a step takes {target_s:g} s or less with {_settings(best)}; {up_to}"
+    fastest = min(steps, key=lambda step: step.later_s)
+    shown = (
+        f"no {LATER_STEP}th step takes {target_s:g} s or less; the fastest: {_settings(fastest)}"
+    )
+    short = max(steps, key=lambda step: step.longest_context or 0)
+    if not short.longest_context:
+        return f"{shown}; no later step of any context does"
+    up_to = _up_to(short, fitting[short.scheme].longest_context)
+    return f"{shown}; with {_flags(short)} shorter ones do: {up_to}"
+
+
+def _up_to(step: PhoneStep, most_held: int) -> str:
+    """Up to which context it holds, and whether memory holds that."""
+    longest = step.longest_context or 0
+    shown = f"up to a context of {format_count(longest)} tokens, screenshot and answer included"
+    if longest <= most_held:
+        return shown
+    return f"{shown} (the KV cache's share of memory holds {format_count(most_held)})"
 
 
 def _settings(step: PhoneStep) -> str:
-    return (
-        f"--quantize {step.scheme} --max-pixels {step.max_pixels}: {_seconds(step.later_s)}, the "
-        f"first {_seconds(step.first_s)}"
-    )
+    return f"{_flags(step)}: {_seconds(step.later_s)}, the first {_seconds(step.first_s)}"
+
+
+def _flags(step: PhoneStep) -> str:
+    return f"--quantize {step.scheme} --max-pixels {step.max_pixels}"

@@ -136,6 +136,8 @@ def _place(backend: BackendChoice, config: EngineConfig) -> _Placed:
     with open_leases() as leases:
         others = leases.others()
         placement = place_threads(device.cpu_bind, device.threads, device.numa, others=others)
+        for warning in placement.warnings:
+            logger.warning("cores_shared %s", warning)
         return _Placed(placement, leases.claim(placement.taken))
 
 

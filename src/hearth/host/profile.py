@@ -18,15 +18,18 @@ from pathlib import Path
 import msgspec
 
 from hearth.core.paths import home_expanded
+from hearth.host.bandwidth import MemoryRead
 from hearth.host.cpu import format_cpus
 from hearth.host.disk_speed import DiskSpeed
 from hearth.host.facts.cpu import read_cpu
 from hearth.host.files import read_text
+from hearth.host.gpu_copy import GpuCopies
 from hearth.host.placement import Placement
-from hearth.host.speed import Speeds
+from hearth.host.speed import Samples, Speeds
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 DEFAULT_PATH = "~/.cache/hearth/profile.json"
+NOT_ASKED = GpuCopies((), "not measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class MachineProfile:
     speeds: Speeds | None = None
     disks: tuple[DiskSpeed, ...] = ()
     notes: tuple[str, ...] = ()
+    memory: tuple[MemoryRead, ...] = ()
+    gpus: GpuCopies = NOT_ASKED
 
 
 def profile_path() -> Path:
@@ -67,9 +72,13 @@ def new_profile(
     speeds: Speeds | None,
     disks: tuple[DiskSpeed, ...],
     notes: tuple[str, ...] = (),
+    *,
+    memory: tuple[MemoryRead, ...] = (),
+    gpus: GpuCopies = NOT_ASKED,
 ) -> MachineProfile:
     """One of now."""
-    return MachineProfile(PROFILE_VERSION, machine, time.time(), speeds, disks, notes)
+    now = time.time()
+    return MachineProfile(PROFILE_VERSION, machine, now, speeds, disks, notes, memory, gpus)
 
 
 def load_profile(path: Path, machine: str) -> MachineProfile | None:
@@ -79,17 +88,32 @@ def load_profile(path: Path, machine: str) -> MachineProfile | None:
     except (OSError, ValueError, RecursionError):  # DecodeError is a ValueError, as is bad UTF-8
         return None
     is_usable = profile.version == PROFILE_VERSION and profile.machine == machine
-    return profile if is_usable and _is_sound(profile.speeds) else None
+    return profile if is_usable and _is_sound(profile) else None
 
 
-def _is_sound(speeds: Speeds | None) -> bool:
-    """Whether times can be made of it: a file may have been edited, or damaged."""
+def _is_sound(profile: MachineProfile) -> bool:
+    """Whether what it holds can be shown and reckoned with: it may have been edited, or damaged."""
+    samples = [read.bytes_s for read in profile.memory]
+    samples += [s for g in profile.gpus.cards for s in (g.to_gpu_bytes_s, g.from_gpu_bytes_s) if s]
+    rates = [disk.read_bytes_s for disk in profile.disks]
+    is_measured = all(map(_are_sound, samples)) and all(0 < rate < math.inf for rate in rates)
+    return is_measured and _are_speeds(profile.speeds)
+
+
+def _are_sound(samples: Samples) -> bool:
+    return 0 < samples.least <= samples.median <= samples.most < math.inf
+
+
+def _are_speeds(speeds: Speeds | None) -> bool:
+    """Whether times can be made of it."""
     if speeds is None:
         return True
     rates = [speeds.attend_flops_s, speeds.kv_bytes_s]
     for precision in speeds.precisions:
         rows = [point.num_rows for point in precision.points]
         if not rows or rows[0] < 1 or any(a >= b for a, b in pairwise(rows)):
+            return False
+        if precision.first_row_s is not None and not _are_sound(precision.first_row_s):
             return False
         rates += [point.byte_s for point in precision.points]
     return speeds.step_s >= 0 and all(0 < rate < math.inf for rate in rates)

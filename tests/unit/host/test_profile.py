@@ -9,7 +9,9 @@ import pytest
 from tests.unit.host.test_memory import write
 from tests.unit.host.test_speed import SPEEDS
 
+from hearth.host.bandwidth import MemoryRead
 from hearth.host.disk_speed import DiskSpeed
+from hearth.host.gpu_copy import GpuCopies, GpuCopy
 from hearth.host.placement import Placement
 from hearth.host.profile import (
     load_profile,
@@ -18,7 +20,7 @@ from hearth.host.profile import (
     profile_path,
     save_profile,
 )
-from hearth.host.speed import SpeedPoint
+from hearth.host.speed import Samples, SpeedPoint
 
 DISK = DiskSpeed("/models", 6e8, 1e-4, 5e-4, True, "reading a file")
 
@@ -102,3 +104,24 @@ def test_the_cache_directory_of_the_user_is_honoured(
     assert profile_path() == tmp_path / "hearth" / "profile.json"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert profile_path().parts[-3:] == (".cache", "hearth", "profile.json")
+
+
+def test_memory_and_copies_are_kept_and_damaged_ones_are_as_good_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    reads = (MemoryRead(2, None, None, Samples(4e10, 5e10, 6e10, 5)),)
+    gpus = GpuCopies((GpuCopy(0, "a card", Samples(1.0, 2.0, 3.0, 8), Samples(1.0, 2.0, 3.0, 8)),))
+    profile = new_profile("a", SPEEDS, (), memory=reads, gpus=gpus)
+    save_profile(path, profile)
+    assert load_profile(path, "a") == profile
+    swapped = Samples(6e10, 5e10, 4e10, 5)
+    (int4, int8) = SPEEDS.precisions
+    for damaged in (
+        replace(profile, memory=(replace(reads[0], bytes_s=swapped),)),
+        replace(profile, gpus=GpuCopies((replace(gpus.cards[0], to_gpu_bytes_s=swapped),))),
+        replace(profile, disks=(replace(DISK, read_bytes_s=0.0),)),
+        replace(
+            profile, speeds=replace(SPEEDS, precisions=(replace(int4, first_row_s=swapped), int8))
+        ),
+    ):
+        save_profile(path, damaged)
+        assert load_profile(path, "a") is None

@@ -105,3 +105,8 @@ def test_the_costs_of_a_known_model_are_those_of_its_shapes(tmp_path: Path) -> N
     assert linear.wanted_bytes == 2 * (head + last)
     assert cost.attend_flops == 39 * 4 * 32 * 128
     assert cost.kv_bytes == 40_960
+
+
+def test_noise_never_makes_more_rows_than_were_measured_cheaper_than_the_last() -> None:
+    speed = PrecisionSpeed("int4", (SpeedPoint(64, 4e-10), SpeedPoint(512, 3e-10)))
+    assert speed.byte_s(10_000) == 3e-10
