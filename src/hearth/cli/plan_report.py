@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -28,7 +29,7 @@ from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
 from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads
-from hearth.host.speed import Speeds
+from hearth.host.profile import MachineProfile, age_of
 from hearth.kernels.cpu.library import resolve_isa
 from hearth.models.loader import LoadedSpec
 
@@ -84,7 +85,8 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
     placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
-    speeds = _speeds(flags, placement, directory if is_here else storage_directory(None))
+    profile = _profile(flags, placement, directory if is_here else storage_directory(None))
+    speeds = profile.speeds if profile is not None else None
     site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
     steps: tuple[PhoneStep, ...] = ()
     if speeds is not None:
@@ -99,7 +101,7 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
         available_bytes=site.memory.available_bytes,
         load=load,
         outlooks=outlooks(config, site, load),
-        speeds=_describe_speeds(speeds),
+        speeds=_describe_speeds(profile),
         phone=steps,
         target_step_s=flags.target_step_s,
         notes=loaded.warnings,
@@ -135,22 +137,23 @@ def _gpus(flags: PlanFlags) -> tuple[int, ...]:
         raise ConfigError(f"--gpu-memory: {error}", param="gpu_memory") from error
 
 
-def _speeds(flags: PlanFlags, placement: Placement, directory: Path) -> Speeds | None:
+def _profile(flags: PlanFlags, placement: Placement, directory: Path) -> MachineProfile | None:
     """What is known of this machine's speeds, measured now where that was asked for."""
     isa = resolve_isa(flags.isa)
     if flags.measure:
-        return measure_machine(isa, placement, directory).speeds
-    profile = known_profile(isa, placement)
-    return profile.speeds if profile is not None else None
+        return measure_machine(isa, placement, directory)
+    return known_profile(isa, placement)
 
 
-def _describe_speeds(speeds: Speeds | None) -> str:
-    if speeds is None:
+def _describe_speeds(profile: MachineProfile | None) -> str:
+    if profile is None or profile.speeds is None:
         return UNKNOWN_SPEED
+    speeds = profile.speeds
     rates = ", ".join(
         f"{speed.precision} {1e-9 / speed.byte_s(1):.1f} GB/s" for speed in speeds.precisions
     )
-    return f"{speeds.source}: weights are read at {rates}"
+    age = age_of(profile, time.time())
+    return f"{speeds.source}, {age}: weights are read at {rates}"
 
 
 def write_json(report: PlanReport, out: TextIO) -> None:

@@ -31,7 +31,7 @@ from hearth.host.fit import Fit
 from hearth.host.memory_policy import prefer_node
 from hearth.host.numa import ONE_NODE
 from hearth.host.placement import Placement, place_threads
-from hearth.host.profile import load_profile, machine_name, profile_path
+from hearth.host.profile import age_of, load_profile, machine_name, profile_path
 from hearth.models.loader import LoadedSpec
 
 logger = logging.getLogger("hearth.engine")
@@ -156,7 +156,8 @@ def _stay_on_node(placement: Placement, config: EngineConfig) -> tuple[Placement
     except (OSError, ConfigError) as error:
         if config.device.numa != "auto":
             raise ConfigError(f"--numa {memory.node}: {error}", param="numa") from error
-        refused = replace(memory, node=None, reason="Linux refuses to prefer a node's memory here")
+        reason = f"on the cores of node {memory.node}; Linux refuses to prefer its memory here"
+        refused = replace(memory, node=None, reason=reason)
         return replace(placement, memory=refused), (f"memory is not bound to a node: {error}",)
     return placement, ()
 
@@ -234,7 +235,8 @@ def _expected_speed(
     speed = expected_speed(loaded, config, profile.speeds)
     if speed is None:
         return ()
-    return (Choice("expected speed", speed, "speeds of this machine's kernels: hearth plan"),)
+    reason = f"speeds of this machine's kernels, measured {age_of(profile, time.time())}"
+    return (Choice("expected speed", speed, f"{reason}: hearth plan"),)
 
 
 def _window_note(config: EngineConfig, max_model_len: int) -> _WindowNote | None:

@@ -21,7 +21,7 @@ from hearth.core.paths import home_expanded
 from hearth.host.bandwidth import MemoryRead
 from hearth.host.cpu import format_cpus
 from hearth.host.disk_speed import DiskSpeed
-from hearth.host.facts.cpu import read_cpu
+from hearth.host.facts.cpu import read_cpu_model
 from hearth.host.files import read_text
 from hearth.host.gpu_copy import GpuCopies
 from hearth.host.placement import Placement
@@ -56,7 +56,7 @@ def profile_path() -> Path:
 
 def machine_name(isa: str, placement: Placement, root: Path = Path("/")) -> str:
     """The machine, its processor, the kernels and the threads: what a speed belongs to."""
-    model = read_cpu(root, affinity=(0,)).model.value or "unknown processor"
+    model = read_cpu_model(root) or "unknown processor"
     machine = read_text(root / "etc/machine-id")[:8] or "unnamed"
     kind = f"{placement.core_kind} " if placement.core_kind else ""
     where = "any CPU"
@@ -79,6 +79,16 @@ def new_profile(
     """One of now."""
     now = time.time()
     return MachineProfile(PROFILE_VERSION, machine, now, speeds, disks, notes, memory, gpus)
+
+
+def age_of(profile: MachineProfile, now: float) -> str:
+    """`3 hours ago`; `now`: seconds since 1970."""
+    seconds = now - profile.measured_at
+    for name, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count:,} {name}{'s' * (count > 1)} ago"
+    return "just now"
 
 
 def load_profile(path: Path, machine: str) -> MachineProfile | None:
@@ -116,7 +126,7 @@ def _are_speeds(speeds: Speeds | None) -> bool:
         if precision.first_row_s is not None and not _are_sound(precision.first_row_s):
             return False
         rates += [point.byte_s for point in precision.points]
-    return speeds.step_s >= 0 and all(0 < rate < math.inf for rate in rates)
+    return 0 <= speeds.step_s < math.inf and all(0 < rate < math.inf for rate in rates)
 
 
 def save_profile(path: Path, profile: MachineProfile) -> None:

@@ -14,6 +14,7 @@ from hearth.host.disk_speed import DiskSpeed
 from hearth.host.gpu_copy import GpuCopies, GpuCopy
 from hearth.host.placement import Placement
 from hearth.host.profile import (
+    age_of,
     load_profile,
     machine_name,
     new_profile,
@@ -84,6 +85,7 @@ def test_speeds_that_nothing_can_be_reckoned_with_are_as_good_as_none(tmp_path: 
     (int4, int8) = SPEEDS.precisions
     for speeds in (
         replace(SPEEDS, kv_bytes_s=0.0),
+        replace(SPEEDS, step_s=float("inf")),
         replace(SPEEDS, precisions=(replace(int4, points=()), int8)),
         replace(SPEEDS, precisions=(replace(int4, points=int4.points[::-1]),)),
         replace(SPEEDS, precisions=(replace(int4, points=(SpeedPoint(1, -1.0),)),)),
@@ -125,3 +127,19 @@ def test_memory_and_copies_are_kept_and_damaged_ones_are_as_good_as_none(tmp_pat
     ):
         save_profile(path, damaged)
         assert load_profile(path, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "age"),
+    [
+        (-5, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (7300, "2 hours ago"),
+        (86_400, "1 day ago"),
+        (1e8, "1,157 days ago"),
+    ],
+)
+def test_the_age_of_a_profile_is_said(seconds: float, age: str) -> None:
+    profile = new_profile("a", None, ())
+    assert age_of(profile, profile.measured_at + seconds) == age

@@ -91,6 +91,12 @@ def read_cpu(
     )
 
 
+def read_cpu_model(root: Path = Path("/")) -> str | None:
+    """The processor's name alone, without the rest of its facts."""
+    tree = Tree(root)
+    return _model(tree, _CpuInfo(tree.text("proc/cpuinfo"))).value
+
+
 def read_core_kinds(root: Path, cpus: Collection[int]) -> tuple[CoreKind, ...]:
     """The kinds of cores of a host, alone; `cpus`: the logical CPUs to tell apart."""
     tree = Tree(root)
