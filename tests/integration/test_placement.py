@@ -71,3 +71,4 @@ def test_two_servers_of_one_thread_are_on_different_cores_and_a_third_says_what_
         with Server(places[2], *SMALL, "--cpu-bind", mask, **variables) as third:
             assert "also taken by the hearth server of process" in third.stdout
             assert str(second.engine_pid) in third.stdout
+            assert "cores_shared" in third.stderr

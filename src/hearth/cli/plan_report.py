@@ -22,7 +22,7 @@ from hearth.core.config import (
     SchedulerConfig,
 )
 from hearth.core.errors import ConfigError
-from hearth.core.units import format_bytes, format_count
+from hearth.core.units import MIB, format_bytes, format_count
 from hearth.engine.executor import choose_backend
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
 from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hearth.hub.describe import Description
 
 DEFAULT_CONTEXT = 8192
+LEAST_MEMORY_BYTES = 64 * MIB
 _SCHEDULER = SchedulerConfig()
 UNKNOWN_SPEED = "not known: run with --measure (some 20 s)"
 
@@ -123,7 +124,7 @@ def _load(flags: PlanFlags, loaded: LoadedSpec) -> Load:
 def _memory(flags: PlanFlags) -> HostMemory:
     if flags.memory is None:
         return read_memory()
-    return HostMemory((MemoryFact(flags.memory, "--memory"),))
+    return HostMemory((MemoryFact(_checked("memory", flags.memory), "--memory"),))
 
 
 def _gpus(flags: PlanFlags) -> tuple[int, ...]:
@@ -132,9 +133,22 @@ def _gpus(flags: PlanFlags) -> tuple[int, ...]:
         gpus = read_gpu().gpus.value or ()
         return tuple(gpu.free_bytes.value or 0 for gpu in gpus)
     try:
-        return tuple(parse_quantity(part) for part in flags.gpu_memory.split(","))
+        sizes = [parse_quantity(part) for part in flags.gpu_memory.split(",")]
     except ValueError as error:
         raise ConfigError(f"--gpu-memory: {error}", param="gpu_memory") from error
+    return tuple(_checked("gpu_memory", size) for size in sizes)
+
+
+def _checked(param: str, num_bytes: int) -> int:
+    """What is too small for any model was meant in another unit. Raises ConfigError."""
+    if num_bytes >= LEAST_MEMORY_BYTES:
+        return num_bytes
+    raise ConfigError(
+        f"--{param.replace('_', '-')} is {format_bytes(num_bytes)}, and no model fits into less "
+        f"than {format_bytes(LEAST_MEMORY_BYTES)}",
+        param=param,
+        hint=f"a number alone is bytes: {num_bytes}GiB" if num_bytes < 4096 else None,
+    )
 
 
 def _profile(flags: PlanFlags, placement: Placement, directory: Path) -> MachineProfile | None:
@@ -149,9 +163,7 @@ def _describe_speeds(profile: MachineProfile | None) -> str:
     if profile is None or profile.speeds is None:
         return UNKNOWN_SPEED
     speeds = profile.speeds
-    rates = ", ".join(
-        f"{speed.precision} {1e-9 / speed.byte_s(1):.1f} GB/s" for speed in speeds.precisions
-    )
+    rates = ", ".join(precision.describe() for precision in speeds.precisions)
     age = age_of(profile, time.time())
     return f"{speeds.source}, {age}: weights are read at {rates}"
 

@@ -59,6 +59,14 @@ class PrecisionSpeed:
     points: tuple[SpeedPoint, ...]
     first_row_s: Samples | None = None
 
+    def describe(self) -> str:
+        """`int4 42.9 GB/s (38.1-52.7)`: how fast one row reads, and its range where it is wide."""
+        shown = f"{self.precision} {1e-9 / self.byte_s(1):.1f} GB/s"
+        samples = self.first_row_s
+        if samples is None or not samples.is_wide:
+            return shown
+        return f"{shown} ({1e-9 / samples.most:.1f}-{1e-9 / samples.least:.1f})"
+
     def byte_s(self, num_rows: float) -> float:
         """Seconds a byte of weights, on a line between the points and through the last two."""
         first = self.points[0]

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.unit.host.facts.trees import topology, write
 
 from hearth.host.core_lease import OtherServers, open_leases
 
@@ -141,3 +142,37 @@ def test_a_server_that_chooses_for_too_long_is_not_waited_for(base: Path) -> Non
         lease = leases.claim((0,))
         assert lease is not None
         lease.close()
+
+
+CHOOSER = """
+import sys
+from pathlib import Path
+from hearth.host.core_lease import open_leases
+from hearth.host.placement import place_threads
+with open_leases() as leases:
+    placed = place_threads("auto", 1, "auto", Path(sys.argv[1]), range(8), leases.others())
+    lease = leases.claim(placed.taken)
+print(*placed.cpus, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_servers_that_start_at_once_choose_different_cores(base: Path, tmp_path: Path) -> None:
+    root = write(tmp_path / "root", topology({cpu: str(cpu) for cpu in range(8)}))
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(base)}
+    command = [sys.executable, "-c", CHOOSER, str(root)]
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                )
+            )
+            for _ in range(6)
+        ]
+        chosen = [child.stdout.readline() for child in children if child.stdout is not None]
+    assert len(set(chosen)) == len(chosen) == 6

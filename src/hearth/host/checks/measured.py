@@ -79,7 +79,7 @@ def _card(card: GpuCopy) -> str:
 
 
 def _kernels(speeds: Speeds) -> Check:
-    rates = ", ".join(f"{p.precision} {1e-9 / p.byte_s(1):.1f} GB/s" for p in speeds.precisions)
+    rates = ", ".join(precision.describe() for precision in speeds.precisions)
     varies = f"; single steps vary by {speeds.spread:.0%}" if speeds.spread > 0.1 else ""
     return Check(
         "kernel speeds",
