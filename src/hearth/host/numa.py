@@ -58,6 +58,17 @@ def choose_node(
     if bound:
         numbers = ", ".join(map(str, nodes))
         return NodeChoice(None, everywhere, f"the CPUs of --cpu-bind are on nodes {numbers}")
+    return _freest(nodes, everywhere, threads, root, taken)
+
+
+def _freest(
+    nodes: dict[int, NumaNode],
+    everywhere: frozenset[int],
+    threads: int | None,
+    root: Path,
+    taken: Mapping[int, tuple[int, ...]],
+) -> NodeChoice:
+    """Of several nodes the one with the most cores that no other server has."""
     uses = {n: _use_of(node, everywhere, root, taken) for n, node in nodes.items()}
     best = nodes[max(nodes, key=lambda n: (uses[n].rank(threads), nodes[n].free_bytes.value or 0))]
     use = uses[best.number]

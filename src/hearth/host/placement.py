@@ -77,17 +77,11 @@ def place_threads(
     memory = choose_node(numa, allowed, (), threads, root, others.pids)
     cores = _read_cores(root, memory.cpus, others)
     counted = _count(cores, threads, bind, memory.node)
-    if bind == "none":
-        reason = "--cpu-bind none: Linux places the threads"
-        return Placement(
-            counted.num_threads,
-            counted.reason,
-            (),
-            reason,
-            memory=memory,
-            core_kind=cores.kind_of(counted.num_threads),
-        )
-    return replace(_place(root, cores, counted, others), memory=memory)
+    if bind == "auto":
+        return replace(_place(root, cores, counted, others), memory=memory)
+    count, reason = counted.num_threads, "--cpu-bind none: Linux places the threads"
+    kind = cores.kind_of(count)
+    return Placement(count, counted.reason, (), reason, memory=memory, core_kind=kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +129,7 @@ def _holders(root: Path, cpu: int, others: OtherServers) -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """`is_bound`: whether the cores to bind to are known; a quota leaves that to Linux."""
+    """How many threads, and why. `is_quota`: a quota leaves it to Linux which cores they use."""
 
     num_threads: int
     reason: str
