@@ -1,7 +1,10 @@
-"""What every test shares: how hypothesis runs."""
+"""What every test shares: how hypothesis runs, and cores that no server outside has taken."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A busy machine makes single examples slow; the timeout of the whole test is the guard. In CI the
@@ -11,3 +14,16 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_runtime_directory() -> Iterator[None]:
+    """Servers of other runs on this machine change no placement here."""
+    with tempfile.TemporaryDirectory(prefix="hearth-test-run-") as path:
+        former = os.environ.get("XDG_RUNTIME_DIR")
+        os.environ["XDG_RUNTIME_DIR"] = path
+        yield
+        if former is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = former

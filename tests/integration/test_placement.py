@@ -44,3 +44,31 @@ def test_the_memory_of_a_named_node_is_preferred(tmp_path: Path) -> None:
     # Memory that processes share has a policy of its own.
     own = {line.split()[1] for line in maps.splitlines() if "anon=" in line and "file=" not in line}
     assert own == {"prefer:0"}
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="one CPU: there is no other one to take")
+def test_two_servers_of_one_thread_are_on_different_cores_and_a_third_says_what_it_shares(
+    tmp_path: Path,
+) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir(0o700)
+    places = [tmp_path / name for name in "abc"]
+    for place in places:
+        place.mkdir()
+    variables = {"XDG_RUNTIME_DIR": str(runtime)}
+    with (
+        Server(places[0], *SMALL, "--threads", "1", **variables) as first,
+        Server(places[1], *SMALL, "--threads", "1", **variables) as second,
+    ):
+        masks = [
+            {allowed(thread) for thread in (engine_of(server) / "task").iterdir()}
+            for server in (first, second)
+        ]
+        assert all(len(mask) == 1 for mask in masks)
+        assert not masks[0] & masks[1]
+        assert first.ask("Hi", max_tokens=3) == second.ask("Hi", max_tokens=3)
+        mask = ",".join(next(iter(mask)) for mask in masks)
+        with Server(places[2], *SMALL, "--cpu-bind", mask, **variables) as third:
+            assert "also taken by the hearth server of process" in third.stdout
+            assert str(second.engine_pid) in third.stdout
+            assert "cores_shared" in third.stderr

@@ -67,6 +67,8 @@ def test_the_built_in_model_fits_in_every_precision(run: Plan) -> None:
     [
         (("--max-model-len", "100k"), "the model's max_position_embeddings is 65,536"),
         (("--memory", "lots"), "'lots' is not a quantity"),
+        (("--memory", "24"), "a number alone is bytes: 24GiB"),
+        (("--gpu-memory", "24GiB,24"), "--gpu-memory is 24 B, and no model fits"),
         (("--concurrency", "0"), "greater than or equal to 1"),
     ],
 )

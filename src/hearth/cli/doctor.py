@@ -45,7 +45,8 @@ Measure = Annotated[
     bool,
     option(
         "--measure",
-        "Measure the kernels and the disk first (some 15 s); the plan predicts with it.",
+        "Measure kernels, memory, disk and GPU copies first (some 20 s); the plan predicts with "
+        "it.",
         prefix=_PREFIX,
     ),
 ]

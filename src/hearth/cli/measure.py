@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hearth.host.core_lease import open_leases
 from hearth.host.disk_speed import DiskSpeed, measure_disk
 from hearth.host.profile import (
     MachineProfile,
@@ -17,7 +18,11 @@ from hearth.host.profile import (
 )
 
 if TYPE_CHECKING:
+    from hearth.host.bandwidth import MemoryReads
     from hearth.host.placement import Placement
+    from hearth.host.speed import Speeds
+
+_MEMORY_TURNS = 2  # of the kernels' parts one in so many has a sample of memory before it
 
 
 def known_profile(isa: str, placement: Placement) -> MachineProfile | None:
@@ -26,29 +31,32 @@ def known_profile(isa: str, placement: Placement) -> MachineProfile | None:
 
 
 def measure_machine(isa: str, placement: Placement, directory: Path) -> MachineProfile:
-    """The kernels' speeds, and those of the disk that holds a directory; some 15 s.
+    """The kernels' speeds, memory, the disk that holds a directory, copies to GPUs; some 20 s.
 
     What cannot be measured or kept is said on stderr. Raises KernelError, CapacityError.
     """
-    from hearth.engine.speeds import measure_speeds
+    from hearth.host.gpu_copy import measure_gpu_copies
 
-    def show(what: str, done: int, total: int) -> None:
-        print(f"measuring {what} ({done + 1} of {total})", file=sys.stderr, flush=True)
-
-    num_parts = 5
-    speeds = measure_speeds(placement, isa, lambda what, done, _: show(what, done, num_parts))
-    show(f"the disk that holds {directory}", num_parts - 1, num_parts)
-    notes: list[str] = []
+    notes = [*_company()]
+    reads = _memory_reads(placement)
+    speeds = _kernels(placement, isa, reads)
+    notes += reads.notes
+    _show(f"the disk that holds {directory}")
     disks: tuple[DiskSpeed, ...] = ()
     try:
         disks = (measure_disk(directory),)
     except OSError as error:
         notes.append(f"the disk that holds {directory} was not measured: {error}")
+    _show("copies to GPUs")
+    gpus = measure_gpu_copies()
+    notes += (f"copies to {card.name} were {card.why}" for card in gpus.cards if card.why)
     machine = machine_name(isa, placement)
     known = load_profile(profile_path(), machine)
     measured = {disk.path for disk in disks}
     others = (disk for disk in (known.disks if known else ()) if disk.path not in measured)
-    profile = new_profile(machine, speeds, (*disks, *others), tuple(notes))
+    profile = new_profile(
+        machine, speeds, (*disks, *others), tuple(notes), memory=reads.results(), gpus=gpus
+    )
     try:
         save_profile(profile_path(), profile)
     except OSError as error:
@@ -56,3 +64,42 @@ def measure_machine(isa: str, placement: Placement, directory: Path) -> MachineP
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     return profile
+
+
+def _show(what: str) -> None:
+    print(f"measuring {what}", file=sys.stderr, flush=True)
+
+
+def _company() -> tuple[str, ...]:
+    """Servers that run meanwhile."""
+    with open_leases() as leases:
+        pids = sorted({pid for holders in leases.others().pids.values() for pid in holders})
+    if not pids:
+        return ()
+    shown = ", ".join(map(str, pids))
+    return (f"measured beside the hearth server of process {shown}: speeds are those beside it",)
+
+
+def _memory_reads(placement: Placement) -> MemoryReads:
+    from hearth.engine.speeds import last_cache_bytes
+    from hearth.host.bandwidth import MemoryReads, plan_reads
+    from hearth.host.memory import read_memory
+
+    plans = plan_reads(placement.cpus)
+    return MemoryReads(plans, last_cache_bytes(), read_memory().available_bytes)
+
+
+def _kernels(placement: Placement, isa: str, reads: MemoryReads) -> Speeds:
+    """The kernels, with samples of memory before, between and behind."""
+    from hearth.engine.speeds import measure_speeds
+
+    def report(what: str, done: int, total: int) -> None:
+        if done % _MEMORY_TURNS == 0:
+            _show(f"memory, and then {what} ({done + 1} of {total})")
+            reads.sample()
+        else:
+            _show(f"{what} ({done + 1} of {total})")
+
+    speeds = measure_speeds(placement, isa, report)
+    reads.sample()
+    return speeds

@@ -11,8 +11,8 @@ from hearth.core.errors import CapacityError, KernelError, ModelError, UnknownAr
 from hearth.engine.executor import BackendChoice, choose_backend, load_spec
 from hearth.engine.planning import AUTO_CONTEXT, fit_request, memory_of
 from hearth.host.checks.needs import ModelNeeds, SchemeNeed
-from hearth.host.cpu import read_usable_cores
 from hearth.host.fit import fit, needed_bytes
+from hearth.host.placement import place_threads
 from hearth.kernels.packing import arena_bytes
 from hearth.models.config_json import read_config
 from hearth.models.families import named_architecture
@@ -39,7 +39,7 @@ def _read(name: str, directory: Path, context: int | None) -> ModelNeeds:
         backend = choose_backend(config.device, directory)
         if backend.name == "automodel":  # planning it would import torch
             return replace(needs, needs_transformers=True)
-        threads = read_usable_cores().count
+        threads = place_threads("auto", None).num_threads  # as the engine has it
         schemes = tuple(_need(s, backend, config, threads, context) for s in SCHEMES)
         return replace(needs, num_parameters=_num_parameters(backend, config), schemes=schemes)
     except (ModelError, KernelError, CapacityError) as error:

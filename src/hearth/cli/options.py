@@ -280,7 +280,8 @@ Threads = Annotated[
     int | None,
     option(
         "--threads",
-        "Threads of the CPU executor. Default: one a physical core.",
+        "Threads of the CPU executor. Default: one a physical core that is free, of a hybrid "
+        "processor the performance cores alone.",
         min=1,
         rich_help_panel="Engine",
         show_default=False,
@@ -301,7 +302,7 @@ CpuBind = Annotated[
     option(
         "--cpu-bind",
         "Logical CPUs of the CPU executor's threads: a list like 0,2,4-7, a thread for each; none "
-        "leaves them to Linux; auto binds where there is a thread for every core.",
+        "leaves them to Linux; auto gives each a core that no other server has.",
         metavar="auto|none|LIST",
         rich_help_panel="Engine",
     ),
@@ -310,7 +311,8 @@ Numa = Annotated[
     str,
     option(
         "--numa",
-        "NUMA node whose cores and memory are used; none: all; auto: one, where there are several.",
+        "NUMA node whose cores and memory are used; none: all; auto: the freest, where there are "
+        "several.",
         metavar="auto|none|NODE",
         rich_help_panel="Engine",
     ),

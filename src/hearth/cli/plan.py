@@ -87,7 +87,8 @@ TargetStep = Annotated[
     float | None,
     option(
         "--target-step",
-        "Seconds that a phone agent's later step may take: says what meets it.",
+        "Seconds that a phone agent's later step may take: says which pixels and precision meet "
+        "it, and up to which context.",
         min=0.01,
         metavar="SECONDS",
         prefix=_PREFIX,
@@ -96,7 +97,11 @@ TargetStep = Annotated[
 ]
 Measure = Annotated[
     bool,
-    option("--measure", "Measure the kernels and the disk first (some 15 s).", prefix=_PREFIX),
+    option(
+        "--measure",
+        "Measure kernels, memory, disk and GPU copies first (some 20 s).",
+        prefix=_PREFIX,
+    ),
 ]
 AsJson = Annotated[bool, option("--json", "The plan as JSON.", prefix=_PREFIX)]
 

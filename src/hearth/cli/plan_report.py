@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,14 +22,14 @@ from hearth.core.config import (
     SchedulerConfig,
 )
 from hearth.core.errors import ConfigError
-from hearth.core.units import format_bytes, format_count
+from hearth.core.units import MIB, format_bytes, format_count
 from hearth.engine.executor import choose_backend
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
 from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
 from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads
-from hearth.host.speed import Speeds
+from hearth.host.profile import MachineProfile, age_of
 from hearth.kernels.cpu.library import resolve_isa
 from hearth.models.loader import LoadedSpec
 
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     from hearth.hub.describe import Description
 
 DEFAULT_CONTEXT = 8192
+LEAST_MEMORY_BYTES = 64 * MIB
 _SCHEDULER = SchedulerConfig()
-UNKNOWN_SPEED = "not known: run with --measure (some 15 s)"
+UNKNOWN_SPEED = "not known: run with --measure (some 20 s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,12 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
     placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
-    speeds = _speeds(flags, placement, directory if is_here else storage_directory(None))
+    profile = _profile(flags, placement, directory if is_here else storage_directory(None))
+    speeds = profile.speeds if profile is not None else None
     site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
-    steps = phone_steps(backend, config, speeds) if speeds is not None else ()
+    steps: tuple[PhoneStep, ...] = ()
+    if speeds is not None:
+        steps = phone_steps(backend, config, speeds, flags.target_step_s)
     slots = loaded.program.slots + (loaded.encoder.program.slots if loaded.encoder else ())
     unique = {slot.name: slot for slot in slots}.values()
     return PlanReport(
@@ -97,7 +102,7 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
         available_bytes=site.memory.available_bytes,
         load=load,
         outlooks=outlooks(config, site, load),
-        speeds=_describe_speeds(speeds),
+        speeds=_describe_speeds(profile),
         phone=steps,
         target_step_s=flags.target_step_s,
         notes=loaded.warnings,
@@ -119,7 +124,7 @@ def _load(flags: PlanFlags, loaded: LoadedSpec) -> Load:
 def _memory(flags: PlanFlags) -> HostMemory:
     if flags.memory is None:
         return read_memory()
-    return HostMemory((MemoryFact(flags.memory, "--memory"),))
+    return HostMemory((MemoryFact(_checked("memory", flags.memory), "--memory"),))
 
 
 def _gpus(flags: PlanFlags) -> tuple[int, ...]:
@@ -128,27 +133,39 @@ def _gpus(flags: PlanFlags) -> tuple[int, ...]:
         gpus = read_gpu().gpus.value or ()
         return tuple(gpu.free_bytes.value or 0 for gpu in gpus)
     try:
-        return tuple(parse_quantity(part) for part in flags.gpu_memory.split(","))
+        sizes = [parse_quantity(part) for part in flags.gpu_memory.split(",")]
     except ValueError as error:
         raise ConfigError(f"--gpu-memory: {error}", param="gpu_memory") from error
+    return tuple(_checked("gpu_memory", size) for size in sizes)
 
 
-def _speeds(flags: PlanFlags, placement: Placement, directory: Path) -> Speeds | None:
+def _checked(param: str, num_bytes: int) -> int:
+    """What is too small for any model was meant in another unit. Raises ConfigError."""
+    if num_bytes >= LEAST_MEMORY_BYTES:
+        return num_bytes
+    raise ConfigError(
+        f"--{param.replace('_', '-')} is {format_bytes(num_bytes)}, and no model fits into less "
+        f"than {format_bytes(LEAST_MEMORY_BYTES)}",
+        param=param,
+        hint=f"a number alone is bytes: {num_bytes}GiB" if num_bytes < 4096 else None,
+    )
+
+
+def _profile(flags: PlanFlags, placement: Placement, directory: Path) -> MachineProfile | None:
     """What is known of this machine's speeds, measured now where that was asked for."""
     isa = resolve_isa(flags.isa)
     if flags.measure:
-        return measure_machine(isa, placement, directory).speeds
-    profile = known_profile(isa, placement)
-    return profile.speeds if profile is not None else None
+        return measure_machine(isa, placement, directory)
+    return known_profile(isa, placement)
 
 
-def _describe_speeds(speeds: Speeds | None) -> str:
-    if speeds is None:
+def _describe_speeds(profile: MachineProfile | None) -> str:
+    if profile is None or profile.speeds is None:
         return UNKNOWN_SPEED
-    rates = ", ".join(
-        f"{speed.precision} {1e-9 / speed.byte_s(1):.1f} GB/s" for speed in speeds.precisions
-    )
-    return f"{speeds.source}: weights are read at {rates}"
+    speeds = profile.speeds
+    rates = ", ".join(precision.describe() for precision in speeds.precisions)
+    age = age_of(profile, time.time())
+    return f"{speeds.source}, {age}: weights are read at {rates}"
 
 
 def write_json(report: PlanReport, out: TextIO) -> None:
@@ -201,7 +218,7 @@ def _cells(outlook: Outlook) -> tuple[str, ...]:
         ("?", "?", "?")
         if times is None or times.missing
         else (
-            f"{times.tokens_s:.1f}",
+            times.rate(),
             _seconds(times.first_token_s),
             "" if times.image_s is None else f"+ {_seconds(times.image_s)}",
         )
@@ -267,21 +284,39 @@ def _phone_table(report: PlanReport) -> Table:
 
 
 def _target_line(report: PlanReport, target_s: float) -> str:
-    """What meets it: with the most pixels, and of these the most exact."""
-    fitting = {outlook.scheme for outlook in report.outlooks if outlook.fits}
+    """What meets it: with the most pixels, of these the most exact; and up to which context."""
+    fitting = {outlook.scheme: outlook for outlook in report.outlooks if outlook.fits}
     steps = [step for step in report.phone if step.scheme in fitting]
     if not steps:
         return "--target-step: nothing is known of this model's steps here"
     met = [step for step in steps if step.later_s <= target_s]
-    if not met:
-        fastest = min(steps, key=lambda step: step.later_s)
-        return f"no step takes {target_s:g} s or less; the fastest: {_settings(fastest)}"
-    best = max(met, key=lambda step: (step.max_pixels, -steps.index(step)))
-    return f"a step takes {target_s:g} s or less with {_settings(best)}"
+    if met:
+        best = max(met, key=lambda step: (step.max_pixels, -steps.index(step)))
+        up_to = _up_to(best, fitting[best.scheme].longest_context)
+        return f"a step takes {target_s:g} s or less with {_settings(best)}; {up_to}"
+    fastest = min(steps, key=lambda step: step.later_s)
+    shown = (
+        f"no {LATER_STEP}th step takes {target_s:g} s or less; the fastest: {_settings(fastest)}"
+    )
+    short = max(steps, key=lambda step: step.longest_context or 0)
+    if not short.longest_context:
+        return f"{shown}; no later step of any context does"
+    up_to = _up_to(short, fitting[short.scheme].longest_context)
+    return f"{shown}; with {_flags(short)} shorter ones do: {up_to}"
+
+
+def _up_to(step: PhoneStep, most_held: int) -> str:
+    """Up to which context it holds, and whether memory holds that."""
+    longest = step.longest_context or 0
+    shown = f"up to a context of {format_count(longest)} tokens, screenshot and answer included"
+    if longest <= most_held:
+        return shown
+    return f"{shown} (the KV cache's share of memory holds {format_count(most_held)})"
 
 
 def _settings(step: PhoneStep) -> str:
-    return (
-        f"--quantize {step.scheme} --max-pixels {step.max_pixels}: {_seconds(step.later_s)}, the "
-        f"first {_seconds(step.first_s)}"
-    )
+    return f"{_flags(step)}: {_seconds(step.later_s)}, the first {_seconds(step.first_s)}"
+
+
+def _flags(step: PhoneStep) -> str:
+    return f"--quantize {step.scheme} --max-pixels {step.max_pixels}"

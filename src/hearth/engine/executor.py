@@ -228,22 +228,27 @@ class _HasThreads(Protocol):
 
 
 def _bind(placement: Placement, teams: Iterable[_HasThreads]) -> tuple[Choice, tuple[str, ...]]:
-    """Binds the threads where they are to be bound.
+    """Binds the threads where they are to be bound, those of an image encoder last.
 
     What was not asked for is left out with a warning where Linux refuses it; else KernelError.
     """
-    warnings: tuple[str, ...] = ()
     reason, cpus = placement.bind_reason, placement.cpus
+    num_bound = 0
     try:
         for team in teams if cpus else ():
             team.bind(cpus)
+            num_bound += 1
     except KernelError as error:
         if placement.is_asked:
             raise
-        reason, cpus = "Linux refuses to bind threads here", ()
-        warnings = (f"threads are not bound to cores: {error}",)
-    shown = ", ".join(map(str, cpus)) if cpus else "none"
-    return Choice("cpu-bind", shown, reason), warnings
+        shown = ", ".join(map(str, cpus))
+        if num_bound:  # for good: what is bound stays so
+            warning = f"threads of the image encoder are not bound to cores: {error}"
+            reason = "threads of the language model alone; Linux refuses the image encoder's"
+            return Choice("cpu-bind", shown, reason), (warning,)
+        refused = Choice("cpu-bind", "none", "Linux refuses to bind threads here")
+        return refused, (f"threads are not bound to cores: {error}",)
+    return Choice("cpu-bind", ", ".join(map(str, cpus)) or "none", reason), ()
 
 
 def _create_reference(

@@ -17,7 +17,14 @@ from hearth.host.cost import ProgramCost, program_cost
 from hearth.host.device_map import Assignment, Device, gpu, map_devices, parts_of
 from hearth.host.fit import KV_SHARE, FitRequest, fixed_items, longest_fitting, sequence_bytes
 from hearth.host.memory import HostMemory
-from hearth.host.speed import Prediction, Speeds, decode_s, encode_s, prefill_s
+from hearth.host.speed import (
+    WORTH_SAYING,
+    Prediction,
+    Speeds,
+    decode_s,
+    encode_s,
+    prefill_s,
+)
 from hearth.models.loader import LoadedSpec
 from hearth.models.quantize import SCHEMES
 
@@ -57,7 +64,8 @@ class Times:
     """Seconds, and what they do not contain, since nothing is known about it.
 
     `token_s`: between two tokens of one stream alone; `tokens_s`: tokens a second of all streams
-    of the load together.
+    of the load together, `least_tokens_s` to `most_tokens_s` as the speed of memory varied while it
+    was measured.
     """
 
     first_token_s: float
@@ -65,6 +73,16 @@ class Times:
     tokens_s: float
     image_s: float | None
     missing: tuple[str, ...]
+    least_tokens_s: float
+    most_tokens_s: float
+
+    def rate(self) -> str:
+        """`33.1 (28-36)`: tokens a second, and their range where it is wide."""
+        shown = f"{self.tokens_s:.1f}"
+        if self.most_tokens_s <= self.least_tokens_s * WORTH_SAYING:
+            return shown
+        digits = 0 if self.least_tokens_s >= 10 else 1
+        return f"{shown} ({self.least_tokens_s:.{digits}f}-{self.most_tokens_s:.{digits}f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +231,15 @@ def predict(costs: Costs, speeds: Speeds, load: Load, image: Image | None) -> Ti
     if image is not None and costs.encoder is not None:
         seen = image_s(costs, speeds, image, load.prompt_tokens)
     missing = {*first.missing, *alone.missing, *(seen.missing if seen else ())}
+    tokens_s = load.num_sequences / together.seconds
     return Times(
         first_token_s=first.seconds,
         token_s=alone.seconds,
-        tokens_s=load.num_sequences / together.seconds,
+        tokens_s=tokens_s,
         image_s=seen.seconds if seen else None,
         missing=tuple(sorted(missing)),
+        least_tokens_s=tokens_s / together.most_part,
+        most_tokens_s=tokens_s / together.least_part,
     )
 
 
@@ -232,14 +253,15 @@ def image_s(costs: Costs, speeds: Speeds, image: Image, behind: int) -> Predicti
 
 
 def expected_speed(loaded: LoadedSpec, config: EngineConfig, speeds: Speeds) -> str | None:
-    """`59.8 tokens/s, a prompt of 1,024 in 1.8 s`, of one stream; None: it is not known."""
+    """`59.8 tokens/s (52-64), a prompt of 1,024 …`, of one stream; None: it is not known."""
     prompt = min(1024, loaded.max_position_embeddings)
     costs = costs_of(loaded, config.scheduler.max_num_batched_tokens)
     times = predict(costs, speeds, Load(prompt, 1, prompt), None)
     if times.missing:
         return None
+    rate, _, span = times.rate().partition(" ")
     return (
-        f"{1 / times.token_s:.1f} tokens/s, a prompt of {format_count(prompt)} tokens in "
+        f"{rate} tokens/s{span and f' {span}'}, a prompt of {format_count(prompt)} tokens in "
         f"{times.first_token_s:.1f} s"
     )
 

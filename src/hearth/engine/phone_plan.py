@@ -23,27 +23,34 @@ SYSTEM_TOKENS = 2300  # of the Chinese system prompt, 3,400 characters
 MESSAGE_TOKENS = 150  # of a step's own text: the task, or what the screen's app is
 ANSWER_TOKENS = 80  # a thought and an action
 LATER_STEP = 10
+_STEP_TOKENS = MESSAGE_TOKENS + ANSWER_TOKENS  # of a step that is over, its screenshot dropped
+_HISTORY_TOKENS = SYSTEM_TOKENS + (LATER_STEP - 1) * _STEP_TOKENS
 # Bounds of pixels to choose from, both frames of a picture counted, as --max-pixels has it.
 PIXELS = (9_633_792, 5_000_000, 2_500_000, 1_250_000, 600_000)
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneStep:
-    """Seconds of the first step and of the tenth, answer included."""
+    """Seconds of the first step and of the tenth, answer included.
+
+    `longest_context`: tokens of the longest later step that takes no longer than the target: what
+    was said before, its message, its screenshot and its answer; 0: none does; None: no target.
+    """
 
     scheme: str
     max_pixels: int
     image_tokens: int
     first_s: float
     later_s: float
+    longest_context: int | None = None
 
 
 def phone_steps(
-    backend: BackendChoice, config: EngineConfig, speeds: Speeds
+    backend: BackendChoice, config: EngineConfig, speeds: Speeds, target_s: float | None = None
 ) -> tuple[PhoneStep, ...]:
     """Of every precision and bound of pixels; empty for a model that takes no images.
 
-    Raises ModelError, ConfigError.
+    `target_s`: seconds that a later step may take. Raises ModelError, ConfigError.
     """
     steps: list[PhoneStep] = []
     for scheme in SCHEMES:
@@ -53,7 +60,18 @@ def phone_steps(
             return ()
         for max_pixels in _pixels(config):
             image = _screenshot(loaded, config, max_pixels)
-            steps.append(_step(scheme, costs, speeds, image, max_pixels))
+            times = _StepTimes(costs, speeds, image)
+            most = loaded.max_position_embeddings
+            steps.append(
+                PhoneStep(
+                    scheme=scheme,
+                    max_pixels=max_pixels,
+                    image_tokens=image.num_tokens,
+                    first_s=times.first_s(),
+                    later_s=times.later_s(_HISTORY_TOKENS),
+                    longest_context=None if target_s is None else times.longest(target_s, most),
+                )
+            )
     return tuple(steps)
 
 
@@ -72,28 +90,47 @@ def _screenshot(loaded: LoadedSpec, config: EngineConfig, max_pixels: int) -> Im
     return Image(patches, patches // processor.merge_size**2)
 
 
-def _step(scheme: str, costs: Costs, speeds: Speeds, image: Image, max_pixels: int) -> PhoneStep:
-    assert costs.encoder is not None
-    encode = encode_s(costs.encoder, speeds, image.num_patches, costs.window_patches).seconds
-    new = image.num_tokens + MESSAGE_TOKENS
+class _StepTimes:
+    """Seconds of steps with one screenshot each."""
 
-    def total_s(behind: int) -> float:
-        """With so many tokens in the cache before the step's own message."""
-        prompt = behind + new
-        read = prefill_s(costs.text, speeds, prompt, behind, costs.step_tokens).seconds
-        token = decode_s(costs.text, speeds, 1, prompt + ANSWER_TOKENS // 2).seconds
-        return encode + read + ANSWER_TOKENS * token
+    def __init__(self, costs: Costs, speeds: Speeds, image: Image) -> None:
+        assert costs.encoder is not None
+        self._costs = costs
+        self._speeds = speeds
+        self._new_tokens = image.num_tokens + MESSAGE_TOKENS
+        self._encode_s = encode_s(
+            costs.encoder, speeds, image.num_patches, costs.window_patches
+        ).seconds
 
-    system_s = prefill_s(costs.text, speeds, SYSTEM_TOKENS, 0, costs.step_tokens).seconds
-    history = SYSTEM_TOKENS + (LATER_STEP - 2) * (MESSAGE_TOKENS + ANSWER_TOKENS)
-    # The step before is in the cache up to its screenshot; its text comes again without it.
-    again = prefill_s(
-        costs.text, speeds, history + MESSAGE_TOKENS + ANSWER_TOKENS, history, costs.step_tokens
-    ).seconds
-    return PhoneStep(
-        scheme=scheme,
-        max_pixels=max_pixels,
-        image_tokens=image.num_tokens,
-        first_s=system_s + total_s(SYSTEM_TOKENS),
-        later_s=again + total_s(history + MESSAGE_TOKENS + ANSWER_TOKENS),
-    )
+    def first_s(self) -> float:
+        """Of a step whose system prompt is new as well."""
+        return self._read_s(SYSTEM_TOKENS, 0) + self._own_s(SYSTEM_TOKENS)
+
+    def later_s(self, history: int) -> float:
+        """Of a step behind so many tokens, all but the last step's text in the cache.
+
+        The step before is there up to its screenshot; its text comes again without it.
+        """
+        return self._read_s(history, max(0, history - _STEP_TOKENS)) + self._own_s(history)
+
+    def longest(self, target_s: float, most: int) -> int:
+        """Tokens of the longest later step, answer included, that meets a target; 0: none."""
+        own = self._new_tokens + ANSWER_TOKENS
+        low, high = SYSTEM_TOKENS - 1, most - own
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.later_s(middle) <= target_s:
+                low = middle
+            else:
+                high = middle - 1
+        return low + own if low >= SYSTEM_TOKENS else 0
+
+    def _read_s(self, num_tokens: int, cached: int) -> float:
+        costs = self._costs
+        return prefill_s(costs.text, self._speeds, num_tokens, cached, costs.step_tokens).seconds
+
+    def _own_s(self, behind: int) -> float:
+        """The step's screenshot, message and answer, with so many tokens in the cache."""
+        prompt = behind + self._new_tokens
+        token_s = decode_s(self._costs.text, self._speeds, 1, prompt + ANSWER_TOKENS // 2).seconds
+        return self._encode_s + self._read_s(prompt, behind) + ANSWER_TOKENS * token_s

@@ -12,20 +12,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from hearth.core.errors import CapacityError
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
-from hearth.core.units import GIB, ceil_div, format_bytes
+from hearth.core.units import GIB, MIB, ceil_div, format_bytes
 from hearth.engine.synthetic import Segment, plan_of
 from hearth.host.cost import ProgramCost, program_cost
 from hearth.host.facts.cpu import read_cpu
 from hearth.host.memory import read_memory
 from hearth.host.placement import Placement
-from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds
+from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds, samples_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -57,12 +58,14 @@ _BITS = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
 _CACHES = 3  # weights are so many times as large as the last cache
 _MOST_LAYERS = 40
 _LEAST_FREE_BYTES = GIB
+_RIG_BYTES = 192 * MIB  # of buffers, keys and values beside the weights
 ROWS = (1, 2, 4, 8, 16, 32, 64, 512)
 CONTEXT = 1536  # of the step whose attention is told apart
 _DECODE_CONTEXT = 4096
 _BLOCK_SIZE = 32
 LEAST_SHARE = 0.02
 _LEAST_S = 0.12  # of measuring one point
+_AGAIN_S = 0.06  # of measuring one row once more
 _LEAST_STEPS, _MOST_STEPS = 3, 60
 # What the front end and the scheduler put between two steps of one stream (docs/performance.md).
 STEP_S = 0.15e-3
@@ -79,48 +82,91 @@ def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds
             f"measuring needs {format_bytes(_LEAST_FREE_BYTES)}; {free.describe()}",
             hint="free memory, or leave --measure out",
         )
-    total, cache_bytes = len(_LAYERS), _last_cache_bytes()
+    layers = _num_layers(last_cache_bytes())
     speeds: list[PrecisionSpeed] = []
-    flops_s = kv_bytes_s = spread = 0.0
-    for number, (precision, least) in enumerate(_LAYERS.items()):
-        layer_bytes = _LAYER_PARAMETERS * _BITS[precision] // 8
-        num_layers = min(_MOST_LAYERS, max(least, ceil_div(_CACHES * cache_bytes, layer_bytes)))
-        report(f"kernels of {precision} weights", number, total)
-        with _rig(precision, num_layers, placement, isa) as rig:
-            if precision == "int4":
-                flops_s, kv_bytes_s = rig.attention()
-            speeds.append(rig.speed(precision, flops_s))
-            spread = max(spread, rig.spread)
+    spread = 0.0
+    groups = _groups(layers, free.available_bytes)
+    rates: _Attention | None = None
+    for number, group in enumerate(groups):
+        with ExitStack() as stack:
+            rigs = [stack.enter_context(_rig(p, layers[p], placement, isa)) for p in group]
+            rates = rates or rigs[0].attention()
+            for turn, rows in enumerate(ROWS):
+                what = f"the kernels, {rows} row{'s' * (rows > 1)} a step"
+                report(what, number * len(ROWS) + turn, len(groups) * len(ROWS))
+                for rig in rigs:
+                    rig.measure(rows, rates.flops_s)
+            speeds += (rig.speed() for rig in rigs)
+            spread = max(spread, *(rig.spread for rig in rigs))
+    assert rates is not None
     source = f"measured with {placement.num_threads} threads"
-    return Speeds(tuple(speeds), flops_s, kv_bytes_s, STEP_S, source, round(spread, 3))
+    return Speeds(tuple(speeds), rates.flops_s, rates.kv_bytes_s, STEP_S, source, round(spread, 3))
 
 
-def _last_cache_bytes() -> int:
+def _num_layers(cache_bytes: int) -> dict[str, int]:
+    """By precision."""
+    return {
+        precision: min(
+            _MOST_LAYERS, max(least, ceil_div(_CACHES * cache_bytes, _layer_bytes(precision)))
+        )
+        for precision, least in _LAYERS.items()
+    }
+
+
+def _layer_bytes(precision: str) -> int:
+    return _LAYER_PARAMETERS * _BITS[precision] // 8
+
+
+def _groups(layers: dict[str, int], free_bytes: int) -> list[list[str]]:
+    """Precisions that are measured in turns, so that each sees all the time that it takes.
+
+    One after the other where there is too little memory for all of them at once.
+    """
+    needed = sum(_layer_bytes(precision) * count for precision, count in layers.items())
+    needed += len(layers) * _RIG_BYTES
+    return [list(layers)] if 2 * needed <= free_bytes else [[precision] for precision in layers]
+
+
+def last_cache_bytes() -> int:
     """All caches of the last level together; 0: unknown."""
     caches = read_cpu().caches.value or ()
     level = max((cache.level for cache in caches), default=0)
     return sum(cache.size_bytes * cache.count for cache in caches if cache.level == level)
 
 
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """Operations a second over many rows, and bytes of KV a second for one row."""
+
+    flops_s: float
+    kv_bytes_s: float
+
+
 class _Rig:
     """A small model of one precision, and the times of its steps."""
 
-    def __init__(self, executor: CpuExecutor, cost: ProgramCost, num_blocks: int) -> None:
+    def __init__(
+        self, precision: str, executor: CpuExecutor, cost: ProgramCost, num_blocks: int
+    ) -> None:
+        self._precision = precision
         self._executor = executor
         self._cost = cost
+        self._points: list[SpeedPoint] = []
+        self._first_row_s: list[float] = []
         self.spread = 0.0
         for first in range(0, num_blocks, 8):  # KV that is read has been written
             parts = [Segment(0, _BLOCK_SIZE)] * min(8, num_blocks - first)
             executor.execute(plan_of(parts, 1, _BLOCK_SIZE, first))
 
-    def step_s(self, segments: tuple[Segment, ...]) -> float:
-        """The median time of a step."""
+    def step_s(self, segments: tuple[Segment, ...], least_s: float | None = None) -> float:
+        """The median time of a step, of so many seconds of them."""
         plan = plan_of(segments, 1, _BLOCK_SIZE, with_logits=True)
         self._executor.execute(plan)
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < _MOST_STEPS and (
-            len(times) < _LEAST_STEPS or time.perf_counter() - begin < _LEAST_S
+            len(times) < _LEAST_STEPS
+            or time.perf_counter() - begin < (_LEAST_S if least_s is None else least_s)
         ):
             before = time.perf_counter()
             self._executor.execute(plan)
@@ -130,14 +176,14 @@ class _Rig:
         self.spread = max(self.spread, (quartiles[2] - quartiles[0]) / middle)
         return middle
 
-    def attention(self) -> tuple[float, float]:  # a rate and a rate: operations, bytes a second
-        """Operations a second over many rows, and bytes of KV a second for one row."""
+    def attention(self) -> _Attention:
+        """Told apart from the rest of a step by what a context adds."""
         rows = ROWS[-1]
         behind = self._difference((Segment(CONTEXT, rows),), (Segment(0, rows),))
         flops = self._cost.attend_flops * rows * CONTEXT + self._cost.wanted_attend_flops * CONTEXT
         far = self._difference((Segment(_DECODE_CONTEXT, 1),), (Segment(0, 1),))
         read = self._cost.kv_bytes * _DECODE_CONTEXT
-        return flops / behind, read / far
+        return _Attention(flops / behind, read / far)
 
     def _difference(self, more: tuple[Segment, ...], less: tuple[Segment, ...]) -> float:
         """What a context costs: medians of pairs in turns. At least a part of the step.
@@ -148,14 +194,23 @@ class _Rig:
         found = statistics.median(a - b for a, b in pairs)
         return max(found, LEAST_SHARE * min(a for a, _ in pairs))
 
-    def speed(self, precision: str, attend_flops_s: float) -> PrecisionSpeed:
-        """Seconds a byte of weights at each number of rows."""
-        return PrecisionSpeed(precision, tuple(self._point(rows, attend_flops_s) for rows in ROWS))
+    def measure(self, rows: int, attend_flops_s: float) -> None:
+        """So many rows a step, and one row again: memory is not as fast all the time."""
+        if rows > 1:
+            self._points.append(self._point(rows, attend_flops_s))
+        least_s = min(_LEAST_S, _AGAIN_S) if rows > 1 else _LEAST_S
+        self._first_row_s.append(self._point(1, attend_flops_s, least_s).byte_s)
 
-    def _point(self, rows: int, attend_flops_s: float) -> SpeedPoint:
+    def speed(self) -> PrecisionSpeed:
+        """Seconds a byte of weights at each number of rows that was measured."""
+        samples = samples_of(self._first_row_s)
+        points = (SpeedPoint(1, samples.median), *self._points)
+        return PrecisionSpeed(self._precision, points, samples)
+
+    def _point(self, rows: int, attend_flops_s: float, least_s: float | None = None) -> SpeedPoint:
         is_prompt = rows == ROWS[-1]
         segments = (Segment(0, rows),) if is_prompt else (Segment(15, 1),) * rows
-        seconds = self.step_s(segments)
+        seconds = self.step_s(segments, least_s)
         if is_prompt:
             whole = seconds
             seconds -= self._cost.attend_flops * rows * (rows + 1) / 2 / attend_flops_s
@@ -181,7 +236,7 @@ def _rig(precision: str, num_layers: int, placement: Placement, isa: str) -> Ite
     with closing(executor):
         if placement.cpus:
             executor.bind(placement.cpus)
-        yield _Rig(executor, program_cost(loaded.program), num_blocks)
+        yield _Rig(precision, executor, program_cost(loaded.program), num_blocks)
 
 
 def _small_model(precision: str, num_layers: int) -> LoadedSpec:

@@ -26,11 +26,12 @@ from hearth.engine.outlook import expected_speed
 from hearth.engine.planning import plan_model
 from hearth.engine.settings import check_settings
 from hearth.engine.speculation.drafter import NgramDrafter
+from hearth.host.core_lease import CoreLease, open_leases
 from hearth.host.fit import Fit
 from hearth.host.memory_policy import prefer_node
 from hearth.host.numa import ONE_NODE
 from hearth.host.placement import Placement, place_threads
-from hearth.host.profile import load_profile, machine_name, profile_path
+from hearth.host.profile import age_of, load_profile, machine_name, profile_path
 from hearth.models.loader import LoadedSpec
 
 logger = logging.getLogger("hearth.engine")
@@ -40,10 +41,14 @@ ReportProgress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class StartedEngine:
-    """A running engine and the news of it for the front end."""
+    """A running engine and the news of it for the front end.
+
+    `lease`: the cores that it has taken, as long as this object lives; None: none.
+    """
 
     engine: Engine
     ready: Ready
+    lease: CoreLease | None = None
 
 
 class PhaseTimer:
@@ -67,8 +72,9 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     check_settings(config)
     backend = choose_backend(config.device, Path(config.model.path))
     _check_backend(config, backend)
-    placement = place_threads(config.device.cpu_bind, config.device.threads, config.device.numa)
-    placement, node_warnings = _stay_on_node(placement, config)
+    placed = _place(backend, config)
+    placement, node_warnings = _stay_on_node(placed.placement, config)
+    node_warnings = (*placement.warnings, *node_warnings)
     planned = plan_model(backend, config, placement.num_threads)
     timer.end("plan")
     loaded, fitted = planned.loaded, planned.fitted
@@ -110,27 +116,60 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         timings_s=timer.timings_s,
         generation=loaded.generation,
     )
-    return StartedEngine(engine, ready)
+    return StartedEngine(engine, ready, placed.lease)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    placement: Placement
+    lease: CoreLease | None
+
+
+def _place(backend: BackendChoice, config: EngineConfig) -> _Placed:
+    """Chooses cores beside those of other servers, and takes them. Raises ConfigError.
+
+    Threads of other libraries are not bound, and take none.
+    """
+    device = config.device
+    if backend.name != "cpu":
+        return _Placed(place_threads("none", device.threads, device.numa), None)
+    with open_leases() as leases:
+        others = leases.others()
+        placement = place_threads(device.cpu_bind, device.threads, device.numa, others=others)
+        for warning in placement.warnings:
+            logger.warning("cores_shared %s", warning)
+        return _Placed(placement, leases.claim(placement.taken))
 
 
 def _stay_on_node(placement: Placement, config: EngineConfig) -> tuple[Placement, tuple[str, ...]]:
-    """This process, and what it starts, on the CPUs and in the memory of the placement's node.
+    """This process, and what it starts, on the placement's CPUs and in the memory of its node.
 
     What nobody asked for is left out with a warning where Linux refuses it (containers often may
     not choose a memory policy); else ConfigError.
     """
     memory = placement.memory
     if memory is None or memory.node is None:
-        return placement, ()
+        return placement, _stay_on(placement.process_cpus)
     try:
-        os.sched_setaffinity(0, memory.cpus)
+        os.sched_setaffinity(0, placement.process_cpus or memory.cpus)
         prefer_node(memory.node)
     except (OSError, ConfigError) as error:
         if config.device.numa != "auto":
             raise ConfigError(f"--numa {memory.node}: {error}", param="numa") from error
-        refused = replace(memory, node=None, reason="Linux refuses to prefer a node's memory here")
+        reason = f"on the cores of node {memory.node}; Linux refuses to prefer its memory here"
+        refused = replace(memory, node=None, reason=reason)
         return replace(placement, memory=refused), (f"memory is not bound to a node: {error}",)
     return placement, ()
+
+
+def _stay_on(cpus: frozenset[int]) -> tuple[str, ...]:
+    """Confines this process; warnings where Linux refuses it."""
+    try:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        return (f"the process is not confined to its cores: {error}",)
+    return ()
 
 
 def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
@@ -196,7 +235,8 @@ def _expected_speed(
     speed = expected_speed(loaded, config, profile.speeds)
     if speed is None:
         return ()
-    return (Choice("expected speed", speed, "speeds of this machine's kernels: hearth plan"),)
+    reason = f"speeds of this machine's kernels, measured {age_of(profile, time.time())}"
+    return (Choice("expected speed", speed, f"{reason}: hearth plan"),)
 
 
 def _window_note(config: EngineConfig, max_model_len: int) -> _WindowNote | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from hearth.core.program import StepProgram
 from hearth.core.spec import WeightSlot
-from hearth.core.units import MIB, format_bytes
+from hearth.core.units import MIB, ceil_div, format_bytes
 from hearth.kernels.packing import packed_bytes
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -68,7 +68,7 @@ def parts_of(program: StepProgram, encoder: StepProgram | None, kv_bytes: int) -
         name = _part_name(slot.name)
         sizes[name] = sizes.get(name, 0) + packed_bytes(slot)
     layers = sorted((n for n in sizes if n.startswith("layer ")), key=lambda n: int(n[6:]))
-    kv_of_layer = kv_bytes // max(1, len(layers))
+    kv_of_layer = ceil_div(kv_bytes, max(1, len(layers)))
     order = ("vision", "embedding", *layers, "head")
     return tuple(
         Part(name, sizes[name], kv_of_layer if name in layers else 0)

@@ -135,13 +135,17 @@ def _some_file(directory: Path) -> Iterator[tuple[Path, str]]:
     free = read_disk(existing).free_bytes
     if free < 4 * FILE_BYTES:
         raise OSError(f"too little room in {existing} for a file to measure with")
-    with tempfile.NamedTemporaryFile(dir=existing, prefix=".hearth-measure-") as file:
+    # Without a name, so that it is gone whatever happens.
+    with tempfile.TemporaryFile(dir=existing) as file:
         block = os.urandom(CHUNK_BYTES)  # some disks do not store what they can compress away
         for _ in range(FILE_BYTES // CHUNK_BYTES):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        yield Path(file.name), f"a file of {FILE_BYTES // MIB} MiB made for it"
+        yield (
+            Path(f"/proc/self/fd/{file.fileno()}"),
+            f"a file of {FILE_BYTES // MIB} MiB made for it",
+        )
 
 
 def _largest_file(directory: Path) -> Path | None:

@@ -1,31 +1,45 @@
 """How many threads compute, and on which logical CPUs.
 
 Bound, a thread has a core of its own: Linux does not leave two of them on one core while another is
-free, and a thread whose core another process takes is helped by the others (csrc/team.h). That
-needs as many threads as there are cores: fewer are moved to free cores by Linux.
+free, and a thread whose core another process takes is helped by the others (csrc/team.h). Cores
+that other servers have taken (core_lease.py) come last, the slow ones of a hybrid processor behind
+the fast ones.
 """
 
 from __future__ import annotations
 
-import os
 import re
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hearth.core.errors import ConfigError
-from hearth.host.cpu import UsableCores, read_usable_cores
+from hearth.host.core_lease import OtherServers
+from hearth.host.cpu import (
+    UsableCores,
+    allowed_cpus,
+    format_cpus,
+    hardware_threads,
+    read_usable_cores,
+)
+from hearth.host.facts.platform import read_container
+from hearth.host.fast_cores import read_fast_cores
+from hearth.host.files import read_text
 from hearth.host.numa import NodeChoice, choose_node
 
 _RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 _MOST_CPUS = 1 << 16
+NOBODY = OtherServers()
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """`cpus`: the logical CPU of each thread; empty: Linux places them.
 
-    `is_asked`: they come from the user. `memory`: the NUMA node, and why.
+    `is_asked`: they come from the user. `memory`: the NUMA node, and why. `process_cpus`: where the
+    whole process stays; empty: it is not confined. `taken`: CPUs that other servers should leave
+    alone. `core_kind`: of a hybrid processor, where all threads are on one kind of cores.
     """
 
     num_threads: int
@@ -34,6 +48,10 @@ class Placement:
     bind_reason: str
     is_asked: bool = False
     memory: NodeChoice | None = None
+    process_cpus: frozenset[int] = frozenset()
+    taken: tuple[int, ...] = ()
+    core_kind: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def place_threads(
@@ -42,38 +60,173 @@ def place_threads(
     numa: str = "auto",
     root: Path = Path("/"),
     affinity: Collection[int] | None = None,
+    others: OtherServers = NOBODY,
 ) -> Placement:
     """Resolves `--cpu-bind` ("auto", "none" or a list of CPUs), `--threads` and `--numa`.
 
     `root` lets tests lay out a file system of their own; `affinity`: the CPUs that this process may
-    use. Raises ConfigError for a list or a node that is none, or does not go with the rest.
+    use; `others`: those that servers beside this one have taken. Raises ConfigError for a list or a
+    node that is none, or does not go with the rest.
     """
-    allowed = frozenset(os.sched_getaffinity(0) if affinity is None else affinity)
+    allowed = allowed_cpus(affinity)
     if bind not in {"auto", "none"}:
         placement = _place_on(parse_cpus(bind), threads, allowed)
-        return replace(placement, memory=choose_node(numa, allowed, placement.cpus, threads, root))
-    memory = choose_node(numa, allowed, (), threads, root)
-    cores = read_usable_cores(root, memory.cpus)
-    count, why = (cores.count, cores.reason) if threads is None else (threads, "--threads")
-    if memory.node is not None:
-        why += f" on NUMA node {memory.node}" if threads is None else ""
-    if bind == "none":
-        reason = "--cpu-bind none: Linux places the threads"
-        return Placement(count, why, (), reason, memory=memory)
-    return replace(_place(cores, count, why), memory=memory)
+        memory = choose_node(numa, allowed, placement.cpus, threads, root)
+        warnings = _shared(root, placement.cpus, others)
+        return replace(placement, memory=memory, taken=placement.cpus, warnings=warnings)
+    memory = choose_node(numa, allowed, (), threads, root, others.pids)
+    cores = _read_cores(root, memory.cpus, others)
+    counted = _count(cores, threads, bind, memory.node)
+    if bind == "auto":
+        return replace(_place(root, cores, counted, others), memory=memory)
+    count, reason = counted.num_threads, "--cpu-bind none: Linux places the threads"
+    kind = cores.kind_of(count)
+    return Placement(count, counted.reason, (), reason, memory=memory, core_kind=kind)
 
 
-def _place(cores: UsableCores, count: int, why: str) -> Placement:
-    num_cores = len(cores.cpus)
-    if count < num_cores:
+@dataclass(frozen=True, slots=True)
+class _Cores:
+    """`ranked`: a logical CPU of each core, the best first: free ones, of these the fast ones.
+
+    `num_fast` of all, `free_fast` of those that are free, `num_free` of all kinds.
+    """
+
+    usable: UsableCores
+    ranked: tuple[int, ...]
+    fast: frozenset[int]
+    num_free: int
+    kind: str
+    slow: str
+
+    @property
+    def num_fast(self) -> int:
+        return len(self.fast)
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        return self.ranked[: self.num_free]
+
+    def kind_of(self, num_threads: int) -> str:
+        """What the cores of so many threads are called, if they are all fast ones."""
+        return self.kind if self.fast.issuperset(self.ranked[:num_threads]) else ""
+
+
+def _read_cores(root: Path, cpus: Collection[int], others: OtherServers) -> _Cores:
+    usable = read_usable_cores(root, cpus)
+    fast = read_fast_cores(root, usable.cpus)
+    holders = {cpu: len(_holders(root, cpu, others)) for cpu in usable.cpus}
+    ranked = sorted(usable.cpus, key=lambda cpu: (holders[cpu], cpu not in fast.cpus, cpu))
+    num_free = sum(count == 0 for count in holders.values())
+    return _Cores(usable, tuple(ranked), fast.cpus, num_free, fast.kind, fast.slow)
+
+
+def _holders(root: Path, cpu: int, others: OtherServers) -> set[int]:
+    """Processes that have taken the core of a logical CPU."""
+    if not others.pids:
+        return set()
+    return {pid for thread in hardware_threads(root, cpu) for pid in others.pids.get(thread, ())}
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """How many threads, and why. `is_quota`: a quota leaves it to Linux which cores they use."""
+
+    num_threads: int
+    reason: str
+    is_quota: bool = False
+
+
+def _count(cores: _Cores, threads: int | None, bind: str, node: int | None) -> _Count:
+    """As many as were asked for, else one a fast core that is free."""
+    is_limited = cores.usable.count < len(cores.usable.cpus)
+    if threads is not None:
+        return _Count(threads, "--threads", is_limited and threads <= cores.usable.count)
+    count, why = cores.usable.count, cores.usable.reason
+    if cores.kind and cores.num_fast <= count:
+        count = cores.num_fast
+        num_slow = len(cores.ranked) - count
+        why = f"{count} {cores.kind} core{_s(count)} of {why}; {num_slow} {cores.slow} ones are "
+        why += f"left out: --threads {len(cores.ranked)} takes all"
+        is_limited = False
+    if node is not None:
+        why += f" on NUMA node {node}"
+    free = [cpu for cpu in cores.free if cpu in cores.fast] or list(cores.free)
+    if bind == "auto" and not is_limited and 0 < len(free) < count:
+        why = f"{len(free)} of {count} free, other servers have the rest: {why}"
+        count = len(free)
+    return _Count(count, why, is_limited)
+
+
+def _place(root: Path, cores: _Cores, counted: _Count, others: OtherServers) -> Placement:
+    count, num_cores = counted.num_threads, len(cores.ranked)
+    unseen = f" (other servers are not seen: {others.why})" if others.why else ""
+    unbound = Placement(
+        count, counted.reason, (), "", taken=cores.usable.cpus, core_kind=cores.kind_of(count)
+    )
+    if count < num_cores and counted.is_quota:
+        # Which cores others use is not known behind a quota, and a quota needs no cores of its own.
         reason = f"{count} of {num_cores} cores: Linux moves the threads to free ones"
-    elif count > num_cores:
-        reason = f"there are {count} threads for {num_cores} cores"
-    elif count == 1:
-        reason = "one thread"
-    else:
-        return Placement(count, why, cores.cpus, "each thread has a core of its own")
-    return Placement(count, why, (), reason)
+        return replace(unbound, taken=(), bind_reason=reason)
+    if count > num_cores or num_cores == 1:
+        one = "one thread" if count == 1 else f"there are {count} threads for {num_cores} core"
+        reason = one + _s(num_cores) * (count > 1)
+        warnings = _shared(root, cores.usable.cpus, others)
+        return replace(unbound, bind_reason=reason + unseen, warnings=warnings)
+    chosen = tuple(sorted(_chosen(root, cores, count)))
+    reason = "each thread has a core of its own"
+    if count < num_cores:
+        reason = f"{count} of {num_cores} cores, which other servers leave alone"
+    warnings = _shared(root, chosen, others)
+    if warnings:
+        reason = "cores that other servers have as well"
+    return replace(
+        unbound,
+        cpus=chosen,
+        bind_reason=reason + unseen,
+        process_cpus=_confined(root, cores, chosen),
+        taken=chosen,
+        warnings=warnings,
+    )
+
+
+def _chosen(root: Path, cores: _Cores, count: int) -> tuple[int, ...]:
+    """The first cores; in a container, which does not see the others', some that hang on its name.
+
+    So that not every container of a machine takes the same ones.
+    """
+    if count > cores.num_free or cores.num_free < len(cores.ranked) or cores.kind:
+        return cores.ranked[:count]
+    if read_container(root) == "none":
+        return cores.ranked[:count]
+    name = read_text(root / "etc/hostname").encode()
+    start = zlib.crc32(name) % (len(cores.ranked) // count) * count
+    return cores.ranked[start : start + count]
+
+
+def _confined(root: Path, cores: _Cores, chosen: tuple[int, ...]) -> frozenset[int]:
+    """All hardware threads of the cores that may be used; empty: they are all there are."""
+    if len(chosen) == len(cores.ranked):
+        return frozenset()
+    threads = {thread for cpu in chosen for thread in hardware_threads(root, cpu)}
+    return frozenset(threads & cores.usable.allowed)
+
+
+def _shared(root: Path, cpus: Collection[int], others: OtherServers) -> tuple[str, ...]:
+    """What is to be said where a core is another server's as well."""
+    holders = {cpu: _holders(root, cpu, others) for cpu in cpus}
+    shared = [cpu for cpu, pids in holders.items() if pids]
+    if not shared:
+        return ()
+    pids = ", ".join(map(str, sorted(set[int]().union(*holders.values()))))
+    warning = (
+        f"CPU {format_cpus(shared)}: also taken by the hearth server of process {pids}; both get "
+        "slower (--threads, --cpu-bind and --numa divide the cores)"
+    )
+    return (warning,)
+
+
+def _s(count: int) -> str:
+    return "s" if count != 1 else ""
 
 
 def _place_on(cpus: tuple[int, ...], threads: int | None, allowed: frozenset[int]) -> Placement:
@@ -111,14 +264,3 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     if len(set(cpus)) < len(cpus):
         raise ConfigError(f"--cpu-bind {text} names a CPU twice", param="cpu_bind")
     return tuple(cpus)
-
-
-def format_cpus(cpus: Collection[int]) -> str:
-    """A list like 0-3,8, as Linux writes it."""
-    parts: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if parts and parts[-1][-1] == cpu - 1:
-            parts[-1] = [parts[-1][0], cpu]
-        else:
-            parts.append([cpu])
-    return ",".join("-".join(map(str, part)) for part in parts)

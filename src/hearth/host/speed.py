@@ -8,10 +8,35 @@ the reading of keys and values where one is generated.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hearth.core.units import ceil_div
 from hearth.host.cost import ProgramCost
+
+# Where the most differs from the least by more than this, the difference is worth saying.
+WORTH_SAYING = 1.10
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What was measured `count` times."""
+
+    least: float
+    median: float
+    most: float
+    count: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether they differ by so much that it should be said."""
+        return self.most > self.least * WORTH_SAYING
+
+
+def samples_of(values: Sequence[float]) -> Samples:
+    """Of one value or more."""
+    return Samples(min(values), statistics.median(values), max(values), len(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +49,23 @@ class SpeedPoint:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionSpeed:
-    """Of weights of one precision; `points` by ascending number of rows, at least one."""
+    """Of weights of one precision; `points` by ascending number of rows, at least one.
+
+    `first_row_s`: samples of the seconds a byte takes with one row, spread over the measurement;
+    None: there is but one.
+    """
 
     precision: str
     points: tuple[SpeedPoint, ...]
+    first_row_s: Samples | None = None
+
+    def describe(self) -> str:
+        """`int4 42.9 GB/s (38.1-52.7)`: how fast one row reads, and its range where it is wide."""
+        shown = f"{self.precision} {1e-9 / self.byte_s(1):.1f} GB/s"
+        samples = self.first_row_s
+        if samples is None or not samples.is_wide:
+            return shown
+        return f"{shown} ({1e-9 / samples.most:.1f}-{1e-9 / samples.least:.1f})"
 
     def byte_s(self, num_rows: float) -> float:
         """Seconds a byte of weights, on a line between the points and through the last two."""
@@ -37,6 +75,8 @@ class PrecisionSpeed:
         right = next((i for i, p in enumerate(self.points) if p.num_rows >= num_rows), -1)
         low, high = self.points[right - 1], self.points[right]
         slope = (high.byte_s - low.byte_s) / (high.num_rows - low.num_rows)
+        if num_rows > high.num_rows:  # noise must not make many rows cheaper than none
+            return high.byte_s + max(0.0, slope) * (num_rows - high.num_rows)
         return low.byte_s + slope * (num_rows - low.num_rows)
 
 
@@ -63,10 +103,16 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Seconds, of what is `missing` nothing is known."""
+    """Seconds, of what is `missing` nothing is known.
+
+    `least_part`, `most_part`: what it may become, in parts of it, as the speed of memory varied
+    while it was measured; 1 where nothing is known of that.
+    """
 
     seconds: float
     missing: tuple[str, ...] = ()
+    least_part: float = 1.0
+    most_part: float = 1.0
 
 
 def linear_s(cost: ProgramCost, speeds: Speeds, num_rows: int, num_wanted: int) -> Prediction:
@@ -94,7 +140,27 @@ def decode_s(cost: ProgramCost, speeds: Speeds, num_streams: int, context: int) 
     """One token for each of the streams, with so many tokens behind each."""
     linear = linear_s(cost, speeds, num_streams, num_streams)
     read_s = cost.kv_bytes * context * num_streams / speeds.kv_bytes_s
-    return Prediction(linear.seconds + read_s + speeds.step_s, linear.missing)
+    seconds = linear.seconds + read_s + speeds.step_s
+    least, most = _variation(cost, speeds)
+    fixed = speeds.step_s / seconds if seconds else 1.0  # the part that no memory is read in
+    return Prediction(
+        seconds,
+        linear.missing,
+        fixed + (1 - fixed) * least,
+        fixed + (1 - fixed) * most,
+    )
+
+
+def _variation(cost: ProgramCost, speeds: Speeds) -> tuple[float, float]:
+    """The least and the most of a step of one row, in parts of its median.
+
+    Of the precision whose speed varied most: steps of all of them read the same memory.
+    """
+    names = {c.precision for c in cost.linears} | {c.precision for c in cost.experts}
+    known = [p.first_row_s for name in names if (p := speeds.of(name)) is not None]
+    samples = [s for s in known if s is not None and s.median > 0]
+    least = min((s.least / s.median for s in samples), default=1.0)
+    return least, max((s.most / s.median for s in samples), default=1.0)
 
 
 def prefill_s(

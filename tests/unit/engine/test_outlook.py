@@ -11,10 +11,24 @@ from tests.autoglm import write_autoglm
 from hearth.core.config import EngineConfig, ImagesConfig, ModelConfig
 from hearth.core.units import GIB
 from hearth.engine.executor import BackendChoice
-from hearth.engine.outlook import Load, Outlook, Site, expected_speed, outlooks, spec_of
-from hearth.engine.phone_plan import phone_steps
+from hearth.engine.outlook import (
+    Load,
+    Outlook,
+    Site,
+    costs_of,
+    expected_speed,
+    outlooks,
+    spec_of,
+)
+from hearth.engine.phone_plan import (
+    ANSWER_TOKENS,
+    MESSAGE_TOKENS,
+    _screenshot,
+    _StepTimes,
+    phone_steps,
+)
 from hearth.host.memory import HostMemory, MemoryFact
-from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds
+from hearth.host.speed import PrecisionSpeed, Samples, SpeedPoint, Speeds
 
 BACKEND = BackendChoice("cpu", "a test")
 SPEEDS = Speeds(
@@ -117,3 +131,41 @@ def test_pixels_that_were_asked_for_are_the_only_ones(tmp_path: Path) -> None:
     model = ModelConfig(str(write_autoglm(tmp_path)))
     config = EngineConfig(model, images=ImagesConfig(max_pixels=1_250_000))
     assert {step.max_pixels for step in phone_steps(BACKEND, config, SPEEDS)} == {1_250_000}
+
+
+def test_a_prediction_is_a_range_where_memory_varied_while_it_was_measured(tmp_path: Path) -> None:
+    def varied(least: float, most: float) -> Speeds:
+        samples = Samples(least * 2e-11, 2e-11, most * 2e-11, 8)
+        return replace(
+            SPEEDS, precisions=tuple(replace(p, first_row_s=samples) for p in SPEEDS.precisions)
+        )
+
+    model = ModelConfig(str(write_autoglm(tmp_path)), quantize="int4")
+    loaded = spec_of(BACKEND, EngineConfig(model), "int4")
+    wide = expected_speed(loaded, EngineConfig(model), varied(0.8, 1.25))
+    assert wide is not None
+    assert wide.startswith("10.2 tokens/s (8.2-12.8), a prompt of 1,024")
+    narrow = expected_speed(loaded, EngineConfig(model), varied(0.98, 1.06))
+    assert narrow == expected_speed(loaded, EngineConfig(model), SPEEDS)
+    times = of(tmp_path, 64, Load(2048, 4, 1024), varied(0.5, 1.0))["int4"].times
+    assert times is not None
+    assert times.least_tokens_s == times.tokens_s
+    assert 1.9 < times.most_tokens_s / times.tokens_s < 2.0  # the scheduler's part stays
+
+
+def test_the_longest_context_of_a_target_meets_it_and_a_token_more_does_not(tmp_path: Path) -> None:
+    config = EngineConfig(ModelConfig(str(write_autoglm(tmp_path))))
+    config = replace(config, images=ImagesConfig(max_pixels=1_250_000))
+    (none, int8, int4) = phone_steps(BACKEND, config, SPEEDS, 45.0)
+    loaded = spec_of(BACKEND, config, "int8")
+    screen = _screenshot(loaded, config, 1_250_000)
+    times = _StepTimes(costs_of(loaded, 512), SPEEDS, screen)
+    own = int8.image_tokens + MESSAGE_TOKENS + ANSWER_TOKENS
+    assert int8.longest_context is not None
+    assert 2300 + own < int8.longest_context < 65_536
+    assert times.later_s(int8.longest_context - own) <= 45.0
+    assert times.later_s(int8.longest_context - own + 1) > 45.0
+    assert all(step.longest_context is not None for step in (none, int4))
+    assert [s.longest_context for s in phone_steps(BACKEND, config, SPEEDS, 0.01)] == [0, 0, 0]
+    assert [s.longest_context for s in phone_steps(BACKEND, config, SPEEDS, 1e6)] == [65_536] * 3
+    assert [s.longest_context for s in phone_steps(BACKEND, config, SPEEDS)] == [None] * 3

@@ -21,11 +21,25 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_precision_is_measured_at_every_number_of_rows() -> None:
     parts: list[str] = []
     seen = measure_speeds(Placement(2, "", (), ""), "auto", lambda what, *_: parts.append(what))
-    assert parts == ["kernels of int4 weights", "kernels of bfloat16 weights"]
+    assert parts[:2] == ["the kernels, 1 row a step", "the kernels, 2 rows a step"]
+    assert len(parts) == len(speeds.ROWS)
     assert [speed.precision for speed in seen.precisions] == ["int4", "bfloat16"]
     for speed in seen.precisions:
         assert [point.num_rows for point in speed.points] == list(speeds.ROWS)
         assert all(point.byte_s > 0 for point in speed.points)
         assert speed.byte_s(512) > 4 * speed.byte_s(1)
+        samples = speed.first_row_s
+        assert samples is not None
+        assert samples.count == len(speeds.ROWS)
+        assert 0 < samples.least <= samples.median <= samples.most
+        assert speed.byte_s(1) == samples.median
     assert seen.attend_flops_s > 0
     assert seen.kv_bytes_s > 0
+
+
+def test_precisions_take_turns_where_memory_holds_all_of_them_and_follow_each_other_elsewhere() -> (
+    None
+):
+    layers = {"int4": 4, "bfloat16": 2}
+    assert speeds._groups(layers, 16 << 30) == [["int4", "bfloat16"]]
+    assert speeds._groups(layers, 1 << 30) == [["int4"], ["bfloat16"]]

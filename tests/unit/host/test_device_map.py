@@ -27,6 +27,8 @@ def test_the_parts_of_a_model_are_all_of_its_weights_in_the_order_of_a_step(
     slots = {s.name: s for s in (*loaded.program.slots, *loaded.encoder.program.slots)}
     assert sum(p.weight_bytes for p in parts) == sum(packed_bytes(s) for s in slots.values())
     assert {part.kv_bytes for part in parts[2:-1]} == {1000}
+    uneven = parts_of(loaded.program, None, 40 * 1000 + 39)
+    assert sum(part.kv_bytes for part in uneven) >= 40 * 1000 + 39
 
 
 def test_one_device_that_holds_everything_gets_everything() -> None:

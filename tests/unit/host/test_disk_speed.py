@@ -35,6 +35,21 @@ def test_a_file_is_made_where_there_is_none_and_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_file_that_is_made_has_no_name_that_a_kill_would_leave_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Path]] = []
+    read = disk_speed._read_through
+
+    def look(opened: disk_speed._Opened, size: int) -> float:
+        seen.append(list(tmp_path.iterdir()))
+        return read(opened, size)
+
+    monkeypatch.setattr(disk_speed, "_read_through", look)
+    assert measure_disk(tmp_path).read_bytes_s > 0
+    assert seen == [[]]
+
+
 def test_a_directory_that_will_be_made_lies_on_the_disk_of_the_one_above(tmp_path: Path) -> None:
     speed = measure_disk(tmp_path / "a" / "b")
     assert speed.read_bytes_s > 0

@@ -11,7 +11,8 @@ from tests.unit.host.test_cpu import topology
 from tests.unit.host.test_memory import write
 
 from hearth.core.errors import ConfigError
-from hearth.host.placement import format_cpus, parse_cpus, place_threads
+from hearth.host.cpu import format_cpus
+from hearth.host.placement import parse_cpus, place_threads
 
 
 def test_a_thread_for_every_core_is_bound_to_one_hardware_thread_of_each(tmp_path: Path) -> None:
@@ -27,19 +28,17 @@ def test_the_affinity_mask_chooses_the_hardware_thread(tmp_path: Path) -> None:
     assert placement.cpus == (2, 4, 7)
 
 
-@pytest.mark.parametrize(
-    ("threads", "reason"),
-    [
-        (3, "3 of 4 cores: Linux moves the threads to free ones"),
-        (5, "there are 5 threads for 4 cores"),
-    ],
-)
-def test_fewer_or_more_threads_than_cores_are_left_to_linux(
-    tmp_path: Path, threads: int, reason: str
-) -> None:
-    placement = place_threads("auto", threads, root=write(tmp_path, topology(4)), affinity=range(8))
-    assert (placement.num_threads, placement.cpus) == (threads, ())
-    assert placement.bind_reason == reason
+def test_fewer_threads_than_cores_leave_the_rest_to_other_servers(tmp_path: Path) -> None:
+    placement = place_threads("auto", 3, root=write(tmp_path, topology(4)), affinity=range(8))
+    assert (placement.num_threads, placement.cpus, placement.taken) == (3, (0, 1, 2), (0, 1, 2))
+    assert placement.process_cpus == {0, 1, 2, 4, 5, 6}
+    assert placement.bind_reason == "3 of 4 cores, which other servers leave alone"
+
+
+def test_more_threads_than_cores_are_left_to_linux(tmp_path: Path) -> None:
+    placement = place_threads("auto", 5, root=write(tmp_path, topology(4)), affinity=range(8))
+    assert (placement.num_threads, placement.cpus, placement.taken) == (5, (), (0, 1, 2, 3))
+    assert placement.bind_reason == "there are 5 threads for 4 cores"
 
 
 def test_a_quota_below_the_cores_leaves_the_threads_to_linux(tmp_path: Path) -> None:

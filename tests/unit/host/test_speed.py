@@ -13,6 +13,7 @@ from tests.autoglm import write_autoglm
 from hearth.host.cost import ExpertCost, LinearCost, ProgramCost, program_cost
 from hearth.host.speed import (
     PrecisionSpeed,
+    Samples,
     SpeedPoint,
     Speeds,
     decode_s,
@@ -105,3 +106,15 @@ def test_the_costs_of_a_known_model_are_those_of_its_shapes(tmp_path: Path) -> N
     assert linear.wanted_bytes == 2 * (head + last)
     assert cost.attend_flops == 39 * 4 * 32 * 128
     assert cost.kv_bytes == 40_960
+
+
+def test_noise_never_makes_more_rows_than_were_measured_cheaper_than_the_last() -> None:
+    speed = PrecisionSpeed("int4", (SpeedPoint(64, 4e-10), SpeedPoint(512, 3e-10)))
+    assert speed.byte_s(10_000) == 3e-10
+
+
+def test_the_rate_of_one_row_is_shown_with_its_range_where_it_is_wide() -> None:
+    (point, *_) = POINTS
+    for least, most, shown in ((0.95e-10, 1.02e-10, ""), (0.8e-10, 1.25e-10, " (8.0-12.5)")):
+        speed = PrecisionSpeed("int4", (point,), Samples(least, 1e-10, most, 8))
+        assert speed.describe() == f"int4 10.0 GB/s{shown}"

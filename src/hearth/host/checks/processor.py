@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from hearth.host.checks.check import Check, Examined, Fix, Level, serve_fix, shown, tune_fix
-from hearth.host.facts.cpu import CAPACITY, CoreKind
-from hearth.host.files import whole_number
+from hearth.host.fast_cores import fast_kinds
 
 AREA = "processor"
 _FIRST_PORT = 8000  # the default of hearth serve
@@ -110,29 +107,24 @@ def _on_node(node: int, position: int) -> str:
 
 
 def check_core_kinds(examined: Examined) -> tuple[Check, ...]:
-    """Whether slow cores hold up fast ones."""
+    """Whether slow cores hold up fast ones: not where hearth can tell them apart."""
     kinds = examined.facts.cpu.core_kinds.value or ()
     if len(kinds) < 2:
         return ()
-    fast = max(kinds, key=_speed)
+    is_told = fast_kinds(kinds) != ()
+    # Boards number their fast cores last. Not --cpu-bind, which takes each hardware thread of the
+    # list for a core.
+    command = f"taskset -c {kinds[-1].cpus} {serve_fix(examined).command}"
     return (
         Check(
             "core kinds",
             AREA,
-            Level.WARN,
+            Level.OK if is_told else Level.WARN,
             "; ".join(f"{kind.name}: CPUs {kind.cpus}" for kind in kinds),
-            "threads on cores of one kind",
+            "threads on cores of one kind: hearth serve takes the fast ones by itself"
+            if is_told
+            else "threads on cores of one kind; nothing here says which are faster",
             "threads meet after every operation, and a slow core keeps the fast ones waiting",
-            (
-                # Not --cpu-bind, which takes each hardware thread of the list for a core.
-                Fix("shell", f"taskset -c {fast.cpus} {serve_fix(examined).command}"),
-            ),
+            () if is_told else (Fix("shell", command),),
         ),
     )
-
-
-def _speed(kind: CoreKind) -> tuple[bool, int, int]:
-    """By the kernel's capacity, where it tells; else the last ones, as boards number them."""
-    capacity = whole_number(kind.name.removeprefix(CAPACITY)) or 0
-    first = whole_number(re.split(r"[-,]", kind.cpus)[0]) or 0
-    return kind.name == "performance", capacity, first

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hearth.host.cpu import read_quota, read_siblings, read_usable_cores
+from hearth.host.cpu import format_cpus, read_quota, read_siblings, read_usable_cores
 from hearth.host.facts.cpu_names import arm_core, arm_vendor, relevant_features
 from hearth.host.facts.fact import Fact, Tree, first_known, unknown
 from hearth.host.files import cpu_list, read_text, scaled, whole_number
-from hearth.host.placement import format_cpus
 
 ALL_ALIKE = "all alike"
+PERFORMANCE, EFFICIENCY = "performance", "efficiency"
 CAPACITY = "capacity "  # and the kernel's number: the fastest cores of a machine have 1024
 _CPUS = "sys/devices/system/cpu"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -90,6 +90,19 @@ def read_cpu(
         affinity=allowed.then(format_cpus),
         usable_cores=Fact(usable.count, usable.reason),
     )
+
+
+def read_cpu_model(root: Path = Path("/")) -> str | None:
+    """The processor's name alone, without the rest of its facts."""
+    tree = Tree(root)
+    return _model(tree, _CpuInfo(tree.text("proc/cpuinfo"))).value
+
+
+def read_core_kinds(root: Path, cpus: Collection[int]) -> tuple[CoreKind, ...]:
+    """The kinds of cores of a host, alone; `cpus`: the logical CPUs to tell apart."""
+    tree = Tree(root)
+    info = _CpuInfo(tree.text("proc/cpuinfo"))
+    return _core_kinds(tree, info, Fact(tuple(sorted(cpus)), "asked for")).value or ()
 
 
 class _CpuInfo:
@@ -191,8 +204,8 @@ def _core_kinds(
     named = {name: tree.text(f"sys/devices/cpu_{name}/cpus") for name in ("core", "atom")}
     if named["core"].value and named["atom"].value:
         kinds: tuple[CoreKind, ...] = (
-            CoreKind("performance", named["core"].value),
-            CoreKind("efficiency", named["atom"].value),
+            CoreKind(PERFORMANCE, named["core"].value),
+            CoreKind(EFFICIENCY, named["atom"].value),
         )
         return Fact(kinds, "/sys/devices/cpu_core/cpus, /sys/devices/cpu_atom/cpus")
     cpus = online.value or ()

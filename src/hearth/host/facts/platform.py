@@ -65,6 +65,12 @@ def read_platform(
     )
 
 
+def read_container(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> str:
+    """The kind of container that this process is in; "none" where there is no sign of one."""
+    seen = _container(Tree(root), os.environ if environment is None else environment)
+    return seen.value or "none"
+
+
 def _pretty_name(text: str) -> str | None:
     values: dict[str, str] = {}
     for line in text.splitlines():

@@ -14,6 +14,7 @@ from tests.unit.host.facts.trees import block_device, mounts, slaves, write
 from hearth.host.checks.check import Check, Examined, Level, WeightCacheSpace, worst
 from hearth.host.checks.needs import ModelNeeds
 from hearth.host.checks.registry import CHECKS, examine
+from hearth.host.fast_cores import read_fast_cores
 
 
 def judge(root: Path, models: str = "/") -> tuple[Check, ...]:
@@ -257,8 +258,8 @@ def test_the_fast_cores_are_those_that_the_kernel_calls_so(tmp_path: Path) -> No
     files["sys/devices/system/cpu/online"] = "0-3\n"
     for cpu, capacity in enumerate((1024, 1024, 380, 380)):  # the large ones first
         files[f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity"] = f"{capacity}\n"
-    kinds = found(judge(write(tmp_path, files)), "core kinds")
-    assert "taskset -c 0-1 hearth serve MODEL" in commands(kinds)
+    assert found(judge(write(tmp_path, files)), "core kinds").level is Level.OK
+    assert read_fast_cores(tmp_path, range(4)).cpus == {0, 1}
 
 
 def test_two_nodes_and_two_kinds_of_cores_are_answered_by_binding(tmp_path: Path) -> None:
@@ -268,9 +269,13 @@ def test_two_nodes_and_two_kinds_of_cores_are_answered_by_binding(tmp_path: Path
     assert "hearth serve MODEL --numa 1 --port 8001\n" in commands(found(checks, "NUMA"))
     assert found(checks, "governor").level is Level.WARN
     checks = judge(write(tmp_path / "b", trees.hybrid_laptop()))
-    assert "taskset -c 0-3" in commands(found(checks, "core kinds"))
-    checks = judge(write(tmp_path / "c", trees.arm_board()))
-    assert "taskset -c 4-7" in commands(found(checks, "core kinds"))
+    assert found(checks, "core kinds").level is Level.OK  # hearth takes the fast ones by itself
+    files = trees.arm_board()
+    assert found(judge(write(tmp_path / "c", files)), "core kinds").level is Level.OK
+    nameless = {name: text for name, text in files.items() if not name.endswith("cpu_capacity")}
+    check = found(judge(write(tmp_path / "d", nameless)), "core kinds")
+    assert check.level is Level.WARN
+    assert "taskset -c 4-7" in commands(check)
 
 
 def test_a_quota_that_is_no_whole_number_is_warned_of(tmp_path: Path) -> None:

@@ -56,22 +56,33 @@ void bind_to(int thread_id, int cpu) {
   sched_setaffinity(thread_id, sizeof set, &set);
 }
 
-// The CPUs that the calling thread may use are afterwards what they were before.
+// The CPUs that the calling thread may use are afterwards what they were before, unless somebody
+// else (taskset -ap) has changed them meanwhile.
 class KeptAffinity {
  public:
   KeptAffinity() : is_known_(sched_getaffinity(0, sizeof before_, &before_) == 0) {}
   ~KeptAffinity() {
-    if (is_known_) sched_setaffinity(0, sizeof before_, &before_);
+    if (is_known_ && !is_released_) sched_setaffinity(0, sizeof before_, &before_);
   }
   KeptAffinity(const KeptAffinity&) = delete;
   KeptAffinity& operator=(const KeptAffinity&) = delete;
   bool is_known() const { return is_known_; }
+  bool has(int cpu) const { return is_known_ && CPU_ISSET(static_cast<size_t>(cpu), &before_); }
   const cpu_set_t& before() const { return before_; }
+  // Leaves the affinity as it is now, whatever it was.
+  void release() { is_released_ = true; }
 
  private:
   cpu_set_t before_;
   bool is_known_;
+  bool is_released_ = false;
 };
+
+// Whether the calling thread is bound to this CPU alone.
+bool is_bound_to(int cpu) {
+  cpu_set_t now, wanted = set_of(cpu);
+  return sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &wanted);
+}
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -151,8 +162,11 @@ void Team::run(const Job& job) {
   job_ = job;
   if (!is_bound_.load(std::memory_order_relaxed)) return run_stages();
   KeptAffinity kept;
-  if (kept.is_known()) bind_to(0, cpus_[0]);
+  // Who has been moved off its CPU by somebody else stays where it was moved to.
+  bool is_home = kept.has(cpus_[0]);
+  if (is_home) bind_to(0, cpus_[0]);
   members_[0].id.store(gettid(), std::memory_order_relaxed);
+  uint32_t moves_before = members_[0].moves.load(std::memory_order_seq_cst);
   run_stages();
   // Who is about to move this thread, or to send it home, may have lost its CPU, even to this
   // thread; afterwards nobody may have a reason to touch it.
@@ -162,6 +176,9 @@ void Team::run(const Job& job) {
     seen = moves.load(std::memory_order_seq_cst);
     if (seen % 2 != 0) moves.compare_exchange_strong(seen, seen + 1, std::memory_order_seq_cst);
   }
+  // Nobody of the team has moved it, and yet it is elsewhere.
+  bool was_fetched = moves.load(std::memory_order_seq_cst) != moves_before;
+  if (is_home && !was_fetched && !is_bound_to(cpus_[0])) kept.release();
 }
 
 void Team::run_stages() {
