@@ -171,16 +171,9 @@ def _append(fetcher: Fetcher, file: RemoteFile, out: IO[bytes]) -> None:
     if offset:
         headers["Range"] = f"bytes={offset}-"
     with fetcher.transport.stream(file.url, headers) as response:
-        if response.status_code == 416:  # the server's file is shorter than the source listed
-            said = response.headers.get("Content-Range", "").rpartition("/")[2]
-            raise _other_size(fetcher, file, said or "fewer")
-        if not response.is_success:
-            response.read()
-            if was_led_away(response):
-                raise RetryableError(led_away_error(response), None)
-            raise fetcher.refusal(response, fetcher.listing.repo)
+        check_status(fetcher, file, response)
         if response.status_code == 206:
-            _check_range(fetcher, file, response, offset)
+            check_range(fetcher, file, response, offset)
         elif offset:  # the server ignores ranges and sends all of it
             fetcher.observer.advance(-offset)
             out.seek(0)
@@ -217,8 +210,23 @@ def _write(out: IO[bytes], chunk: bytes) -> None:
         rest = rest[out.write(rest) :]
 
 
-def _check_range(fetcher: Fetcher, file: RemoteFile, response: httpx.Response, offset: int) -> None:
-    """The part that was sent is the part that was asked for, of a file of the listed size."""
+def check_status(fetcher: Fetcher, file: RemoteFile, response: httpx.Response) -> None:
+    """Whether contents follow. Raises RemoteError, RetryableError, and what the source refuses."""
+    if response.status_code == 416:  # the server's file is shorter than the source listed
+        said = response.headers.get("Content-Range", "").rpartition("/")[2]
+        raise _other_size(fetcher, file, said or "fewer")
+    if not response.is_success:
+        response.read()
+        if was_led_away(response):
+            raise RetryableError(led_away_error(response), None)
+        raise fetcher.refusal(response, fetcher.listing.repo)
+
+
+def check_range(fetcher: Fetcher, file: RemoteFile, response: httpx.Response, offset: int) -> None:
+    """The part that was sent is the part that was asked for, of a file of the listed size.
+
+    Raises RemoteError, RetryableError.
+    """
     said = response.headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(said.strip())
     if match is None or int(match[1]) != offset:

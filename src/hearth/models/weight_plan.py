@@ -20,6 +20,7 @@ _PIECE_ROWS = 64
 
 TIED_HEAD = "lm_head.weight"
 READABLE = {"F32": DType.FLOAT32, "BF16": DType.BFLOAT16, "F16": DType.FLOAT16}
+_QUANTIZED_HINT = "quantized checkpoints are not read yet: use the unquantized one"
 # Buffers that old checkpoints carry and that are computed from the config.
 _HARMLESS = (".rotary_emb.inv_freq",)
 
@@ -103,6 +104,8 @@ def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
     hint = None
     if missing == [TIED_HEAD]:
         hint = "if its head is its embedding, set tie_word_embeddings to true in config.json"
+    elif _are_quantized(missing, checkpoint):
+        hint = _QUANTIZED_HINT
     else:
         other = next((n for n in checkpoint.tensors if n.endswith("." + missing[0])), None)
         if other is not None:
@@ -114,12 +117,22 @@ def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
     )
 
 
+def _are_quantized(missing: Iterable[str], checkpoint: Checkpoint) -> bool:
+    """Whether codes stand beside a weight's place: `q_proj.qweight`, `q_proj.weight_packed`."""
+    quantized = {
+        name.rpartition(".")[0]
+        for name, entry in checkpoint.tensors.items()
+        if entry.dtype not in READABLE
+    }
+    return any(name.rpartition(".")[0] in quantized for name in missing)
+
+
 def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
     where = f"{entry.path.name}: tensor {entry.name}"
     if entry.dtype not in READABLE:
         raise WeightsError(
             f"{where}: dtype is {entry.dtype}; permitted: {', '.join(READABLE)}",
-            hint="quantized checkpoints are not read yet: use the unquantized one",
+            hint=_QUANTIZED_HINT,
         )
     expected = (rows,) if slot.kind is SlotKind.VECTOR else (rows, slot.cols)
     shape = entry.shape
