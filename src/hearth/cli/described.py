@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BESIDE = ("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 # A plan is asked for by somebody who waits for it.
 _LIMIT_S = 60.0
-_TIMEOUT_S = 10.0
+_ATTEMPTS, _TIMEOUT_S = 3, 10.0
 
 ReadWeights: TypeAlias = "Callable[[], Checkpoint | None]"
 
@@ -109,7 +109,8 @@ def _on_hub(model: str, source: str, directory: Path) -> Iterator[Described]:
     timer = threading.Timer(_LIMIT_S, stopped.set)
     timer.daemon = True
     timer.start()
-    transport = Transport(Retry(timeout_s=_TIMEOUT_S), _say)
+    patience = Retry(attempts=_ATTEMPTS, timeout_s=_TIMEOUT_S, longest_wait_s=_TIMEOUT_S)
+    transport = Transport(patience, _say)
     try:
         sources = sources_for(source, os.environ, user_token)
         try:

@@ -26,10 +26,12 @@ from hearth.hub.digests import Digest, file_digest
 from hearth.hub.listing import Listing, RemoteFile
 from hearth.hub.observer import Observer
 from hearth.hub.transport import (
+    MAX_REFUSAL_BYTES,
     Attempts,
     RetryableError,
     Transport,
     led_away_error,
+    read_whole,
     was_led_away,
 )
 
@@ -74,9 +76,12 @@ def part_path(parts: Path, commit: str, file: RemoteFile) -> Path:
 def held_bytes(part: Path, file: RemoteFile) -> int:
     """How much of the file a part file holds."""
     try:
-        num_bytes = part.lstat().st_size
+        status = part.lstat()
     except OSError:
         return 0
+    if status.st_nlink > 1:  # a kill came between link and place: it is another commit's file, too
+        return 0
+    num_bytes = status.st_size
     return num_bytes if num_bytes <= file.num_bytes and file.digest is not None else 0
 
 
@@ -155,6 +160,8 @@ def _fill(fetcher: Fetcher, file: RemoteFile, part: Path) -> None:
 def _open(part: Path, num_bytes: int) -> IO[bytes]:
     """Unbuffered, at the end of what it holds; never through a link."""
     part.parent.mkdir(parents=True, exist_ok=True)
+    if not num_bytes:
+        part.unlink(missing_ok=True)  # never cut what may be linked from elsewhere
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     out = os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0)
     out.truncate(num_bytes)
@@ -216,7 +223,7 @@ def check_status(fetcher: Fetcher, file: RemoteFile, response: httpx.Response) -
         said = response.headers.get("Content-Range", "").rpartition("/")[2]
         raise _other_size(fetcher, file, said or "fewer")
     if not response.is_success:
-        response.read()
+        response = read_whole(response, MAX_REFUSAL_BYTES)
         if was_led_away(response):
             raise RetryableError(led_away_error(response), None)
         raise fetcher.refusal(response, fetcher.listing.repo)

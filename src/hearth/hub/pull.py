@@ -172,6 +172,7 @@ class _Pull:
 
     def run(self, transport: Transport) -> Pulled:
         wanted = select(self._listing, self._order.include, self._order.exclude)
+        self._store.check_names(file.path for file in wanted)
         known = self._known()
         missing = [file for file in wanted if file.path not in known]
         self._check_paths(missing)

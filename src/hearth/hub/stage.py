@@ -29,12 +29,11 @@ from hearth.core.errors import CapacityError, ChecksumError, HearthError, ModelN
 from hearth.core.units import format_bytes
 from hearth.hub.digests import file_digest
 from hearth.hub.download import disk_error, sync_directory
-from hearth.hub.listing import MANIFEST
+from hearth.hub.listing import MANIFEST, STAGED, is_inside
 from hearth.hub.manifest import read_manifest
 from hearth.hub.observer import Observer
 from hearth.hub.selection import is_needed, needed_weights
 
-STAGED = ".stage.json"
 _COPYING = ".copying"
 _LOCKS, _BUDGET = ".locks", ".budget"
 _CHUNK = 4 << 20
@@ -239,6 +238,7 @@ def _files_of(source: Path) -> tuple[_File, ...]:
         sums = {file.path: file.sha256 for file in manifest.files}
     else:
         paths = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+        paths = [path for path in paths if is_inside(path)]  # not the note of another copy
         weights = set(needed_weights(paths))
         sums = {path: "" for path in sorted(paths) if path in weights or is_needed(path)}
     try:
@@ -293,8 +293,9 @@ def _copy(source: Path, target: Path, file: _File, observer: Observer) -> None:
             num_copied += len(chunk)
             observer.advance(len(chunk))
         os.fsync(writer.fileno())
+        mtime_ns = os.fstat(reader.fileno()).st_mtime_ns
     sha256 = seen.hexdigest()
-    if num_copied != file.num_bytes:
+    if num_copied != file.num_bytes or mtime_ns != file.mtime_ns:
         raise HearthError(f"{source} changed while it was copied", hint="stage it again")
     if file.sha256 not in ("", sha256):
         raise ChecksumError(
