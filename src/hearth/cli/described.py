@@ -101,6 +101,8 @@ def _on_hub(model: str, source: str, directory: Path) -> Iterator[Described]:
     print(f"{name} is not here: asking for its description ({source})", file=sys.stderr)
 
     def look(remote: RemoteModel) -> Described:
+        for path in directory.iterdir():  # of a hub that broke off
+            path.unlink()
         remote.fetch_description(directory)
         read = lambda: read_remote_checkpoint(remote, directory)  # noqa: E731
         return Described(directory, read, remote.description(), is_here=False)
