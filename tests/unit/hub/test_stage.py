@@ -267,3 +267,47 @@ def test_warming_asks_for_every_byte_of_a_range_in_small_steps(
     ends = [7, *(offset + length for offset, length in asked)]
     assert [offset for offset, _ in asked] == ends[:-1]
     assert ends[-1] == 7 + size
+
+
+SEVERAL = """
+import random, sys
+from pathlib import Path
+from hearth.core.errors import CapacityError
+from hearth.hub.observer import Silent
+from hearth.hub.stage import stage, staged_bytes
+
+seed, fast, budget, *models = sys.argv[1:]
+noise = random.Random(int(seed))
+num_staged = 0
+for _ in range(150):
+    model = Path(noise.choice(models))
+    try:
+        staged = stage(model, Path(fast), int(budget), Silent())
+    except CapacityError:  # the others' copies are in use
+        continue
+    num_staged += 1
+    assert staged_bytes(Path(fast)) <= int(budget)
+    for name in ("config.json", "model.safetensors"):
+        assert (staged.path / name).read_bytes() == (model / name).read_bytes()
+    staged.release()
+print(num_staged)
+"""
+
+
+def test_processes_share_a_budget_and_find_their_copies_whole(tmp_path: Path) -> None:
+    budget = 250 * KIB
+    models = [model(tmp_path / name, fill=name.encode()) for name in "abcd"]
+    arguments = [str(tmp_path / "fast"), str(budget), *map(str, models)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SEVERAL, str(seed), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert sum(int(out) for out, _ in outputs) > 0
+    assert staged_bytes(tmp_path / "fast") <= budget
