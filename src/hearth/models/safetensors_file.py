@@ -80,7 +80,10 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 
     Raises WeightsError: no weights, broken index or header, missing or truncated shard.
     """
-    names = frozenset(path.name for path in directory.iterdir() if path.exists())
+    try:
+        names = frozenset(path.name for path in directory.iterdir() if path.exists())
+    except OSError as error:
+        raise WeightsError(f"{directory}: cannot be read: {error.strerror}") from error
     remedy = "the download is incomplete: fetch the missing files"
     return checkpoint_of(WeightFiles(directory, names, _read_headers, str(directory), remedy))
 
