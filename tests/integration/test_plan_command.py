@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,23 @@ def test_the_built_in_model_fits_in_every_precision(run: Plan) -> None:
         if item["name"] == "weights"
     ]
     assert weights == sorted(weights, reverse=True)
+
+
+def test_weights_that_are_here_are_compared_with_the_description(run: Plan, tmp_path: Path) -> None:
+    done = run(str(BUILT_IN_DIR), "--json")
+    stored = json.loads(done.stdout)["stored"]
+    assert stored["used_bytes"] == stored["num_bytes"] == sum(stored["dtypes"].values())
+    broken = tmp_path / "model"
+    shutil.copytree(BUILT_IN_DIR, broken)
+    with (broken / "model.safetensors").open("r+b") as file:
+        file.truncate(1_000_000)
+    done = run(str(broken))
+    assert done.returncode == 3
+    assert "is truncated" in done.stderr
+    (broken / "model.safetensors").unlink()  # a description alone is enough
+    done = run(str(broken), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stored"] is None
 
 
 @pytest.mark.parametrize(

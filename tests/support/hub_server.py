@@ -302,14 +302,17 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.corrupt:
             data = bytes([data[0] ^ 1]) + data[1:]
         status, begin = 200, 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        end = len(data)
         if asked and not fault.ignore_range:
             begin = int(asked[1])
             if begin >= len(data):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             status = 206
-            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        body = data[begin:]
+            if asked[2]:
+                end = min(end, int(asked[2]) + 1)
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        body = data[begin:end]
         body = body[: len(body) - fault.short] + b"x" * fault.long
         return self._send(status, body, headers, fault)
 

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hearth.cli.settings import find_model
 from hearth.core.errors import ModelNotFoundError, UnreachableError
@@ -19,16 +20,27 @@ from hearth.hub.names import is_repo, parse_name
 from hearth.models.config_json import read_json
 
 if TYPE_CHECKING:
-    from hearth.hub.describe import Description
+    from hearth.hub.describe import Description, RemoteModel
+    from hearth.models.safetensors_file import Checkpoint
 
 _BESIDE = ("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+# A plan is asked for by somebody who waits for it.
+_LIMIT_S = 60.0
+_ATTEMPTS, _TIMEOUT_S = 3, 10.0
+
+ReadWeights: TypeAlias = "Callable[[], Checkpoint | None]"
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A directory with `config.json`; `remote` None: the model is on this machine."""
+    """A directory with `config.json`; `remote` None: the model is on this machine.
+
+    `read_weights`: the headers of its weights, None where it has none; within the context only.
+    Raises WeightsError, and of a hub's model RemoteError and its kin.
+    """
 
     directory: Path
+    read_weights: ReadWeights
     remote: Description | None = None
     is_here: bool = True
 
@@ -45,18 +57,29 @@ def described(model: str, source: str) -> Iterator[Described]:
         _ = read_json(path)  # what is none is named as the user names it
         with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
             _copy_beside(path, Path(name))
-            yield Described(Path(name), is_here=False)
+            yield Described(Path(name), lambda: None, is_here=False)
         return
     try:
         local = find_model(model)
     except ModelNotFoundError:
         if path.exists() or not _may_be_remote(model):
             raise
-        with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
-            remote = _from_hub(model, source, Path(name))
-            yield Described(Path(name), remote, is_here=False)
+        with (
+            tempfile.TemporaryDirectory(prefix="hearth-plan-") as name,
+            _on_hub(model, source, Path(name)) as remote,
+        ):
+            yield remote
         return
-    yield Described(local)
+    yield Described(local, lambda: _read_local(local))
+
+
+def _read_local(directory: Path) -> Checkpoint | None:
+    """None where no weight is there yet, as beside a description alone."""
+    from hearth.models.safetensors_file import read_checkpoint
+
+    if not any(path.suffix == ".safetensors" for path in directory.iterdir()):
+        return None
+    return read_checkpoint(directory)
 
 
 def _may_be_remote(model: str) -> bool:
@@ -65,24 +88,46 @@ def _may_be_remote(model: str) -> bool:
     return is_repo(repo) and "/" in repo and not Path(repo).parent.exists()
 
 
-def _from_hub(model: str, source: str, directory: Path) -> Description:
-    from hearth.hub.describe import describe
+@contextmanager
+def _on_hub(model: str, source: str, directory: Path) -> Iterator[Described]:
+    """Its description, put into the directory; the hub can be asked for more within the context."""
+    from hearth.hub.describe import ask
     from hearth.hub.huggingface import user_token
-    from hearth.hub.observer import Silent
     from hearth.hub.sources import sources_for
     from hearth.hub.transport import Retry, Transport
+    from hearth.models.remote_checkpoint import read_remote_checkpoint
 
     name = parse_name(model)
     print(f"{name} is not here: asking for its description ({source})", file=sys.stderr)
-    transport = Transport(Retry(), lambda _: None)
+
+    def look(remote: RemoteModel) -> Described:
+        for path in directory.iterdir():  # of a hub that broke off
+            path.unlink()
+        remote.fetch_description(directory)
+        read = lambda: read_remote_checkpoint(remote, directory)  # noqa: E731
+        return Described(directory, read, remote.description(), is_here=False)
+
+    stopped = threading.Event()
+    timer = threading.Timer(_LIMIT_S, stopped.set)
+    timer.daemon = True
+    timer.start()
+    patience = Retry(attempts=_ATTEMPTS, timeout_s=_TIMEOUT_S, longest_wait_s=_TIMEOUT_S)
+    transport = Transport(patience, _say)
     try:
         sources = sources_for(source, os.environ, user_token)
-        return describe(name, sources, transport, directory, Silent())
-    except UnreachableError as error:
-        error.message = f"there is no directory {model}, no pulled model, and {error.message}"
-        raise
+        try:
+            found = ask(name, sources, transport, stopped, look)
+        except UnreachableError as error:
+            error.message = f"there is no directory {model}, no pulled model, and {error.message}"
+            raise
+        yield found
     finally:
+        timer.cancel()
         transport.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _copy_beside(path: Path, directory: Path) -> None:

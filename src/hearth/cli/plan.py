@@ -146,7 +146,8 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
 ) -> None:
     """Say what a model needs, what fits, and how fast it would be on this machine.
 
-    Reads the model's description alone. Exit code 1: it fits in no precision.
+    Reads no more than the model's description and the headers of its weights. Exit code 1: it fits
+    in no precision.
     """
     from hearth.cli.plan_report import make_report, write_json, write_text
 

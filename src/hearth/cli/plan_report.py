@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from hearth.cli.described import described
+from hearth.cli.described import Described, described
 from hearth.cli.measure import known_profile, measure_machine
 from hearth.cli.plan import PlanFlags
 from hearth.cli.quantity import parse_quantity
@@ -21,7 +21,7 @@ from hearth.core.config import (
     ModelConfig,
     SchedulerConfig,
 )
-from hearth.core.errors import ConfigError
+from hearth.core.errors import ConfigError, UnreachableError
 from hearth.core.units import MIB, format_bytes, format_count
 from hearth.engine.executor import choose_backend
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
@@ -32,6 +32,7 @@ from hearth.host.placement import Placement, place_threads
 from hearth.host.profile import MachineProfile, age_of
 from hearth.kernels.cpu.library import resolve_isa
 from hearth.models.loader import LoadedSpec
+from hearth.models.stored_weights import StoredWeights, stored_weights
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,16 +61,17 @@ class PlanReport:
     target_step_s: float | None
     notes: tuple[str, ...]
     download: Description | None = None  # of a model that is on a hub
+    stored: StoredWeights | None = None  # None: no weights' headers could be read
 
 
 def make_report(flags: PlanFlags) -> PlanReport:
     """Raises ModelError, ModelNotFoundError, ConfigError, KernelError, and RemoteError of a hub."""
     with described(flags.model, flags.source) as found:
-        report = _report_of(found.directory, flags, is_here=found.is_here)
-        return report if found.remote is None else replace(report, download=found.remote)
+        return replace(_report_of(found, flags), download=found.remote)
 
 
-def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanReport:
+def _report_of(found: Described, flags: PlanFlags) -> PlanReport:
+    directory = found.directory
     config = EngineConfig(
         model=ModelConfig(path=str(directory)),
         device=DeviceConfig(flags.threads, "auto", flags.isa, flags.cpu_bind),
@@ -86,7 +88,8 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
     placement = place_threads(flags.cpu_bind, flags.threads, flags.numa)
     loaded = spec_of(backend, config, "none")
     load = _load(flags, loaded)
-    profile = _profile(flags, placement, directory if is_here else storage_directory(None))
+    weights = _weights(found, loaded)
+    profile = _profile(flags, placement, directory if found.is_here else storage_directory(None))
     speeds = profile.speeds if profile is not None else None
     site = Site(backend, placement.num_threads, _memory(flags), speeds, _gpus(flags))
     steps: tuple[PhoneStep, ...] = ()
@@ -105,8 +108,31 @@ def _report_of(directory: Path, flags: PlanFlags, *, is_here: bool) -> PlanRepor
         speeds=_describe_speeds(profile),
         phone=steps,
         target_step_s=flags.target_step_s,
-        notes=loaded.warnings,
+        notes=(*loaded.warnings, *weights.notes),
+        stored=weights.stored,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    stored: StoredWeights | None
+    notes: tuple[str, ...]
+
+
+def _weights(found: Described, loaded: LoadedSpec) -> _Weights:
+    """What the headers say; a plan needs them not, so that a hub's silence is a note.
+
+    Raises WeightsError, and what a hub refuses.
+    """
+    try:
+        checkpoint = found.read_weights()
+    except UnreachableError as error:
+        note = f"the weights' headers could not be read, sizes are config.json's: {error.message}"
+        return _Weights(None, (note,))
+    if checkpoint is None:
+        return _Weights(None, ())
+    stored = stored_weights(loaded, checkpoint)
+    return _Weights(stored, stored.notes)
 
 
 def _load(flags: PlanFlags, loaded: LoadedSpec) -> Load:
@@ -187,6 +213,8 @@ def write_text(report: PlanReport, out: TextIO) -> None:
         size = format_bytes(report.download.download_bytes)
         where = f"{report.download.source}, commit {report.download.commit[:12]}"
         console.print(f"to download: {size} from {where}")
+    if report.stored is not None:
+        console.print(_stored_line(report.stored))
     console.print(f"asked for: {describe_load(report.load)}")
     console.print(f"memory: {report.memory}")
     console.print(f"speeds: {report.speeds}")
@@ -208,6 +236,16 @@ def write_text(report: PlanReport, out: TextIO) -> None:
         console.print(_target_line(report, report.target_step_s))
     for note in report.notes:
         console.print(f"note: {note}")
+
+
+def _stored_line(stored: StoredWeights) -> str:
+    """The weights on the disk, or those that would lie there."""
+    sizes = (f"{dtype} {format_bytes(num_bytes)}" for dtype, num_bytes in stored.dtypes.items())
+    plural = "s" if stored.num_files != 1 else ""
+    return (
+        f"weights as stored: {', '.join(sizes)}; {format_count(stored.num_tensors)} tensors in "
+        f"{stored.num_files} file{plural}, every one that is needed is there in its shape"
+    )
 
 
 def _cells(outlook: Outlook) -> tuple[str, ...]:

@@ -1,24 +1,28 @@
-"""What a model of a hub is, before its weights are downloaded: its description and their size."""
+"""A model of a hub before its weights are downloaded: its description, and their headers."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hearth.core.errors import ModelNotFoundError, UnreachableError
-from hearth.hub.download import Fetcher, fetch_file
-from hearth.hub.listing import Listing, RemoteFile
+from hearth.hub.download import Fetcher, StoppedError, fetch_file
+from hearth.hub.fronts import Needed, read_fronts
+from hearth.hub.listing import Listing
 from hearth.hub.names import ModelName
-from hearth.hub.observer import Observer
+from hearth.hub.observer import Silent
 from hearth.hub.selection import select
 from hearth.hub.sources import Source
 from hearth.hub.transport import Transport
 
 _CONFIG = "config.json"
-_DESCRIPTION = (_CONFIG, "generation_config.json", "preprocessor_config.json")
+_BESIDE = ("generation_config.json", "preprocessor_config.json")
 MAX_DESCRIPTION_BYTES = 64 << 20
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +35,101 @@ class Description:
     weight_bytes: int
 
 
-def describe(
+class RemoteModel:
+    """A revision on a hub, of which single files are read."""
+
+    def __init__(
+        self, listing: Listing, source: Source, transport: Transport, stopped: threading.Event
+    ) -> None:
+        """Once `stopped` is set, every method raises UnreachableError: the time is over."""
+        self.listing = listing
+        self._fetcher = Fetcher(transport, listing, source.refusal, Silent(), stopped)
+        self._files = {file.path: file for file in listing.files}
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.listing.repo} on {self.listing.source}"
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the files at the top."""
+        return frozenset(path for path in self._files if "/" not in path)
+
+    def num_bytes(self, path: str) -> int:
+        """Of a file that is listed."""
+        return self._files[path].num_bytes
+
+    def description(self) -> Description:
+        """Raises ModelError for a model without weights that hearth reads."""
+        files = select(self.listing)
+        weights = (file.num_bytes for file in files if file.path.endswith(".safetensors"))
+        total = sum(file.num_bytes for file in files)
+        return Description(self.listing.source, self.listing.commit, total, sum(weights))
+
+    def fetch_description(self, directory: Path) -> None:
+        """Puts the files that describe the model into a directory.
+
+        Raises ModelNotFoundError without a config.json, and as `fetch`.
+        """
+        if _CONFIG not in self._files:
+            raise ModelNotFoundError(
+                f"{self.listing.repo} has no {_CONFIG} on {self.listing.source}",
+                hint="name a model in the format of Hugging Face: config.json and *.safetensors",
+            )
+        for path in (_CONFIG, *_BESIDE):
+            if path in self._files:
+                self.fetch(path, directory)
+
+    def fetch(self, path: str, directory: Path) -> None:
+        """A small file at the top of the listing, verified.
+
+        Raises what the source refuses, UnreachableError, RemoteError, ChecksumError.
+        """
+        file = self._files[path]
+        if file.num_bytes > MAX_DESCRIPTION_BYTES:
+            raise ModelNotFoundError(f"{path} of {self.listing.repo} is no description")
+        part = directory / f"{path}.part"
+        try:
+            fetch_file(self._fetcher, file, part)
+        except StoppedError:
+            raise self._too_slow() from None
+        part.replace(directory / path)
+
+    def read_fronts(self, paths: Sequence[str], needed: Needed, min_bytes: int) -> dict[str, bytes]:
+        """See `fronts.read_fronts`; after a failure nothing can be read any more."""
+        try:
+            files = [self._files[path] for path in paths]
+            return read_fronts(self._fetcher, files, needed, min_bytes)
+        except StoppedError:
+            raise self._too_slow() from None
+
+    def _too_slow(self) -> UnreachableError:
+        return UnreachableError(
+            f"{self.listing.source} is too slow to say what {self.listing.repo} is",
+            hint="try again later, or name another --source",
+        )
+
+
+def ask(
     name: ModelName,
     sources: Sequence[Source],
     transport: Transport,
-    directory: Path,
-    observer: Observer,
-) -> Description:
-    """Fetches the files that describe a model into a directory, from the first hub that answers.
+    stopped: threading.Event,
+    look: Callable[[RemoteModel], _T],
+) -> _T:
+    """What `look` finds at the first hub that answers.
 
-    Raises UnreachableError where none does, ModelNotFoundError, GatedModelError, RemoteError,
-    ChecksumError, ModelError for a model without weights that hearth reads.
+    Raises UnreachableError where none does, else what a source or `look` raises.
     """
     tried: list[str] = []
     for source in sources:
         try:
             listing = source.list_files(name, transport)
-            _fetch(listing, source, transport, directory, observer)
+            return look(RemoteModel(listing, source, transport, stopped))
         except UnreachableError as error:
             tried.append(f"{source.label}: {error.message}")
-            continue
-        files = select(listing)
-        weights = (file.num_bytes for file in files if file.path.endswith(".safetensors"))
-        total = sum(file.num_bytes for file in files)
-        return Description(listing.source, listing.commit, total, sum(weights))
     raise UnreachableError(
         f"no hub answers that may have {name}: {'; '.join(tried)}",
         hint="check the network, or name a source with --source",
     )
-
-
-def _fetch(
-    listing: Listing, source: Source, transport: Transport, directory: Path, observer: Observer
-) -> None:
-    wanted = [file for file in listing.files if file.path in _DESCRIPTION]
-    if not any(file.path == _CONFIG for file in wanted):
-        raise ModelNotFoundError(
-            f"{listing.repo} has no {_CONFIG} on {listing.source}",
-            hint="name a model in the format of Hugging Face: config.json and *.safetensors",
-        )
-    fetcher = Fetcher(transport, listing, source.refusal, observer, threading.Event())
-    for file in wanted:
-        _fetch_one(fetcher, file, directory)
-
-
-def _fetch_one(fetcher: Fetcher, file: RemoteFile, directory: Path) -> None:
-    if file.num_bytes > MAX_DESCRIPTION_BYTES:
-        raise ModelNotFoundError(f"{file.path} of {fetcher.listing.repo} is no description")
-    part = directory / f"{file.path}.part"
-    fetch_file(fetcher, file, part)
-    part.replace(directory / file.path)

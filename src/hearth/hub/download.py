@@ -26,10 +26,12 @@ from hearth.hub.digests import Digest, file_digest
 from hearth.hub.listing import Listing, RemoteFile
 from hearth.hub.observer import Observer
 from hearth.hub.transport import (
+    MAX_REFUSAL_BYTES,
     Attempts,
     RetryableError,
     Transport,
     led_away_error,
+    read_whole,
     was_led_away,
 )
 
@@ -74,9 +76,12 @@ def part_path(parts: Path, commit: str, file: RemoteFile) -> Path:
 def held_bytes(part: Path, file: RemoteFile) -> int:
     """How much of the file a part file holds."""
     try:
-        num_bytes = part.lstat().st_size
+        status = part.lstat()
     except OSError:
         return 0
+    if status.st_nlink > 1:  # a kill came between link and place: it is another commit's file, too
+        return 0
+    num_bytes = status.st_size
     return num_bytes if num_bytes <= file.num_bytes and file.digest is not None else 0
 
 
@@ -155,6 +160,8 @@ def _fill(fetcher: Fetcher, file: RemoteFile, part: Path) -> None:
 def _open(part: Path, num_bytes: int) -> IO[bytes]:
     """Unbuffered, at the end of what it holds; never through a link."""
     part.parent.mkdir(parents=True, exist_ok=True)
+    if not num_bytes:
+        part.unlink(missing_ok=True)  # never cut what may be linked from elsewhere
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     out = os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0)
     out.truncate(num_bytes)
@@ -171,16 +178,9 @@ def _append(fetcher: Fetcher, file: RemoteFile, out: IO[bytes]) -> None:
     if offset:
         headers["Range"] = f"bytes={offset}-"
     with fetcher.transport.stream(file.url, headers) as response:
-        if response.status_code == 416:  # the server's file is shorter than the source listed
-            said = response.headers.get("Content-Range", "").rpartition("/")[2]
-            raise _other_size(fetcher, file, said or "fewer")
-        if not response.is_success:
-            response.read()
-            if was_led_away(response):
-                raise RetryableError(led_away_error(response), None)
-            raise fetcher.refusal(response, fetcher.listing.repo)
+        check_status(fetcher, file, response)
         if response.status_code == 206:
-            _check_range(fetcher, file, response, offset)
+            check_range(fetcher, file, response, offset)
         elif offset:  # the server ignores ranges and sends all of it
             fetcher.observer.advance(-offset)
             out.seek(0)
@@ -217,8 +217,23 @@ def _write(out: IO[bytes], chunk: bytes) -> None:
         rest = rest[out.write(rest) :]
 
 
-def _check_range(fetcher: Fetcher, file: RemoteFile, response: httpx.Response, offset: int) -> None:
-    """The part that was sent is the part that was asked for, of a file of the listed size."""
+def check_status(fetcher: Fetcher, file: RemoteFile, response: httpx.Response) -> None:
+    """Whether contents follow. Raises RemoteError, RetryableError, and what the source refuses."""
+    if response.status_code == 416:  # the server's file is shorter than the source listed
+        said = response.headers.get("Content-Range", "").rpartition("/")[2]
+        raise _other_size(fetcher, file, said or "fewer")
+    if not response.is_success:
+        response = read_whole(response, MAX_REFUSAL_BYTES)
+        if was_led_away(response):
+            raise RetryableError(led_away_error(response), None)
+        raise fetcher.refusal(response, fetcher.listing.repo)
+
+
+def check_range(fetcher: Fetcher, file: RemoteFile, response: httpx.Response, offset: int) -> None:
+    """The part that was sent is the part that was asked for, of a file of the listed size.
+
+    Raises RemoteError, RetryableError.
+    """
     said = response.headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(said.strip())
     if match is None or int(match[1]) != offset:

@@ -17,7 +17,6 @@ from urllib.parse import quote
 import httpx
 
 from hearth.core.errors import (
-    ConfigError,
     GatedModelError,
     HearthError,
     ModelNotFoundError,
@@ -26,7 +25,7 @@ from hearth.core.errors import (
 from hearth.hub.digests import digest_or_none
 from hearth.hub.listing import Listing, RemoteFile, check_path, check_size, check_unique
 from hearth.hub.names import COMMIT, DEFAULT_REVISION, ModelName
-from hearth.hub.transport import Transport, explanation, may_carry_secrets
+from hearth.hub.transport import Transport, checked_token, explanation, may_carry_secrets
 
 _NO_ACCESS = (401, 403)
 _LOGIN = "log in (hf auth login) or set HF_TOKEN to a token of yours with read access"
@@ -43,12 +42,7 @@ class HuggingFaceSource:
 
     def list_files(self, name: ModelName, transport: Transport) -> Listing:
         """See Source."""
-        self._token = self._find_token()
-        if self._token and not (self._token.isascii() and self._token.isprintable()):
-            raise ConfigError(
-                "the token of Hugging Face holds characters that no token has",
-                hint="see HF_TOKEN, or log in again: hf auth login",
-            )
+        self._token = checked_token(self._find_token(), "the token of Hugging Face (HF_TOKEN)")
         if self._token and not may_carry_secrets(self.endpoint):
             transport.note(f"the token is not sent to {self.endpoint}: it has no encryption")
             self._token = None

@@ -16,6 +16,8 @@ MAX_PATH_BYTES = 1024
 MAX_PART_BYTES = 255  # NAME_MAX of Linux' file systems
 MAX_FILE_BYTES = 1 << 50
 MANIFEST = ".hearth.json"
+STAGED = ".stage.json"  # what makes a staged copy whole
+_OWN = (MANIFEST, f"{MANIFEST}.part", STAGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Listing:
 
 def check_path(path: object, source: str) -> str:
     """The path, if it stays within a directory on every system. Raises RemoteError."""
-    if isinstance(path, str) and _is_inside(path):
+    if isinstance(path, str) and is_inside(path):
         return path
     raise RemoteError(
         f"{source} lists a file {str(path)[:200]!r} (permitted: a relative path without '..', "
@@ -69,7 +71,8 @@ def check_unique(files: tuple[RemoteFile, ...], source: str) -> tuple[RemoteFile
     return files
 
 
-def _is_inside(path: str) -> bool:
+def is_inside(path: str) -> bool:
+    """Whether a path stays within a directory, and is none of our own files there."""
     try:
         encoded = path.encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate
@@ -81,5 +84,5 @@ def _is_inside(path: str) -> bool:
         and not any(ord(c) < 32 for c in path)
         and all(part not in ("", ".", "..") for part in parts)
         and all(len(part.encode()) <= MAX_PART_BYTES for part in parts)
-        and parts[0] != MANIFEST
+        and parts[0].lower() not in _OWN  # some file systems take either case
     )

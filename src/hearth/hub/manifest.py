@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hearth.core.errors import ModelError
 from hearth.hub.download import sync_directory
-from hearth.hub.listing import MANIFEST
+from hearth.hub.listing import MANIFEST, is_inside
 
 SCHEMA = 1
 
@@ -72,6 +72,13 @@ def read_manifest(directory: Path) -> Manifest | None:
         raise ModelError(
             f"{path} has the schema {manifest.schema}, this version knows {SCHEMA}",
             hint="use the version of hearth that wrote it, or remove it and pull again",
+        )
+    # It may have come with a directory from elsewhere, and what it names is read, copied, compared.
+    outside = [file.path for file in manifest.files if not is_inside(file.path)]
+    if outside:
+        raise ModelError(
+            f"{path} names {outside[0][:200]!r}, which is no path within a model",
+            hint="remove it and pull the model again",
         )
     return manifest
 

@@ -20,7 +20,7 @@ from hearth.core.errors import GatedModelError, HearthError, ModelNotFoundError,
 from hearth.hub.digests import digest_or_none
 from hearth.hub.listing import Listing, RemoteFile, check_path, check_size, check_unique
 from hearth.hub.names import DEFAULT_REVISION, ModelName
-from hearth.hub.transport import Transport, explanation, may_carry_secrets
+from hearth.hub.transport import Transport, checked_token, explanation, may_carry_secrets
 
 _DEFAULT_REVISION = "master"
 _OK = 200
@@ -45,7 +45,8 @@ class ModelScopeSource:
         query = urlencode({"Revision": revision, "Recursive": "true"})
         url = f"{self.endpoint}/api/v1/models/{name.repo}/repo/files?{query}"
         # The site's own client sends the token as its session's cookie.
-        headers = {"Cookie": f"m_session_id={self._token}"} if self._token else {}
+        token = checked_token(self._token, "MODELSCOPE_API_TOKEN")
+        headers = {"Cookie": f"m_session_id={token}"} if token else {}
         response = transport.get(url, headers)
         body = _body(response)
         if not response.is_success or body.get("Code", _OK) != _OK:

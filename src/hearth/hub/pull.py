@@ -202,7 +202,9 @@ class Attempt:
 
     def wanted_files(self) -> tuple[RemoteFile, ...]:
         """Those that serving needs, or that patterns choose. Raises ConfigError, ModelError."""
-        return select(self.listing, self.order.include, self.order.exclude)
+        wanted = select(self.listing, self.order.include, self.order.exclude)
+        self.store.check_names(file.path for file in wanted)
+        return wanted
 
     def target_of(self, file: RemoteFile) -> Path:
         """Where a file has its place."""

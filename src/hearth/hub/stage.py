@@ -3,7 +3,8 @@
     DIR/KEY/…            a whole copy, with .stage.json
     DIR/KEY.copying/…    one that is being made, its space already reserved
     DIR/.locks/KEY       flock(2): exclusive while it is copied or removed, shared while it is used
-    DIR/.locks/.budget   held while bytes are counted and room is made; never while copying
+    DIR/.locks/.budget   held while bytes are counted, room is made, a copy gets its name; never
+                         while copying
 
 KEY names the model's contents: the commit of a pulled one, else the sizes and times of its files.
 The least recently used copies go first, by the time of their lock files; one in use stays. A copy
@@ -29,12 +30,11 @@ from hearth.core.errors import CapacityError, ChecksumError, HearthError, ModelN
 from hearth.core.units import format_bytes
 from hearth.hub.digests import file_digest
 from hearth.hub.download import disk_error, sync_directory
-from hearth.hub.listing import MANIFEST
+from hearth.hub.listing import MANIFEST, STAGED, is_inside
 from hearth.hub.manifest import read_manifest
 from hearth.hub.observer import Observer
 from hearth.hub.selection import is_needed, needed_weights
 
-STAGED = ".stage.json"
 _COPYING = ".copying"
 _LOCKS, _BUDGET = ".locks", ".budget"
 _CHUNK = 4 << 20
@@ -98,8 +98,12 @@ def stage(source: Path, directory: Path, max_bytes: int | None, observer: Observ
 
 
 def staged_bytes(directory: Path) -> int:
-    """What the copies take, those that are being made included."""
-    return sum(_Cache(directory).sizes().values())
+    """What the copies take, those that are being made included. Raises OSError."""
+    if not directory.is_dir():
+        return 0
+    cache = _Cache(directory)
+    with cache.counting():
+        return sum(cache.sizes().values())
 
 
 def _make(
@@ -123,7 +127,8 @@ def _make(
             _copy(source / file.path, draft / file.path, file, observer)
         _write_note(draft, source, files)
         sync_directory(draft)
-        draft.rename(cache.directory / key)
+        with cache.counting():  # who reads a directory meanwhile may see both names, or neither
+            draft.rename(cache.directory / key)
         sync_directory(cache.directory)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -161,7 +166,7 @@ class _Cache:
         if not self.directory.is_dir():
             return {}
         return {
-            path.name: sum(f.lstat().st_size for f in path.rglob("*") if f.is_file())
+            path.name: _tree_bytes(path)
             for path in self.directory.iterdir()
             if not path.name.startswith(".") and path.is_dir() and self._is_ours(path)
         }
@@ -216,6 +221,16 @@ class _Cache:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
+def _tree_bytes(path: Path) -> int:
+    """Of the files below; of who gives up meanwhile, what is still there."""
+    total = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(directory) / name).lstat().st_size
+    return total
+
+
 def _lock_shared(fd: int, observer: Observer) -> None:
     if not _try_lock(fd, fcntl.LOCK_SH):
         observer.note("another process is making this copy: waiting for it")
@@ -239,6 +254,7 @@ def _files_of(source: Path) -> tuple[_File, ...]:
         sums = {file.path: file.sha256 for file in manifest.files}
     else:
         paths = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+        paths = [path for path in paths if is_inside(path)]  # not the note of another copy
         weights = set(needed_weights(paths))
         sums = {path: "" for path in sorted(paths) if path in weights or is_needed(path)}
     try:
@@ -293,8 +309,9 @@ def _copy(source: Path, target: Path, file: _File, observer: Observer) -> None:
             num_copied += len(chunk)
             observer.advance(len(chunk))
         os.fsync(writer.fileno())
+        mtime_ns = os.fstat(reader.fileno()).st_mtime_ns
     sha256 = seen.hexdigest()
-    if num_copied != file.num_bytes:
+    if num_copied != file.num_bytes or mtime_ns != file.mtime_ns:
         raise HearthError(f"{source} changed while it was copied", hint="stage it again")
     if file.sha256 not in ("", sha256):
         raise ChecksumError(

@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -122,6 +122,24 @@ class Store:
         finally:
             os.close(fd)
 
+    def check_names(self, paths: Iterable[str]) -> None:
+        """Two files must not become one where the file system takes either case.
+
+        For who holds a lock. Raises HearthError.
+        """
+        seen: dict[str, str] = {}
+        for path in paths:
+            other = seen.setdefault(path.casefold(), path)
+            if other != path and self._ignores_case():
+                raise HearthError(
+                    f"{other} and {path} would be one file in {self.root}",
+                    hint="leave one out with --exclude, or name a directory on a file system that "
+                    f"tells upper case from lower case with {MODELS_VARIABLE}",
+                )
+
+    def _ignores_case(self) -> bool:
+        return (self.root / _LOCKS.upper()).exists()
+
     def set_ref(self, name: ModelName, revision: str, commit: str) -> None:
         """Notes what a revision means now. Raises OSError."""
         path = self.repo_dir(name) / _REFS / quote(revision, safe="")
@@ -186,7 +204,7 @@ class Store:
         """Compares every file with the manifest, which then says when.
 
         Raises ChecksumError naming every file that is gone or changed, and ModelError without a
-        manifest. Nothing is deleted.
+        manifest. Nothing is deleted; nobody has to wait meanwhile.
         """
         if model.manifest is None:
             raise ModelError(
@@ -209,9 +227,20 @@ class Store:
                 hint=f"hearth models remove {model.name}, and pull it again",
             )
         manifest = replace(model.manifest, verified_at=utc_now())
-        with contextlib.suppress(OSError):  # a store that is for reading only
-            write_manifest(model.path, manifest)
+        self._note(model, manifest)
         return manifest
+
+    def _note(self, model: StoredModel, manifest: Manifest) -> None:
+        """Writes down what was verified, unless a pull or a removal came meanwhile.
+
+        What cannot be written is left out: the store may be for reading only.
+        """
+        with (
+            contextlib.suppress(OSError, HearthError),
+            self.locked(ModelName(model.name), None),
+        ):
+            if read_manifest(model.path) == model.manifest:
+                write_manifest(model.path, manifest)
 
     def remove(self, name: ModelName, models: list[StoredModel]) -> int:
         """Removes revisions, for a caller that holds the lock; the bytes freed. Raises OSError."""

@@ -22,11 +22,15 @@ from dataclasses import dataclass
 import httpx
 
 from hearth.core.errors import ConfigError, RemoteError, UnreachableError
+from hearth.core.units import format_bytes
 
 _RETRIED = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524))
 _TOO_MANY = 429
 _MAX_BACKOFF_S = 30.0
 _MAX_EXPLANATION = 300
+MAX_LIST_BYTES = 64 << 20
+MAX_REFUSAL_BYTES = 1 << 20
+_OF_BODY = ("content-encoding", "content-length", "transfer-encoding")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -70,7 +74,7 @@ class Attempts:
         self._num_failed += 1
         limit = self._retry.attempts
         if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
-            limit = self._retry.connect_attempts
+            limit = min(limit, self._retry.connect_attempts)
         if self._num_failed >= limit:
             raise error
         if wait_s is None:
@@ -78,7 +82,8 @@ class Attempts:
             # Jitter, so that many machines that were cut off together do not return together.
             wait_s = min(_MAX_BACKOFF_S, ceiling * random.uniform(0.5, 1.0))
         elif wait_s > self._retry.longest_wait_s:
-            raise RemoteError(
+            # Of its own type: where there is no answer for so long, another source may be asked.
+            raise type(error)(
                 f"{error.message}, and asks to wait {wait_s:.0f} s (at most "
                 f"{self._retry.longest_wait_s:.0f} s are waited)",
                 hint=f"try again in {wait_s / 60:.0f} min; what was downloaded is kept",
@@ -113,14 +118,13 @@ class Transport:
     def get(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
         """The whole answer, of whatever status that is not tried again.
 
-        Raises UnreachableError, and RemoteError after too many 429.
+        Raises UnreachableError, and RemoteError after too many 429, and for an endless answer.
         """
         attempts = Attempts(self.retry, "list of files", self.note)
         while True:
             try:
                 with self._open(url, headers) as response:
-                    response.read()
-                    return response
+                    return read_whole(response, MAX_LIST_BYTES)
             except RetryableError as failure:
                 attempts.failed(failure.error, failure.wait_s)
 
@@ -152,6 +156,37 @@ class RetryableError(Exception):
         super().__init__(error.message)
         self.error = error
         self.wait_s = wait_s
+
+
+def read_whole(response: httpx.Response, max_bytes: int) -> httpx.Response:
+    """An answer that is still to be read, with its body. Raises RemoteError for a longer one."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > max_bytes:
+            raise RemoteError(
+                f"{_host(str(response.request.url))} sends an answer of more than "
+                f"{format_bytes(max_bytes)} where a short one was asked for",
+                hint="is it a hub? Name another --source",
+                status=response.status_code,
+            )
+    headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _OF_BODY]
+    return httpx.Response(
+        response.status_code,
+        headers=headers,
+        content=bytes(body),
+        request=response.request,
+        history=response.history,
+    )
+
+
+def checked_token(token: str | None, setting: str) -> str | None:
+    """The token, where it can be one. Raises ConfigError for characters that no token has."""
+    if token and not (token.isascii() and token.isprintable()):
+        raise ConfigError(
+            f"{setting} holds characters that no token has", hint="set it, or log in, again"
+        )
+    return token
 
 
 def may_carry_secrets(url: str) -> bool:

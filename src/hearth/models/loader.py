@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hearth.core.config import DEFAULT_CODES, CodesConfig
+from hearth.core.errors import WeightsError
 from hearth.core.program import EncoderProgram, StepProgram
 from hearth.core.spec import DType, ModelSpec
 from hearth.models.config_json import ConfigJson, read_config
@@ -20,8 +21,8 @@ from hearth.models.generation_config import GenerationDefaults, read_generation_
 from hearth.models.lower import lower
 from hearth.models.lower_vision import lower_vision
 from hearth.models.quantize import quantized
-from hearth.models.safetensors_file import has_weights, read_checkpoint
-from hearth.models.stored import KEY, StoredWeights, read_stored, with_stored
+from hearth.models.safetensors_file import read_checkpoint
+from hearth.models.stored import KEY, StoredForms, read_stored, with_stored
 from hearth.models.windows import with_window
 
 
@@ -40,7 +41,7 @@ class LoadedSpec:
     window: int | None = None  # that of --window
     quantize: str = "none"  # none, int8, int4
     codes: CodesConfig = DEFAULT_CODES
-    stored: StoredWeights | None = None  # what the checkpoint has as codes
+    stored: StoredForms | None = None  # what the checkpoint has as codes
     warnings: tuple[str, ...] = ()
 
     @property
@@ -109,7 +110,14 @@ def load_model_spec(
 
 
 def _stored_dtypes(directory: Path, config: ConfigJson) -> Mapping[str, str] | None:
-    """Of a quantized checkpoint's tensors; None for a plain one, and where no files are here."""
-    if not config.has(KEY) or not has_weights(directory):
+    """Of a quantized checkpoint's tensors; None for a plain one, and where not all files are here.
+
+    What is wrong with them is told by who reads the weights.
+    """
+    if not config.has(KEY):
         return None
-    return {name: entry.dtype for name, entry in read_checkpoint(directory).tensors.items()}
+    try:
+        tensors = read_checkpoint(directory).tensors
+    except WeightsError:
+        return None
+    return {name: entry.dtype for name, entry in tensors.items()}

@@ -3,25 +3,30 @@
 Format (github.com/huggingface/safetensors, "Format"): 8 bytes little-endian header length n, n
 bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, then the data. Offsets are
 relative to the data, without holes or overlaps. Nothing outside the model directory is named: a
-shard is a plain file name. Imports neither torch nor numpy.
+shard is a plain file name. The same checks serve files on this machine and the beginnings of files
+that are elsewhere: nothing but a file's front and its size is needed. Imports neither torch nor
+numpy.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hearth.core.errors import ModelError, WeightsError
 from hearth.models.config_json import read_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+LENGTH_BYTES = 8
 # The limit of the reference implementation.
 MAX_HEADER_BYTES = 100_000_000
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 # Bytes an element of the format's types; the ones that we read are in weights.py.
 ELEMENT_BYTES = {
@@ -52,9 +57,22 @@ class Checkpoint:
     files: tuple[Path, ...]
 
 
-def has_weights(directory: Path) -> bool:
-    """Whether there is anything for `read_checkpoint` to read."""
-    return (directory / SINGLE_FILE).exists() or (directory / INDEX_FILE).exists()
+Header: TypeAlias = dict[str, TensorEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """Where weights lie: on this machine, or elsewhere.
+
+    Their paths are `directory` and a name; an index is there in any case. `place` and `remedy` are
+    for messages: what holds the files, and what to do where one is missing.
+    """
+
+    directory: Path
+    names: frozenset[str]
+    read_headers: Callable[[Sequence[Path]], Mapping[Path, Header]]
+    place: str
+    remedy: str
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -62,43 +80,84 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 
     Raises WeightsError: no weights, broken index or header, missing or truncated shard.
     """
-    single = directory / SINGLE_FILE
-    if single.exists():
-        return Checkpoint(read_header(single), (single,))
-    if not (directory / INDEX_FILE).exists():
-        raise _no_weights(directory)
-    weight_map = _read_index(directory / INDEX_FILE)
-    files = tuple(directory / name for name in sorted(set(weight_map.values())))
-    missing = [path.name for path in files if not path.exists()]
+    try:
+        names = frozenset(path.name for path in directory.iterdir() if path.exists())
+    except OSError as error:
+        raise WeightsError(f"{directory}: cannot be read: {error.strerror}") from error
+    remedy = "the download is incomplete: fetch the missing files"
+    return checkpoint_of(WeightFiles(directory, names, _read_headers, str(directory), remedy))
+
+
+def checkpoint_of(files: WeightFiles) -> Checkpoint:
+    """As `read_checkpoint`; raises what `read_headers` raises, too."""
+    single, index = files.directory / SINGLE_FILE, files.directory / INDEX_FILE
+    if single.name in files.names:
+        return Checkpoint(files.read_headers((single,))[single], (single,))
+    if index.name not in files.names:
+        raise _no_weights(files)
+    weight_map = _read_index(index)
+    paths = tuple(files.directory / name for name in sorted(set(weight_map.values())))
+    missing = [path.name for path in paths if path.name not in files.names]
     if missing:
         raise WeightsError(
-            f"{INDEX_FILE} names {len(files)} files, of which {len(missing)} are missing: "
+            f"{INDEX_FILE} names {len(paths)} files, of which {len(missing)} are missing: "
             f"{_listing(missing)}",
-            hint="the download is incomplete: fetch the missing files",
+            hint=files.remedy,
         )
-    headers = {path.name: read_header(path) for path in files}
+    headers = files.read_headers(paths)
     tensors = {}
     for name, file_name in weight_map.items():
-        if name not in headers[file_name]:
+        header = headers[files.directory / file_name]
+        if name not in header:
             raise WeightsError(f"{INDEX_FILE}: tensor {name} is not in {file_name}")
-        tensors[name] = headers[file_name][name]
+        tensors[name] = header[name]
     # Of two shards that hold a tensor the index alone says which one counts.
-    return Checkpoint(tensors, (directory / INDEX_FILE, *files))
+    return Checkpoint(tensors, (index, *paths))
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def _read_headers(paths: Sequence[Path]) -> dict[Path, Header]:
+    return {path: read_header(path) for path in paths}
+
+
+def read_header(path: Path) -> Header:
     """The tensors of one file. Raises WeightsError when the header or the size is wrong."""
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
-            length_bytes = file.read(8)
-            length = int.from_bytes(length_bytes, "little")
-            _check_header_length(path, len(length_bytes), length, num_bytes)
-            raw = file.read(length)
+            front = file.read(LENGTH_BYTES)
+            front += file.read(front_bytes(path, front, num_bytes) - len(front))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    values = _parse_header(path, raw)
-    data_begin = 8 + length
+    return parse_header(path, front, num_bytes)
+
+
+def front_bytes(path: Path, begin: bytes, num_bytes: int) -> int:
+    """Bytes of a file up to its data, from its first LENGTH_BYTES bytes and its size.
+
+    Raises WeightsError where the file cannot have as many.
+    """
+    length = int.from_bytes(begin[:LENGTH_BYTES], "little")
+    if len(begin) < LENGTH_BYTES:
+        raise WeightsError(
+            f"{path.name}: has {num_bytes} bytes; a safetensors file has at least {LENGTH_BYTES}",
+            hint=_REFETCH,
+        )
+    if length > MAX_HEADER_BYTES or length > num_bytes - LENGTH_BYTES:
+        raise WeightsError(
+            f"{path.name}: header length is {length:,} bytes; permitted: up to "
+            f"{min(MAX_HEADER_BYTES, num_bytes - LENGTH_BYTES):,}",
+            hint="the file is truncated or not safetensors (a Git LFS pointer?): fetch it again",
+        )
+    return LENGTH_BYTES + length
+
+
+def parse_header(path: Path, front: bytes, num_bytes: int) -> Header:
+    """The tensors of a file of `num_bytes` that begins with `front`, of at least `front_bytes`.
+
+    Raises WeightsError when the header or the size is wrong.
+    """
+    data_begin = front_bytes(path, front, num_bytes)
+    values = _parse_json(path, front[LENGTH_BYTES:data_begin])
     values.pop("__metadata__", None)
     entries = {name: _entry(path, name, value, data_begin) for name, value in values.items()}
     _check_extents(path, entries, data_begin, num_bytes)
@@ -115,20 +174,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {str(key): value for key, value in metadata.items() if isinstance(value, str)}
 
 
-def _check_header_length(path: Path, num_read: int, length: int, num_bytes: int) -> None:
-    if num_read < 8:
-        raise WeightsError(
-            f"{path.name}: has {num_bytes} bytes; a safetensors file has at least 8", hint=_REFETCH
-        )
-    if length > MAX_HEADER_BYTES or length > num_bytes - 8:
-        raise WeightsError(
-            f"{path.name}: header length is {length:,} bytes; permitted: up to "
-            f"{min(MAX_HEADER_BYTES, num_bytes - 8):,}",
-            hint="the file is truncated or not safetensors (a Git LFS pointer?): fetch it again",
-        )
-
-
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -233,16 +279,12 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def _no_weights(directory: Path) -> WeightsError:
-    others = sorted(
-        path.name
-        for path in directory.iterdir()
-        if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    )
+def _no_weights(files: WeightFiles) -> WeightsError:
+    others = sorted(name for name in files.names if name.endswith(_WEIGHT_SUFFIXES))
     found = f"; it holds {_listing(others)}" if others else ""
     hint = "download the weights as safetensors, or use --load-format dummy for random ones"
     return WeightsError(
-        f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}{found}", hint=hint
+        f"{files.place} holds neither {SINGLE_FILE} nor {INDEX_FILE}{found}", hint=hint
     )
 
 

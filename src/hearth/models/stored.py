@@ -35,7 +35,7 @@ class _Group:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredWeights:
+class StoredForms:
     """What a checkpoint stores as codes. `dtypes`: of its tensors, None where no file was read."""
 
     groups: tuple[_Group, ...]
@@ -79,9 +79,7 @@ def has_codes(tensor: str, names: Collection[str] | Mapping[str, str]) -> bool:
     return module + _PACKED_WEIGHT in names or module + _SCALE in names
 
 
-def read_stored(
-    config: ConfigJson, dtypes: Mapping[str, str] | None = None
-) -> StoredWeights | None:
+def read_stored(config: ConfigJson, dtypes: Mapping[str, str] | None = None) -> StoredForms | None:
     """What `quantization_config` declares; None: nothing is quantized.
 
     `dtypes`: those of the checkpoint's tensors by name, where its files are at hand. Raises
@@ -101,10 +99,10 @@ def read_stored(
         raise section.error("ignore", "a list of names")
     default = section.text("format", default=PACKED)
     listed = tuple(_read_group(groups.required(name), default) for name in groups.values)
-    return StoredWeights(listed, tuple(ignore), dtypes)
+    return StoredForms(listed, tuple(ignore), dtypes)
 
 
-def with_stored(spec: ModelSpec, stored: StoredWeights | None, codes: CodesConfig) -> ModelSpec:
+def with_stored(spec: ModelSpec, stored: StoredForms | None, codes: CodesConfig) -> ModelSpec:
     """The same model with the slots whose tensors are codes stored as these say.
 
     Raises ModelError for parts of one matrix that are stored differently.
@@ -153,7 +151,7 @@ def _quant_of(slot: WeightSlot, form: CodesForm, codes: CodesConfig, *, wide: bo
     )
 
 
-def _present(source: WeightSource, stored: StoredWeights) -> str:
+def _present(source: WeightSource, stored: StoredForms) -> str:
     """The name under which the checkpoint has a source; without files, the first."""
     candidate: WeightSource | None = source
     while stored.dtypes is not None and candidate is not None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import DType, ModelSpec, SlotKind, WeightSlot, WeightSource
@@ -23,6 +24,10 @@ _PIECE_ROWS = 64
 
 TIED_HEAD = "lm_head.weight"
 READABLE = {"F32": DType.FLOAT32, "BF16": DType.BFLOAT16, "F16": DType.FLOAT16}
+_QUANTIZED_HINT = (
+    "these are codes of a form that config.json does not declare (quantization_config); hearth "
+    "reads those of compressed-tensors: see docs/quantization.md"
+)
 # Buffers that old checkpoints carry and that are computed from the config.
 # And the shapes of packed codes, which the configuration gives, too.
 _HARMLESS = (".rotary_emb.inv_freq", ".weight_shape")
@@ -45,12 +50,15 @@ class Piece:
         return self.entry.path
 
 
+AnyPiece: TypeAlias = Piece | CodePiece
+
+
 @dataclass(frozen=True, slots=True)
 class SlotPlan:
     """The pieces of one slot, by ascending row."""
 
     slot: WeightSlot
-    pieces: tuple[Piece | CodePiece, ...]
+    pieces: tuple[AnyPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
     )
 
 
-def _entries(piece: Piece | CodePiece) -> tuple[TensorEntry, ...]:
+def _entries(piece: AnyPiece) -> tuple[TensorEntry, ...]:
     return piece.source.entries if isinstance(piece, CodePiece) else (piece.entry,)
 
 
@@ -121,6 +129,8 @@ def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
     hint = None
     if missing == [TIED_HEAD]:
         hint = "if its head is its embedding, set tie_word_embeddings to true in config.json"
+    elif _are_quantized(missing, checkpoint):
+        hint = _QUANTIZED_HINT
     else:
         other = next((n for n in checkpoint.tensors if n.endswith("." + missing[0])), None)
         if other is not None:
@@ -132,12 +142,22 @@ def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
     )
 
 
+def _are_quantized(missing: Iterable[str], checkpoint: Checkpoint) -> bool:
+    """Whether codes stand beside a weight's place: `q_proj.qweight`, `q_proj.weight_packed`."""
+    quantized = {
+        name.rpartition(".")[0]
+        for name, entry in checkpoint.tensors.items()
+        if entry.dtype not in READABLE
+    }
+    return any(name.rpartition(".")[0] in quantized for name in missing)
+
+
 def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
     where = f"{entry.path.name}: tensor {entry.name}"
     if entry.dtype not in READABLE:
         raise WeightsError(
             f"{where}: dtype is {entry.dtype}; permitted: {', '.join(READABLE)}",
-            hint="if it holds codes, config.json must say so (quantization_config)",
+            hint=_QUANTIZED_HINT,
         )
     expected = (rows,) if slot.kind is SlotKind.VECTOR else (rows, slot.cols)
     shape = entry.shape
@@ -153,7 +173,7 @@ def _check_tensor(slot: WeightSlot, entry: TensorEntry, rows: int) -> None:
 
 def _pieces(
     slot: WeightSlot, checkpoint: Checkpoint, needed: Mapping[str, int]
-) -> Iterable[Piece | CodePiece]:
+) -> Iterable[AnyPiece]:
     slot_row = 0
     for source in slot.sources:
         num_rows = source.num_rows or slot.total_rows

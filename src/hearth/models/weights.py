@@ -21,11 +21,20 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import ConfigError, WeightsError
 from hearth.core.spec import DType, WeightSlot
-from hearth.kernels.packing import HostTensor, WeightSink
+from hearth.host.memory import read_memory
+from hearth.kernels.packing import HostTensor, WeightSink, arena_bytes
 from hearth.models.loader import LoadedSpec
+from hearth.models.read_ahead import ReadAhead, window_bytes
 from hearth.models.safetensors_file import Checkpoint, TensorEntry, read_checkpoint
 from hearth.models.stored_rows import CodePiece, read_rows
-from hearth.models.weight_plan import PIECE_BYTES, TIED_HEAD, Piece, SlotPlan, plan_weights
+from hearth.models.weight_plan import (
+    PIECE_BYTES,
+    TIED_HEAD,
+    Piece,
+    SlotPlan,
+    WeightPlan,
+    plan_weights,
+)
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MAX_THREADS = 8
@@ -76,7 +85,8 @@ def load_weights(
     maps = {path: map_file(path) for path in {e.path for e in checkpoint.tensors.values()}}
     _check_tied_head(loaded, checkpoint, maps)
     counter = _Counter(plan.num_bytes, on_progress)
-    _run([_pack_task(slot_plan, sink, maps, counter) for slot_plan in plan.slots])
+    with _read_ahead(loaded, plan) as ahead:
+        _run([_pack_task(slot_plan, sink, maps, ahead, counter) for slot_plan in plan.slots])
     return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings, checkpoint.files)
 
 
@@ -127,18 +137,30 @@ def _fill_task(slot: WeightSlot, sink: WeightSink, seed: int, counter: _Counter)
     return task
 
 
+def _read_ahead(loaded: LoadedSpec, plan: WeightPlan) -> ReadAhead:
+    """Of the pieces in the order of the tasks."""
+    packed = arena_bytes(loaded.program.slots)
+    window = window_bytes(read_memory().available_bytes, packed)
+    return ReadAhead([piece for slot in plan.slots for piece in slot.pieces], window)
+
+
 def _pack_task(
-    plan: SlotPlan, sink: WeightSink, maps: Mapping[Path, mmap.mmap], counter: _Counter
+    plan: SlotPlan,
+    sink: WeightSink,
+    maps: Mapping[Path, mmap.mmap],
+    ahead: ReadAhead,
+    counter: _Counter,
 ) -> Task:
     def task() -> None:
         for piece in plan.pieces:
             mapped = maps[piece.path]
-            _prefetch(mapped, piece.begin, piece.num_bytes)
+            ahead.need(piece)
             if isinstance(piece, CodePiece):
                 sink.put_codes(plan.slot, piece.slot_row, read_rows(plan.slot, piece, maps))
             else:
                 sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
             drop_pages(mapped, piece.begin, piece.num_bytes)
+            ahead.packed(piece)
             counter.add(piece.num_bytes)
 
     return task
@@ -172,12 +194,6 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be mapped: {error.strerror}") from error
-
-
-def _prefetch(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:
-    """Has the disk read a whole piece at once: page faults would ask for 128 KiB at a time."""
-    start = begin - begin % mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_WILLNEED, start, begin + num_bytes - start)
 
 
 def drop_pages(mapped: mmap.mmap, begin: int, num_bytes: int) -> None:

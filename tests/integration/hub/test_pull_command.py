@@ -320,12 +320,49 @@ def test_a_model_is_planned_before_it_is_pulled_from_its_description_alone(tmp_p
         assert report["download"]["weight_bytes"] == weights
         assert report["download"]["commit"] == COMMIT
         assert report["architecture"] == "Glm4vForConditionalGeneration"
-        assert not hub.ranges(WEIGHTS)
+        header = int.from_bytes(hub.files[WEIGHTS][:8], "little")
+        assert report["stored"]["num_bytes"] == weights - 8 - header
+        assert report["stored"]["dtypes"].keys() == {"BF16"}
+        assert hub.ranges(WEIGHTS) == ["bytes=0-65535"]
         shown = hearth(hub, tmp_path, "plan", REPO, "--source", "hf").stdout
         assert "to download: 11." in shown
+        assert "weights as stored: BF16 10." in shown
     gone = hearth(None, tmp_path, "plan", REPO, "--source", "hf")
     assert gone.returncode == 7
     assert "no hub answers" in gone.stderr
+
+
+def test_weights_that_do_not_fit_are_told_before_they_are_downloaded(tmp_path: Path) -> None:
+    files = built_in_model()
+    config = json.loads(files["config.json"])
+    config["text_config"]["intermediate_size"] += 64
+    with FakeHub({**files, "config.json": json.dumps(config).encode()}) as hub:
+        done = hearth(hub, tmp_path, "plan", REPO, "--source", "hf")
+        assert hub.ranges(WEIGHTS) == ["bytes=0-65535"]
+    assert done.returncode == 3
+    assert "config.json makes it" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_gated_model_is_planned_by_those_who_have_access(tmp_path: Path) -> None:
+    with FakeHub(built_in_model()) as hub:
+        hub.gated, hub.token = True, "hf_secret"
+        done = hearth(hub, tmp_path, "plan", REPO, "--source", "hf")
+        assert done.returncode == 7
+        assert "is gated" in done.stderr
+        done = hearth(hub, tmp_path, "plan", REPO, "--source", "hf", HF_TOKEN="hf_secret")
+        assert done.returncode == 0, done.stderr
+        assert "weights as stored" in done.stdout
+
+
+def test_a_plan_goes_without_headers_that_do_not_come_and_says_so(tmp_path: Path) -> None:
+    with FakeHub(built_in_model()) as hub:
+        hub.fail(WEIGHTS, *[Fault(404)] * 2, *[Fault(503, {"Retry-After": "0"})] * 20)
+        done = hearth(hub, tmp_path, "plan", REPO, "--source", "hf")
+    assert done.returncode == 0, done.stderr
+    assert "headers could not be read, sizes are config.json's" in " ".join(done.stdout.split())
+    assert "weights as stored" not in done.stdout
+    assert "again in" in done.stderr
 
 
 def test_what_a_hub_does_not_have_cannot_be_planned(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault, sha256
 from tests.unit.hub.hubs import (
     NEEDED,
+    QUICK,
     WEIGHTS,
     Recorder,
     all_files,
@@ -32,10 +36,16 @@ from hearth.core.errors import (
     UnreachableError,
 )
 from hearth.hub import pull as pull_module
+from hearth.hub import transport as transport_module
+from hearth.hub.download import part_path
 from hearth.hub.huggingface import HuggingFaceSource
+from hearth.hub.manifest import read_manifest
+from hearth.hub.modelscope import ModelScopeSource
 from hearth.hub.names import parse_name
 from hearth.hub.pull import offline
+from hearth.hub.stage import stage
 from hearth.hub.store import Store, resolve_model
+from hearth.hub.transport import Attempts, Retry, Transport
 
 
 def closed_port() -> str:
@@ -248,6 +258,124 @@ def test_auto_goes_on_where_the_files_themselves_cannot_be_had(tmp_path: Path) -
         hub.fail("tokenizer.json", *[Fault(403)] * 4)
         pulled = do_pull(tmp_path, hugging(hub), scope(other))
     assert pulled.manifest.source == other.url.removeprefix("http://")
+
+
+def test_auto_goes_on_where_a_hub_asks_for_a_long_wait(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub, FakeHub(model_files()) as other:
+        hub.fail("list", Fault(503, {"Retry-After": "3600"}))
+        pulled = do_pull(tmp_path, hugging(hub), scope(other))
+        assert pulled.manifest.source == other.url.removeprefix("http://")
+        hub.fail("list", Fault(429, {"Retry-After": "3600"}))  # an answer, and no other is asked
+        with pytest.raises(RemoteError, match="asks to wait 3600 s"):
+            do_pull(tmp_path, hugging(hub), scope(other))
+
+
+def test_retries_of_a_connection_are_no_more_than_were_asked_for() -> None:
+    error = UnreachableError("nobody listens")
+    error.__cause__ = httpx.ConnectError("refused")
+    with pytest.raises(UnreachableError):
+        Attempts(Retry(attempts=1), "file", lambda _: None).failed(error)
+
+
+def test_a_list_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "MAX_LIST_BYTES", 500)
+    with FakeHub(model_files()) as hub, pytest.raises(RemoteError, match="of more than 500 B"):
+        do_pull(tmp_path, hugging(hub))
+
+
+def test_a_refusal_without_end_is_left(tmp_path: Path) -> None:
+    with FakeHub(model_files()) as hub:
+        hub.fail("config.json", Fault(404, body=b"x" * (2 << 20)))
+        with pytest.raises(RemoteError, match=r"of more than 1\.00 MiB"):
+            do_pull(tmp_path, hugging(hub))
+
+
+def test_a_token_of_modelscope_that_cannot_be_one_is_said(tmp_path: Path) -> None:
+    for token in ("ms_ü", "ms\n"):
+        with (
+            FakeHub(model_files()) as hub,
+            pytest.raises(ConfigError, match="MODELSCOPE_API_TOKEN"),
+        ):
+            do_pull(tmp_path, ModelScopeSource(hub.url, token))
+
+
+@pytest.mark.parametrize(
+    "path", [".hearth.json", ".hearth.json.part", ".Hearth.JSON", ".stage.json"]
+)
+def test_a_file_with_a_name_of_our_own_is_not_taken(tmp_path: Path, path: str) -> None:
+    with FakeHub({**model_files(), path: b"{}"}) as hub:
+        with pytest.raises(RemoteError, match="lists a file"):
+            do_pull(tmp_path, hugging(hub), include=("*",))
+        assert all_files(tmp_path) == set()
+
+
+def test_names_that_differ_by_case_are_two_files_or_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeHub({**model_files(), "Config.json": b"another"}) as hub:
+        both = do_pull(tmp_path / "a", hugging(hub))
+        assert contents(both.path)["Config.json"] != contents(both.path)["config.json"]
+        monkeypatch.setattr(Store, "_ignores_case", lambda _: True)
+        with pytest.raises(HearthError, match=r"config\.json and Config\.json would be one file"):
+            do_pull(tmp_path / "b", hugging(hub))
+        do_pull(tmp_path / "b", hugging(hub), exclude=("Config.json",))
+
+
+def test_a_part_that_is_another_commits_file_is_not_written_to(tmp_path: Path) -> None:
+    # As a kill leaves it that comes between the link and the file's place.
+    with FakeHub(model_files()) as hub:
+        old = do_pull(tmp_path, hugging(hub))
+        whole = (old.path / WEIGHTS).read_bytes()
+        hub.commit = "f" * 40
+        with closing(Transport(QUICK, print)) as transport:
+            listing = hugging(hub).list_files(parse_name(REPO), transport)
+        (file,) = (file for file in listing.files if file.path == WEIGHTS)
+        part = part_path(Store(tmp_path).parts_dir(parse_name(REPO)), "f" * 40, file)
+        part.parent.mkdir(exist_ok=True)
+        part.hardlink_to(old.path / WEIGHTS)
+        (old.path / ".hearth.json").unlink()  # so that it is not linked again
+        hub.fail(WEIGHTS, Fault(cut=1000), *[Fault(500)] * 4)
+        with pytest.raises(UnreachableError):
+            do_pull(tmp_path, hugging(hub))
+        assert (old.path / WEIGHTS).read_bytes() == whole
+        new = do_pull(tmp_path, hugging(hub))
+        assert (new.path / WEIGHTS).read_bytes() == whole
+        assert not (new.path / WEIGHTS).samefile(old.path / WEIGHTS)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", ".stage.json", ""])
+def test_a_manifest_that_leads_out_of_its_directory_is_none(tmp_path: Path, path: str) -> None:
+    with FakeHub(model_files()) as hub:
+        pulled = do_pull(tmp_path, hugging(hub))
+    said = json.loads((pulled.path / ".hearth.json").read_text())
+    said["files"][0]["path"] = path
+    (pulled.path / ".hearth.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match="which is no path within a model"):
+        read_manifest(pulled.path)
+    with pytest.raises(ModelError, match="which is no path within a model"):
+        stage(pulled.path, tmp_path / "fast", None, Recorder())
+    (model,) = Store(tmp_path).models()
+    assert model.manifest is None
+
+
+def test_verifying_does_not_undo_a_pull_that_came_meanwhile(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with FakeHub(model_files()) as hub:
+        do_pull(tmp_path, hugging(hub), include=("config.json", "LICENSE"))
+        (few,) = store.models()
+
+        def pull_meanwhile(_: int) -> None:
+            do_pull(tmp_path, hugging(hub))
+
+        store.verify(few, pull_meanwhile)
+    (model,) = store.models()
+    assert model.manifest is not None
+    assert {file.path for file in model.manifest.files} == NEEDED
+    assert not model.manifest.is_chosen
+    quiet = store.verify(model, lambda _: None)
+    assert read_manifest(model.path) == quiet
+    with store.locked(parse_name(REPO), None):  # somebody else's work: nothing is written
+        store.verify(replace(model, manifest=quiet), lambda _: None)
 
 
 def test_too_many_requests_is_an_answer(tmp_path: Path) -> None:

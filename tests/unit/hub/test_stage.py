@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hearth.core.errors import CapacityError, ChecksumError, HearthError, ModelN
 from hearth.hub import stage as stage_module
 from hearth.hub.observer import Silent
 from hearth.hub.stage import Staged, stage, staged_bytes
-from hearth.hub.warm import start_warming, warm
+from hearth.hub.warm import STEP_BYTES, warm_range
 
 KIB = 1 << 10
 
@@ -164,6 +165,27 @@ def test_a_copy_that_differs_from_its_source_gets_no_name(
     assert staged_bytes(tmp_path / "fast") == 0
 
 
+def test_a_copy_can_be_staged_again(tmp_path: Path) -> None:
+    first = stage(model(tmp_path / "a"), tmp_path / "fast", None, Silent())
+    first.release()
+    second = stage(first.path, tmp_path / "faster", None, Silent())
+    second.release()
+    assert contents(second.path) == contents(first.path)
+    assert json.loads((second.path / ".stage.json").read_text())["source"] == str(first.path)
+
+
+def test_a_source_that_changes_while_it_is_copied_is_not_taken(tmp_path: Path) -> None:
+    source = model(tmp_path / "a")
+
+    class Writer(Silent):
+        def advance(self, num_bytes: int) -> None:
+            (source / "model.safetensors").write_bytes(b"x" * 100 * KIB)
+
+    with pytest.raises(HearthError, match="changed while it was copied"):
+        stage(source, tmp_path / "fast", None, Writer())
+    assert staged_bytes(tmp_path / "fast") == 0
+
+
 @pytest.mark.parametrize("missing", ["config.json", ""])
 def test_what_is_no_model_is_refused(tmp_path: Path, missing: str) -> None:
     source = model(tmp_path / "a")
@@ -226,16 +248,66 @@ def test_of_two_at_once_one_copies_and_both_have_it(tmp_path: Path) -> None:
     assert contents(found[0].path)["model.safetensors"] == b"w" * (8 << 20)
 
 
-def test_warming_asks_for_every_byte_and_passes_over_what_is_gone(tmp_path: Path) -> None:
-    source = model(tmp_path / "a", 3 * 128 * KIB + 5)
-    asked = warm([source / "gone", source / "model.safetensors"])
-    assert asked == 3 * 128 * KIB + 5
-    thread = start_warming(source)
-    thread.join(5)
-    assert not thread.is_alive()
+@pytest.mark.parametrize("size", [0, 1, 128 * KIB, 3 * 128 * KIB + 5])
+def test_warming_asks_for_every_byte_of_a_range_in_small_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    asked: list[tuple[int, int]] = []
+    advise = os.posix_fadvise
+
+    def record(fd: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        advise(fd, offset, length, advice)
+        asked.append((offset, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", record)
+    with (model(tmp_path / "a", 7 + size) / "model.safetensors").open("rb") as file:
+        warm_range(file.fileno(), 7, size)
+    assert all(0 < length <= STEP_BYTES for _, length in asked)
+    ends = [7, *(offset + length for offset, length in asked)]
+    assert [offset for offset, _ in asked] == ends[:-1]
+    assert ends[-1] == 7 + size
 
 
-def test_warming_stops_when_it_is_told(tmp_path: Path) -> None:
-    stopped = threading.Event()
-    stopped.set()
-    assert warm([model(tmp_path / "a") / "model.safetensors"], stopped) == 0
+SEVERAL = """
+import random, sys
+from pathlib import Path
+from hearth.core.errors import CapacityError
+from hearth.hub.observer import Silent
+from hearth.hub.stage import stage, staged_bytes
+
+seed, fast, budget, *models = sys.argv[1:]
+noise = random.Random(int(seed))
+num_staged = 0
+for _ in range(150):
+    model = Path(noise.choice(models))
+    try:
+        staged = stage(model, Path(fast), int(budget), Silent())
+    except CapacityError:  # the others' copies are in use
+        continue
+    num_staged += 1
+    assert staged_bytes(Path(fast)) <= int(budget)
+    for name in ("config.json", "model.safetensors"):
+        assert (staged.path / name).read_bytes() == (model / name).read_bytes()
+    staged.release()
+print(num_staged)
+"""
+
+
+def test_processes_share_a_budget_and_find_their_copies_whole(tmp_path: Path) -> None:
+    budget = 250 * KIB
+    models = [model(tmp_path / name, fill=name.encode()) for name in "abcd"]
+    arguments = [str(tmp_path / "fast"), str(budget), *map(str, models)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SEVERAL, str(seed), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert sum(int(out) for out, _ in outputs) > 0
+    assert staged_bytes(tmp_path / "fast") <= budget

@@ -171,3 +171,19 @@ def test_a_directory_without_safetensors_says_what_it_holds(tmp_path: Path) -> N
         "pytorch_model.bin"
     )
     assert "--load-format dummy" in str(caught.value)
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone", tmp_path / "file"):
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(WeightsError, match="cannot be read"):
+            read_checkpoint(path)
+
+
+def test_a_shard_that_is_a_link_to_nothing_is_missing(tmp_path: Path) -> None:
+    write_sharded(tmp_path, llama_tensors())
+    shard = tmp_path / "model-00002-of-00003.safetensors"
+    shard.unlink()
+    shard.symlink_to(tmp_path / "gone")
+    with pytest.raises(WeightsError, match="of which 1 are missing: model-00002"):
+        read_checkpoint(tmp_path)
