@@ -73,6 +73,8 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._out, self._err = log_dir / "stdout.txt", log_dir / "stderr.txt"
+        # Servers of other tests that run meanwhile take no cores from it.
+        variables.setdefault("XDG_RUNTIME_DIR", str(log_dir))
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.popen = subprocess.Popen(
                 command("--port", str(self.port), *arguments, python=python),

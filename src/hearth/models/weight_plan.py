@@ -75,7 +75,7 @@ def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
     """Plans the load. Raises WeightsError for missing tensors, wrong dtypes and shapes."""
     resolved = [_resolve(slot, checkpoint) for slot in spec.slots]
     needed = _rows_needed(resolved)
-    _check_missing(needed, checkpoint)
+    _check_missing(resolved, checkpoint)
     for slot in resolved:
         for source in slot.sources if slot.stored is None else ():
             _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
@@ -98,15 +98,17 @@ def _resolve(slot: WeightSlot, checkpoint: Checkpoint) -> WeightSlot:
 
     def resolve(source: WeightSource) -> WeightSource:
         candidate: WeightSource | None = source
-        while candidate is not None and not _is_there(candidate.tensor, checkpoint):
+        while candidate is not None and not _is_there(candidate.tensor, slot, checkpoint):
             candidate = candidate.otherwise
         return candidate or source
 
     return replace(slot, sources=tuple(resolve(source) for source in slot.sources))
 
 
-def _is_there(tensor: str, checkpoint: Checkpoint) -> bool:
-    return tensor in checkpoint.tensors or has_codes(tensor, checkpoint.tensors)
+def _is_there(tensor: str, slot: WeightSlot, checkpoint: Checkpoint) -> bool:
+    if slot.stored is not None:
+        return has_codes(tensor, checkpoint.tensors)
+    return tensor in checkpoint.tensors
 
 
 def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
@@ -122,8 +124,12 @@ def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
     return needed
 
 
-def _check_missing(needed: Iterable[str], checkpoint: Checkpoint) -> None:
-    missing = [name for name in needed if not _is_there(name, checkpoint)]
+def _check_missing(slots: Sequence[WeightSlot], checkpoint: Checkpoint) -> None:
+    pairs = [(source.tensor, slot) for slot in slots for source in slot.sources]
+    needed = dict.fromkeys(name for name, _ in pairs)
+    missing = list(
+        dict.fromkeys(name for name, slot in pairs if not _is_there(name, slot, checkpoint))
+    )
     if not missing:
         return
     hint = None

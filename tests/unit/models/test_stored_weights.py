@@ -58,7 +58,7 @@ def test_what_is_quantized_is_refused_as_such(tmp_path: Path) -> None:
     codes = as_kind(llama_tensors(), np.int8)
     with pytest.raises(WeightsError, match="dtype is I8") as caught:
         stored(tmp_path, codes)
-    assert "quantized checkpoints are not read" in str(caught.value)
+    assert "these are codes" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", ["qweight", "weight_packed", "blocks"])
@@ -73,7 +73,7 @@ def test_quantized_tensors_of_other_names_are_recognised(tmp_path: Path, suffix:
             tensors[name] = array
     with pytest.raises(WeightsError, match="tensors are missing") as caught:
         stored(tmp_path, tensors)
-    assert "quantized checkpoints are not read yet" in str(caught.value)
+    assert "these are codes" in str(caught.value)
 
 
 def test_tensors_that_nobody_reads_are_noted(tmp_path: Path) -> None:
