@@ -20,7 +20,9 @@ from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.codes import dequantized, read_codes
 from hearth.kernels.cpu.executor import CpuExecutor
+from hearth.kernels.cpu.quantize import quantize_rows
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.packing import CodeRows
 from hearth.kernels.reference.quantize import rounded_weights
 
 VOCAB = 61
@@ -37,8 +39,10 @@ class Case:
     bias: bool = True
 
 
-def quant_of(bits: int, group: int, *, symmetric: bool = True, int8_rows: bool = True) -> QuantSpec:
-    return QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows)
+def quant_of(
+    bits: int, group: int, *, symmetric: bool = True, int8_rows: bool = True, wide: bool = False
+) -> QuantSpec:
+    return QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows, wide)
 
 
 QUANTS = st.builds(
@@ -47,6 +51,7 @@ QUANTS = st.builds(
     group=st.sampled_from((32, 64, 96, 128)),
     symmetric=st.booleans(),
     int8_rows=st.booleans(),
+    wide=st.booleans(),
 )
 
 
@@ -280,3 +285,90 @@ def test_random_codes_have_the_spread_of_random_weights(bits: int, kind: SlotKin
     assert 0.9 < deviation < 1.2
     codes = read_codes(one, weights.packed(one)).codes
     assert len(np.unique(codes)) == 1 << bits
+
+
+def code_rows(slot: WeightSlot, seed: int) -> CodeRows:
+    """Any codes, scales of any size, zero points where the slot has some."""
+    random = np.random.default_rng(seed)
+    quant, groups = slot.quant, -(-slot.cols // slot.quant.group_size)
+    codes = random.integers(0, 1 << quant.bits, (slot.total_rows, groups * quant.group_size))
+    scales = np.exp(random.normal(-4, 5, (slot.total_rows, groups))).astype(np.float32)
+    if not quant.wide_scales:
+        scales = (scales.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    zeros = random.integers(0, 1 << quant.bits, scales.shape).astype(np.uint8)
+    return CodeRows(codes.astype(np.uint8), scales, None if quant.symmetric else zeros)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    quant=QUANTS,
+    cols=st.integers(1, 300),
+    rows=st.integers(1, 150),
+    stack=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_codes_are_packed_as_they_are_in_any_pieces(
+    quant: QuantSpec, cols: int, rows: int, stack: int, seed: int
+) -> None:
+    one = WeightSlot("weight", SlotKind.LINEAR, rows, cols, (), quant, stack=stack)
+    given_rows = code_rows(one, seed)
+    weights = CpuWeights(StepProgram((), (), (one,), (), VOCAB))
+    split = np.random.default_rng(seed).integers(0, rows * stack + 1)
+    for first, last in ((0, split), (split, rows * stack)):
+        zeros = None if given_rows.zeros is None else given_rows.zeros[first:last]
+        part = CodeRows(given_rows.codes[first:last], given_rows.scales[first:last], zeros)
+        weights.put_codes(one, int(first), part)
+    found = read_codes(one, weights.packed(one))
+    assert np.array_equal(found.codes, given_rows.codes[:, :cols])
+    assert np.array_equal(found.scales, given_rows.scales)
+    if given_rows.zeros is not None:
+        assert np.array_equal(found.zeros, given_rows.zeros)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quantizing_alone_gives_the_codes_of_packing(bits: int, symmetric: bool) -> None:
+    quant = quant_of(bits, 64, symmetric=symmetric)
+    one = WeightSlot("weight", SlotKind.LINEAR, 70, 192, (), quant)
+    tensor = host_tensor(arrays_of(Case(192, 70, quant), 5)["weight"])
+    weights = CpuWeights(StepProgram((), (), (one,), (), VOCAB))
+    weights.put(one, 0, tensor)
+    packed = read_codes(one, weights.packed(one))
+    alone = quantize_rows(one, tensor)
+    assert np.array_equal(alone.codes, packed.codes)
+    assert np.array_equal(alone.scales, packed.scales)
+    assert (alone.zeros is None) == symmetric
+    assert alone.zeros is None or np.array_equal(alone.zeros, packed.zeros)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 7, 40, 120])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_wide_scales_change_no_bit_where_bfloat16_holds_them(
+    isa: str, rows: int, bits: int
+) -> None:
+    tokens = [int(t) for t in np.random.default_rng(rows).integers(0, VOCAB, rows)]
+    results = []
+    for wide in (False, True):
+        case = Case(320, 130, quant_of(bits, 64, symmetric=False, wide=wide))
+        layer = layer_of(case, arrays_of(case, 3), Bench(2, isa, 128))
+        results.append(layer.run(tokens))
+        layer.executor.close()
+    assert np.array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("what", ["scale", "code", "zeros", "shape"])
+def test_codes_that_do_not_fit_are_refused(what: str) -> None:
+    one = WeightSlot("weight", SlotKind.LINEAR, 8, 64, (), quant_of(4, 64))
+    rows = code_rows(one, 0)
+    if what == "scale":
+        rows.scales[3, 0] = np.inf
+    elif what == "code":
+        rows.codes[2, 7] = 16
+    elif what == "zeros":
+        rows = CodeRows(rows.codes, rows.scales, np.zeros_like(rows.scales, np.uint8))
+    else:
+        rows = CodeRows(rows.codes[:, :32], rows.scales)
+    weights = CpuWeights(StepProgram((), (), (one,), (), VOCAB))
+    with pytest.raises(KernelError):
+        weights.put_codes(one, 0, rows)

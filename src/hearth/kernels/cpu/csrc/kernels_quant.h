@@ -9,15 +9,19 @@ namespace {
 
 using hearth::code_offset;
 
-// What the rows of a tile share.
+// What the rows of a tile share. SCALE: uint16_t (bfloat16), or float where scales
+// are wide.
+template <class SCALE>
 struct QuantPanel {
+  using Scale = SCALE;
+  static constexpr int64_t scales_bytes = kPanel * sizeof(Scale);
+
   const QuantLinearArgs& a;
-  int64_t groups, scales_bytes, head_bytes, block_bytes, row_step;
+  int64_t groups, head_bytes, block_bytes, row_step;
   int middle;
 
   explicit QuantPanel(const QuantLinearArgs& args) : a(args) {
     groups = hearth::num_groups(a.cols, a.group);
-    scales_bytes = kPanel * (a.wide ? 4 : 2);
     head_bytes = scales_bytes + (a.zeros ? kPanel : 0);
     block_bytes = head_bytes + int64_t{a.group} * kPanel * a.bits / 8;
     row_step = hearth::row_group_bytes(a.group);
@@ -56,20 +60,9 @@ HEARTH_INLINE Vec one_value(const int8_t* p) {
   return vset(value);
 }
 
-// The scales of V vectors of columns.
-template <int V>
-HEARTH_INLINE void load_scales(const QuantPanel& p, const uint8_t* block, int column,
-                               Vec (&scales)[V]) {
-  auto load = [&](auto* from) HEARTH_LAMBDA {
-    unroll<V>([&](auto v) HEARTH_LAMBDA { scales[v.value] = vload(from + v.value * kLanes); });
-  };
-  p.a.wide ? load(reinterpret_cast<const float*>(block) + column)
-           : load(reinterpret_cast<const uint16_t*>(block) + column);
-}
-
 // −zero · sum: the integer that the products of a group start from.
-template <int V, int BITS>
-HEARTH_INLINE Int first_sum(const QuantPanel& p, const uint8_t* block, int column, int v, int r,
+template <int V, int BITS, class P>
+HEARTH_INLINE Int first_sum(const P& p, const uint8_t* block, int column, int v, int r,
                             int64_t group) {
   Int minus_sum = four_values(p.minus_sum(r, group));
   if (!p.a.zeros) return ishift_left<BITS - 1>(minus_sum);  // the zero point is 2^(BITS − 1)
@@ -105,18 +98,18 @@ HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_
 
 // sums += scales of the weight and the row · the integer sums of a group. Addresses are local: the
 // compiler would read them again after each store, which may have changed anything.
-template <int R, int V>
-HEARTH_INLINE void add_group(const QuantPanel& p, int64_t group, const QuantTile& t, int column,
+template <int R, int V, class P>
+HEARTH_INLINE void add_group(const P& p, int64_t group, const QuantTile& t, int column,
                              const Int (&acc)[R][V]) {
-  Vec scales[V];
-  load_scales<V>(p, p.block(group), column, scales);
+  const auto* scales = reinterpret_cast<const typename P::Scale*>(p.block(group)) + column;
   float* out = t.sums + column;
   const int8_t* row_scale = p.row_scale(t.row, group);
   const int64_t ldx = p.a.ldx;
   unroll<V>([&](auto v) HEARTH_LAMBDA {
+    Vec scale = vload(scales + v.value * kLanes);
     unroll<R>([&](auto r) HEARTH_LAMBDA {
       float* to = out + r.value * kPanel + v.value * kLanes;
-      Vec factor = vmul(scales[v.value], one_value(row_scale + r.value * ldx));
+      Vec factor = vmul(scale, one_value(row_scale + r.value * ldx));
       Vec sum = group == 0 ? vzero() : vload(to);
       vstore(to, vfma(vfloat(acc[r.value][v.value]), factor, sum));
     });
@@ -124,8 +117,8 @@ HEARTH_INLINE void add_group(const QuantPanel& p, int64_t group, const QuantTile
 }
 
 // Adds one group to R rows of V vectors of outputs. BITS bounds the values of codes.
-template <int R, int V, Codes FROM, int BITS, int AHEAD>
-HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTile& t, int column) {
+template <int R, int V, Codes FROM, int BITS, int AHEAD, class P>
+HEARTH_INLINE void quant_tile(const P& p, int64_t group, const QuantTile& t, int column) {
   constexpr bool is_packed = FROM == Codes::kPacked || FROM == Codes::kUnpack;
   const QuantLinearArgs& a = p.a;
   const uint8_t* block = p.block(group);
@@ -168,8 +161,8 @@ HEARTH_INLINE void quant_tile(const QuantPanel& p, int64_t group, const QuantTil
   add_group<R, V>(p, group, t, column, acc);
 }
 
-template <int R, Codes FROM, int AHEAD>
-void quant_rows(const QuantPanel& p, const QuantTile& t) {
+template <int R, Codes FROM, int AHEAD, class P>
+void quant_rows(const P& p, const QuantTile& t) {
   if constexpr (R > 0) {
     if (t.rows != R) return quant_rows<R - 1, FROM, AHEAD>(p, t);
     constexpr int vectors = R <= kNarrowRows ? kNarrowVectors : kLinearVectors;
@@ -181,7 +174,8 @@ void quant_rows(const QuantPanel& p, const QuantTile& t) {
 
 // The first of a panel's row tiles unpacks codes in registers. Where many follow, it leaves them in
 // the cache; a few do as it does, which is faster than writing.
-inline void quant_rows(const QuantPanel& p, const QuantTile& t, int tiles) {
+template <class P>
+void quant_rows(const P& p, const QuantTile& t, int tiles) {
   constexpr int most = kLinearRows, most_packed = 3;
   if (p.a.bits == 8)
     return tiles == 1 ? quant_rows<most, Codes::kBytes, kStraightAhead>(p, t)
@@ -214,8 +208,9 @@ inline void write_sums(const QuantLinearArgs& a, const float* sums) {
 constexpr int kQuantColumnsOfK = 128;
 
 // Rows go in tiles of nearly equal size.
-void quant_linear(const QuantLinearArgs& a) {
-  QuantPanel p(a);
+template <class SCALE>
+void quant_linear_of(const QuantLinearArgs& a) {
+  QuantPanel<SCALE> p(a);
   auto* sums = reinterpret_cast<float*>(a.scratch);
   int tiles = (a.rows + kLinearRows - 1) / kLinearRows;
   int64_t step = tiles == 1 ? p.groups : larger(1, kQuantColumnsOfK / a.group);
@@ -231,9 +226,13 @@ void quant_linear(const QuantLinearArgs& a) {
   write_sums(a, sums);
 }
 
+void quant_linear(const QuantLinearArgs& a) {
+  a.wide ? quant_linear_of<float>(a) : quant_linear_of<uint16_t>(a);
+}
+
 // The exact mode: float rows. Each group's products are summed in the order of K, then scaled.
-template <int R, int V>
-HEARTH_INLINE void exact_tile(const QuantPanel& p, int64_t group, int column, int row) {
+template <int R, int V, class P>
+HEARTH_INLINE void exact_tile(const P& p, int64_t group, int column, int row) {
   const QuantLinearArgs& a = p.a;
   const uint8_t* block = p.block(group);
   Vec acc[R][V], zero[V];
@@ -259,32 +258,32 @@ HEARTH_INLINE void exact_tile(const QuantPanel& p, int64_t group, int column, in
         });
       });
     }
-  Vec scales[V];
-  load_scales<V>(p, block, column, scales);
+  const auto* scales = reinterpret_cast<const typename P::Scale*>(block) + column;
   unroll<R * V>([&](auto i) HEARTH_LAMBDA {
     constexpr int r = i.value / V, v = i.value % V;
     float* out = a.out + (row + r) * a.ldo + column + v * kLanes;
     Vec sum = group == 0 ? vzero() : vload(out);
-    vstore(out, vfma(acc[r][v], scales[v], sum));
+    vstore(out, vfma(acc[r][v], vload(scales + v * kLanes), sum));
   });
 }
 
-template <int R>
-void exact_rows(const QuantPanel& p, int64_t group, int row) {
+template <int R, class P>
+void exact_rows(const P& p, int64_t group, int row) {
   for (int column = 0; column < kPanel; column += kLinearVectors * kLanes)
     exact_tile<R, kLinearVectors>(p, group, column, row);
 }
 
-template <int R>
-void exact_remainder(const QuantPanel& p, int64_t group, int row) {
+template <int R, class P>
+void exact_remainder(const P& p, int64_t group, int row) {
   if constexpr (R > 0) {
     if (p.a.rows - row == R) return exact_rows<R>(p, group, row);
     exact_remainder<R - 1>(p, group, row);
   }
 }
 
-void quant_linear_exact(const QuantLinearArgs& a) {
-  QuantPanel p(a);
+template <class SCALE>
+void quant_linear_exact_of(const QuantLinearArgs& a) {
+  QuantPanel<SCALE> p(a);
   constexpr int tile = kLinearRows > 4 ? 4 : kLinearRows;
   for (int64_t group = 0; group < p.groups; group++) {
     int row = 0;
@@ -292,6 +291,10 @@ void quant_linear_exact(const QuantLinearArgs& a) {
     exact_remainder<tile - 1>(p, group, row);
   }
   add_bias(a);
+}
+
+void quant_linear_exact(const QuantLinearArgs& a) {
+  a.wide ? quant_linear_exact_of<float>(a) : quant_linear_exact_of<uint16_t>(a);
 }
 
 // One row to int8, each group by its own largest magnitude. A value that is not finite makes the
