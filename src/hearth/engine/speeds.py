@@ -52,6 +52,16 @@ _MODEL: dict[str, Any] = {
     "bos_token_id": 0,
 }
 _LAYER_PARAMETERS = 60_800_000
+# A model whose layers are nearly nothing but the meeting of threads.
+_SMALL_LAYERS = 24
+_SMALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "num_hidden_layers": _SMALL_LAYERS,
+}
 # Layers of each precision, at least; more where a cache is large.
 _LAYERS = {"int4": 4, "int8": 3, "bfloat16": 2, "float32": 2}
 _BITS = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
@@ -82,14 +92,18 @@ def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds
             f"measuring needs {format_bytes(_LEAST_FREE_BYTES)}; {free.describe()}",
             hint="free memory, or leave --measure out",
         )
-    layers = _num_layers(last_cache_bytes())
+    layers = num_layers(last_cache_bytes())
+    shapes = {precision: {"num_hidden_layers": count} for precision, count in layers.items()}
     speeds: list[PrecisionSpeed] = []
     spread = 0.0
     groups = _groups(layers, free.available_bytes)
-    rates: _Attention | None = None
+    layer_s = measure_layer_s(placement, isa)
+    rates: Attention | None = None
     for number, group in enumerate(groups):
         with ExitStack() as stack:
-            rigs = [stack.enter_context(_rig(p, layers[p], placement, isa)) for p in group]
+            rigs = [
+                stack.enter_context(open_rig(p, shapes[p], placement, isa, layer_s)) for p in group
+            ]
             rates = rates or rigs[0].attention()
             for turn, rows in enumerate(ROWS):
                 what = f"the kernels, {rows} row{'s' * (rows > 1)} a step"
@@ -100,11 +114,25 @@ def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds
             spread = max(spread, *(rig.spread for rig in rigs))
     assert rates is not None
     source = f"measured with {placement.num_threads} threads"
-    return Speeds(tuple(speeds), rates.flops_s, rates.kv_bytes_s, STEP_S, source, round(spread, 3))
+    return Speeds(
+        tuple(speeds),
+        rates.flops_s,
+        rates.kv_bytes_s,
+        STEP_S,
+        source,
+        round(spread, 3),
+        layer_s,
+    )
 
 
-def _num_layers(cache_bytes: int) -> dict[str, int]:
-    """By precision."""
+def measure_layer_s(placement: Placement, isa: str) -> float:
+    """What a layer takes that has next to no weights. Raises KernelError, ConfigError (`isa`)."""
+    with open_rig("int4", _SMALL, placement, isa) as rig:
+        return rig.step_s((Segment(15, 1),)) / _SMALL_LAYERS
+
+
+def num_layers(cache_bytes: int) -> dict[str, int]:
+    """Of a rig by precision, beside so large a last cache."""
     return {
         precision: min(
             _MOST_LAYERS, max(least, ceil_div(_CACHES * cache_bytes, _layer_bytes(precision)))
@@ -135,22 +163,28 @@ def last_cache_bytes() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Attention:
+class Attention:
     """Operations a second over many rows, and bytes of KV a second for one row."""
 
     flops_s: float
     kv_bytes_s: float
 
 
-class _Rig:
+class Rig:
     """A small model of one precision, and the times of its steps."""
 
     def __init__(
-        self, precision: str, executor: CpuExecutor, cost: ProgramCost, num_blocks: int
+        self,
+        precision: str,
+        executor: CpuExecutor,
+        cost: ProgramCost,
+        num_blocks: int,
+        layer_s: float,
     ) -> None:
         self._precision = precision
         self._executor = executor
         self._cost = cost
+        self._layers_s = cost.num_layers * layer_s
         self._points: list[SpeedPoint] = []
         self._first_row_s: list[float] = []
         self.spread = 0.0
@@ -176,14 +210,14 @@ class _Rig:
         self.spread = max(self.spread, (quartiles[2] - quartiles[0]) / middle)
         return middle
 
-    def attention(self) -> _Attention:
+    def attention(self) -> Attention:
         """Told apart from the rest of a step by what a context adds."""
         rows = ROWS[-1]
         behind = self._difference((Segment(CONTEXT, rows),), (Segment(0, rows),))
         flops = self._cost.attend_flops * rows * CONTEXT + self._cost.wanted_attend_flops * CONTEXT
         far = self._difference((Segment(_DECODE_CONTEXT, 1),), (Segment(0, 1),))
         read = self._cost.kv_bytes * _DECODE_CONTEXT
-        return _Attention(flops / behind, read / far)
+        return Attention(flops / behind, read / far)
 
     def _difference(self, more: tuple[Segment, ...], less: tuple[Segment, ...]) -> float:
         """What a context costs: medians of pairs in turns. At least a part of the step.
@@ -197,9 +231,9 @@ class _Rig:
     def measure(self, rows: int, attend_flops_s: float) -> None:
         """So many rows a step, and one row again: memory is not as fast all the time."""
         if rows > 1:
-            self._points.append(self._point(rows, attend_flops_s))
+            self._points.append(self.point(rows, attend_flops_s))
         least_s = min(_LEAST_S, _AGAIN_S) if rows > 1 else _LEAST_S
-        self._first_row_s.append(self._point(1, attend_flops_s, least_s).byte_s)
+        self._first_row_s.append(self.point(1, attend_flops_s, least_s).byte_s)
 
     def speed(self) -> PrecisionSpeed:
         """Seconds a byte of weights at each number of rows that was measured."""
@@ -207,14 +241,15 @@ class _Rig:
         points = (SpeedPoint(1, samples.median), *self._points)
         return PrecisionSpeed(self._precision, points, samples)
 
-    def _point(self, rows: int, attend_flops_s: float, least_s: float | None = None) -> SpeedPoint:
+    def point(self, rows: int, attend_flops_s: float, least_s: float | None = None) -> SpeedPoint:
+        """What a byte of weights takes in steps of so many rows, of `least_s` seconds of them."""
         is_prompt = rows == ROWS[-1]
         segments = (Segment(0, rows),) if is_prompt else (Segment(15, 1),) * rows
-        seconds = self.step_s(segments, least_s)
+        whole = self.step_s(segments, least_s)
+        seconds = whole - self._layers_s
         if is_prompt:
-            whole = seconds
             seconds -= self._cost.attend_flops * rows * (rows + 1) / 2 / attend_flops_s
-            seconds = max(seconds, whole / 2)
+        seconds = max(seconds, whole / 2)
         # Of a prompt what follows the last keys and values is computed for one row.
         token_bytes = sum(c.token_bytes for c in self._cost.linears)
         wanted_bytes = sum(c.wanted_bytes for c in self._cost.linears)
@@ -223,8 +258,14 @@ class _Rig:
 
 
 @contextmanager
-def _rig(precision: str, num_layers: int, placement: Placement, isa: str) -> Iterator[_Rig]:
-    loaded = _small_model(precision, num_layers)
+def open_rig(
+    precision: str, shape: dict[str, Any], placement: Placement, isa: str, layer_s: float = 0.0
+) -> Iterator[Rig]:
+    """A rig with random weights; `shape` changes the model's, `layer_s` as of `Speeds`.
+
+    Raises KernelError, CapacityError, ConfigError (`isa`).
+    """
+    loaded = _small_model(precision, shape)
     weights = CpuWeights(loaded.program)
     for seed, slot in enumerate(loaded.program.slots):
         weights.fill_random(slot, seed)
@@ -236,12 +277,12 @@ def _rig(precision: str, num_layers: int, placement: Placement, isa: str) -> Ite
     with closing(executor):
         if placement.cpus:
             executor.bind(placement.cpus)
-        yield _Rig(precision, executor, program_cost(loaded.program), num_blocks)
+        yield Rig(precision, executor, program_cost(loaded.program), num_blocks, layer_s)
 
 
-def _small_model(precision: str, num_layers: int) -> LoadedSpec:
+def _small_model(precision: str, shape: dict[str, Any]) -> LoadedSpec:
     is_codes = precision.startswith("int")
-    config = {**_MODEL, "num_hidden_layers": num_layers}
+    config = {**_MODEL, **shape}
     with tempfile.TemporaryDirectory(prefix="hearth-measure-") as name:
         (Path(name) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return load_model_spec(

@@ -57,6 +57,7 @@ class ProgramCost:
     attend_flops: int
     wanted_attend_flops: int
     kv_bytes: int
+    num_layers: int = 0
 
     @property
     def read_bytes(self) -> int:
@@ -93,6 +94,7 @@ def program_cost(program: StepProgram, kv_element_bytes: int = 2) -> ProgramCost
         attend_flops=sum(flops[:-1]),
         wanted_attend_flops=flops[-1] if flops else 0,
         kv_bytes=sum(2 * op.num_kv_heads * op.head_dim * kv_element_bytes for op in attends),
+        num_layers=len(attends),
     )
 
 

@@ -27,7 +27,7 @@ from hearth.host.gpu_copy import GpuCopies
 from hearth.host.placement import Placement
 from hearth.host.speed import Samples, Speeds
 
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
 DEFAULT_PATH = "~/.cache/hearth/profile.json"
 NOT_ASKED = GpuCopies((), "not measured")
 

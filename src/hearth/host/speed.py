@@ -85,7 +85,8 @@ class Speeds:
     """What a machine's kernels do; `source` says how they are known, `spread` how far they vary.
 
     `attend_flops_s`: operations a second of attention over many rows; `kv_bytes_s`: how fast keys
-    and values are read for one row; `step_s`: what a step takes beside its kernels when it is
+    and values are read for one row; `layer_s`: what a layer takes beside its weights and keys, as
+    threads meet after each of its parts; `step_s`: what a step takes beside its kernels when it is
     served.
     """
 
@@ -95,6 +96,7 @@ class Speeds:
     step_s: float
     source: str
     spread: float = 0.0
+    layer_s: float = 0.0
 
     def of(self, precision: str) -> PrecisionSpeed | None:
         """None: this precision has not been measured."""
@@ -140,9 +142,10 @@ def decode_s(cost: ProgramCost, speeds: Speeds, num_streams: int, context: int) 
     """One token for each of the streams, with so many tokens behind each."""
     linear = linear_s(cost, speeds, num_streams, num_streams)
     read_s = cost.kv_bytes * context * num_streams / speeds.kv_bytes_s
-    seconds = linear.seconds + read_s + speeds.step_s
+    fixed_s = cost.num_layers * speeds.layer_s + speeds.step_s
+    seconds = linear.seconds + read_s + fixed_s
     least, most = _variation(cost, speeds)
-    fixed = speeds.step_s / seconds if seconds else 1.0  # the part that no memory is read in
+    fixed = fixed_s / seconds if seconds else 1.0  # the part that no memory is read in
     return Prediction(
         seconds,
         linear.missing,
@@ -180,7 +183,8 @@ def prefill_s(
         flops = cost.attend_flops * pairs
         if is_last:
             flops += cost.wanted_attend_flops * (context + rows)
-        seconds += linear.seconds + flops / speeds.attend_flops_s + speeds.step_s
+        seconds += linear.seconds + flops / speeds.attend_flops_s
+        seconds += cost.num_layers * speeds.layer_s + speeds.step_s
     return Prediction(seconds, tuple(sorted(missing)))
 
 
@@ -189,4 +193,5 @@ def encode_s(cost: ProgramCost, speeds: Speeds, num_patches: int, window: int = 
     linear = linear_s(cost, speeds, num_patches, 1)
     seen = min(num_patches, window) if window else num_patches
     flops = (cost.attend_flops + cost.wanted_attend_flops) * num_patches * seen
-    return Prediction(linear.seconds + flops / speeds.attend_flops_s, linear.missing)
+    seconds = linear.seconds + flops / speeds.attend_flops_s + cost.num_layers * speeds.layer_s
+    return Prediction(seconds, linear.missing)
