@@ -52,16 +52,16 @@ _MODEL: dict[str, Any] = {
     "bos_token_id": 0,
 }
 _LAYER_PARAMETERS = 60_800_000
-# A model whose layers are nearly nothing but the meeting of threads.
-_SMALL_LAYERS = 24
-_SMALL: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 2,
+# The same with small layers, and as many of them as make it as large: what differs is what a layer
+# takes beside its weights.
+_NARROW: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
     "num_key_value_heads": 1,
-    "head_dim": 64,
-    "num_hidden_layers": _SMALL_LAYERS,
 }
+_NARROW_PARAMETERS = 2_200_000  # of a layer
+_LEAST_NARROW, _MOST_NARROW = 48, 512
 # Layers of each precision, at least; more where a cache is large.
 _LAYERS = {"int4": 4, "int8": 3, "bfloat16": 2, "float32": 2}
 _BITS = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
@@ -76,6 +76,7 @@ _BLOCK_SIZE = 32
 LEAST_SHARE = 0.02
 _LEAST_S = 0.12  # of measuring one point
 _AGAIN_S = 0.06  # of measuring one row once more
+_LAYER_PAIRS = 9
 _LEAST_STEPS, _MOST_STEPS = 3, 60
 # What the front end and the scheduler put between two steps of one stream (docs/performance.md).
 STEP_S = 0.15e-3
@@ -126,9 +127,26 @@ def measure_speeds(placement: Placement, isa: str, report: ReportPart) -> Speeds
 
 
 def measure_layer_s(placement: Placement, isa: str) -> float:
-    """What a layer takes that has next to no weights. Raises KernelError, ConfigError (`isa`)."""
-    with open_rig("int4", _SMALL, placement, isa) as rig:
-        return rig.step_s((Segment(15, 1),)) / _SMALL_LAYERS
+    """What a layer takes beside its weights: threads meet, and reading begins anew.
+
+    Of two models with as many weights in few and in many layers; pairs in turns, since memory
+    changes its speed. Raises KernelError, CapacityError, ConfigError (`isa`).
+    """
+    few = num_layers(last_cache_bytes())["int4"]
+    many = min(_MOST_NARROW, max(_LEAST_NARROW, few * _LAYER_PARAMETERS // _NARROW_PARAMETERS))
+    wide_shape, narrow_shape = {"num_hidden_layers": few}, {**_NARROW, "num_hidden_layers": many}
+    with (
+        open_rig("int4", wide_shape, placement, isa) as wide,
+        open_rig("int4", narrow_shape, placement, isa) as narrow,
+    ):
+        share = narrow.read_bytes / wide.read_bytes
+        one = (Segment(15, 1),)
+        found = [
+            (narrow.step_s(one, _AGAIN_S) - share * wide.step_s(one, _AGAIN_S))
+            / (many - share * few)
+            for _ in range(_LAYER_PAIRS)
+        ]
+    return max(0.0, statistics.median(found))
 
 
 def num_layers(cache_bytes: int) -> dict[str, int]:
@@ -191,6 +209,11 @@ class Rig:
         for first in range(0, num_blocks, 8):  # KV that is read has been written
             parts = [Segment(0, _BLOCK_SIZE)] * min(8, num_blocks - first)
             executor.execute(plan_of(parts, 1, _BLOCK_SIZE, first))
+
+    @property
+    def read_bytes(self) -> int:
+        """Weights that a step of one row reads."""
+        return self._cost.read_bytes
 
     def step_s(self, segments: tuple[Segment, ...], least_s: float | None = None) -> float:
         """The median time of a step, of so many seconds of them."""
