@@ -9,6 +9,7 @@ from hearth.cli.described import described
 from hearth.core.config import CacheConfig, EngineConfig, ModelConfig
 from hearth.core.errors import CapacityError, KernelError, ModelError, UnknownArchitectureError
 from hearth.engine.executor import BackendChoice, choose_backend, load_spec
+from hearth.engine.outlook import spec_of
 from hearth.engine.planning import AUTO_CONTEXT, fit_request, memory_of
 from hearth.host.checks.needs import ModelNeeds, SchemeNeed
 from hearth.host.fit import fit, needed_bytes
@@ -17,7 +18,7 @@ from hearth.kernels.packing import arena_bytes
 from hearth.models.config_json import read_config
 from hearth.models.families import named_architecture
 from hearth.models.loader import LoadedSpec
-from hearth.models.quantize import SCHEMES
+from hearth.models.quantize import distinct_schemes
 
 
 def read_needs(model: str, context: int | None = None) -> ModelNeeds:
@@ -40,7 +41,8 @@ def _read(name: str, directory: Path, context: int | None) -> ModelNeeds:
         if backend.name == "automodel":  # planning it would import torch
             return replace(needs, needs_transformers=True)
         threads = place_threads("auto", None).num_threads  # as the engine has it
-        schemes = tuple(_need(s, backend, config, threads, context) for s in SCHEMES)
+        names = distinct_schemes(spec_of(backend, config, "none").spec)
+        schemes = tuple(_need(s, backend, config, threads, context) for s in names)
         return replace(needs, num_parameters=_num_parameters(backend, config), schemes=schemes)
     except (ModelError, KernelError, CapacityError) as error:
         # Without the kernels, and without a family file, torch would serve it, if it were there.

@@ -26,7 +26,7 @@ from hearth.host.speed import (
     prefill_s,
 )
 from hearth.models.loader import LoadedSpec
-from hearth.models.quantize import SCHEMES
+from hearth.models.quantize import distinct_schemes
 
 MOST_SEQUENCES = 4096  # that are looked for
 
@@ -136,7 +136,9 @@ class Costs:
 
 def outlooks(config: EngineConfig, site: Site, load: Load) -> tuple[Outlook, ...]:
     """Of every precision. Raises ModelError, ConfigError."""
-    return tuple(_outlook(scheme, config, site, load) for scheme in SCHEMES)
+    spec = spec_of(site.backend, config, "none").spec
+    schemes = distinct_schemes(spec, config.model.codes)
+    return tuple(_outlook(scheme, config, site, load) for scheme in schemes)
 
 
 def spec_of(backend: BackendChoice, config: EngineConfig, scheme: str) -> LoadedSpec:
@@ -205,7 +207,7 @@ def _device_map(
 
 
 def _stored_as(loaded: LoadedSpec, scheme: str) -> str:
-    return str(loaded.dtype) if scheme == "none" else scheme
+    return loaded.precision if scheme == "none" else scheme
 
 
 def _most_sequences(request: FitRequest, context: int, free_bytes: int) -> int:

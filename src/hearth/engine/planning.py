@@ -22,7 +22,7 @@ from hearth.models.automodel.spec import AutoModelSpec
 from hearth.models.image_processor import read_image_processor
 from hearth.models.image_sizes import check_processor, default_processor
 from hearth.models.loader import LoadedSpec
-from hearth.models.quantize import SCHEMES, storage_of
+from hearth.models.quantize import distinct_schemes, storage_of
 
 # A scheme fits with a context of so many tokens, where neither the user nor the model says less.
 AUTO_CONTEXT = 8192
@@ -71,10 +71,18 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
     loaded = load_spec(backend, config)
     fitted = fit(fit_request(backend, config, loaded, num_threads), memory_of(loaded))
     scheme = config.model.quantize
-    if scheme == "none" or not isinstance(loaded, LoadedSpec):
+    if not isinstance(loaded, LoadedSpec) or (scheme == "none" and loaded.stored is None):
         return PlannedModel(loaded, fitted, ())
+    if scheme == "none":
+        return PlannedModel(loaded, fitted, _stored_choices(loaded, config.model.codes))
     choice = Choice("quantize", scheme, f"--quantize; {_of_matrices(loaded)}")
     return PlannedModel(loaded, fitted, (choice, *_code_choices(config.model.codes)))
+
+
+def _stored_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
+    """Of a checkpoint that holds codes, which are taken as they are."""
+    reason = f"config.json: quantization_config; {storage_of(loaded.program.slots)}"
+    return Choice("quantize", "as stored", reason), *_code_choices(codes)[:1]
 
 
 def fit_request(
@@ -139,12 +147,14 @@ class _Candidate:
 
     def describe(self) -> str:
         """`int8 1.62 GiB`."""
-        name = str(self.loaded.dtype) if self.scheme == "none" else self.scheme
+        name = self.loaded.precision if self.scheme == "none" else self.scheme
         return f"{name} {format_bytes(self.needed_bytes)}"
 
 
 def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -> PlannedModel:
-    candidates = [_candidate(scheme, backend, config, num_threads) for scheme in SCHEMES]
+    exact = _candidate("none", backend, config, num_threads)
+    schemes = distinct_schemes(exact.loaded.spec, config.model.codes)
+    candidates = [_candidate(scheme, backend, config, num_threads) for scheme in schemes]
     memory = read_memory()
     needs = ", ".join(candidate.describe() for candidate in candidates)
     context = f"a context of {format_count(candidates[0].num_tokens)} tokens"

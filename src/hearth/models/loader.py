@@ -50,6 +50,11 @@ class LoadedSpec:
         return self.spec.architecture
 
     @property
+    def precision(self) -> str:
+        """What matrices are that `quantize` leaves alone: "bfloat16", or "as stored" for codes."""
+        return "as stored" if self.stored is not None else str(self.dtype)
+
+    @property
     def max_position_embeddings(self) -> int:
         """The longest context."""
         return self.spec.max_position_embeddings

@@ -53,6 +53,14 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
     return replace(spec, slots=tuple(convert(slot) for slot in spec.slots))
 
 
+def distinct_schemes(spec: ModelSpec, codes: CodesConfig = DEFAULT_CODES) -> tuple[str, ...]:
+    """Those that differ, of a spec that none was applied to: a checkpoint may be codes already."""
+    found: dict[tuple[WeightSlot, ...], str] = {}
+    for scheme in SCHEMES:
+        found.setdefault(quantized(spec, scheme, codes).slots, scheme)
+    return tuple(found.values())
+
+
 def linear_slots(vision: VisionSpec) -> set[str]:
     """The matrices of a vision encoder."""
     alone: list[LinearSpec] = [vision.patch_embed]
