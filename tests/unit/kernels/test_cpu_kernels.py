@@ -40,6 +40,8 @@ from hearth.core.program import (
     StepProgram,
 )
 from hearth.core.spec import DType, SlotKind
+from hearth.core.step import KvConfig, StepLimits
+from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packing import HostTensor
 from hearth.kernels.reference.sampling import sample_rows
@@ -58,7 +60,7 @@ def random_rows(shape: tuple[int, ...], seed: int, scale: float = 1.0) -> NDArra
     hidden=st.integers(1, 700),
     out=st.integers(1, 200),
     rows=st.integers(1, 110),
-    dtype=st.sampled_from((DType.FLOAT32, DType.BFLOAT16)),
+    dtype=st.sampled_from(tuple(DType)),
     bias=st.booleans(),
     threads=st.integers(1, 3),
 )
@@ -76,7 +78,7 @@ def test_a_linear_layer_equals_the_matrix_product_at_any_shape(
     executor.execute(PlanBuilder(16, 0).plan([Chunk(Track(tokens, blocks=[0] * 10), rows)]))
     got = executor.read_buffer(1, rows)
     executor.close()
-    weight = to_bfloat16(arrays["weight"]) if dtype is DType.BFLOAT16 else arrays["weight"]
+    weight = as_stored(arrays["weight"], dtype)
     expected = arrays["table"][tokens].astype(np.float64) @ weight.T.astype(np.float64)
     expected += arrays["bias"] if bias else 0.0
     assert np.abs(got - expected).max() <= LINEAR_TOLERANCE * max(1.0, np.abs(expected).max())
@@ -512,3 +514,51 @@ def test_random_filling_is_reproducible_and_the_same_in_every_layout() -> None:
     half = (filled[1].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     assert full.tobytes() == half.tobytes()
     assert 0.9 < full[full != 0].std() * 33**0.5 < 1.1
+
+
+def as_stored(array: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
+    """What a weight of a precision holds of an array."""
+    if dtype is DType.FLOAT16:
+        return array.astype(np.float16).astype(np.float32)
+    return to_bfloat16(array) if dtype is DType.BFLOAT16 else array
+
+
+def half_layer(halves: NDArray[np.float16], source: DType, isa: str) -> CpuExecutor:
+    """A layer of one input, which gives its weights: one output for each."""
+    program = linear_program(1, 1, len(halves), DType.FLOAT16, bias=False)
+    weights = CpuWeights(program, isa=isa)
+    weights.put(program.slots[0], 0, host_tensor(np.ones((1, 1), np.float32)))
+    if source is DType.FLOAT16:
+        raw = HostTensor(halves.view(np.uint8).reshape(-1), DType.FLOAT16, (len(halves), 1))
+    else:
+        raw = host_tensor(halves.astype(np.float32).reshape(-1, 1))
+    weights.put(program.slots[1], 0, raw)
+    kv = KvConfig(16, (), DType.FLOAT32)
+    return CpuExecutor(program, weights, StepLimits(16, 16, 16, 64), kv, 1, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("source", [DType.FLOAT16, DType.FLOAT32])
+def test_every_finite_half_is_read_as_what_it_is(isa: str, source: DType) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    executor = half_layer(halves, source, isa)
+    executor.execute(PlanBuilder(16, 0).plan([Chunk(Track([0], blocks=[0]), 1)]))
+    found = executor.read_buffer(1, 1)[0]
+    assert np.array_equal(found, halves.astype(np.float32))
+    executor.close()
+
+
+def test_a_half_is_the_nearest_one_and_what_is_too_large_is_refused() -> None:
+    random = np.random.default_rng(0)
+    values = np.exp(random.uniform(-20, 11, 50_000)).astype(np.float32)
+    values[:4] = (65519.996, 2.0**-25, 2.0**-24 * 1.5, 0.0)
+    values *= random.choice((-1, 1), len(values)).astype(np.float32)
+    program = linear_program(1, 1, len(values), DType.FLOAT16, bias=False)
+    weights = CpuWeights(program)
+    weights.put(program.slots[1], 0, host_tensor(values.reshape(-1, 1)))
+    found = weights.packed(program.slots[1]).view(np.float16)[: len(values)]
+    assert np.array_equal(found, values.astype(np.float16))
+    values[7] = 65520.0
+    with pytest.raises(KernelError, match="65,504"):
+        weights.put(program.slots[1], 0, host_tensor(values.reshape(-1, 1)))

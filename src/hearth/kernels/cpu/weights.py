@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import CapacityError, KernelError
 from hearth.core.program import StepProgram
-from hearth.core.spec import SlotKind, WeightSlot
+from hearth.core.spec import DType, SlotKind, WeightSlot
 from hearth.core.units import format_bytes
 from hearth.kernels.cpu import abi
 from hearth.kernels.cpu.library import load_library, resolve_isa
@@ -154,6 +154,8 @@ class CpuWeights:
             raise KernelError(f"no memory to pack slot {slot.name} in")
         if code != 0:
             why = ": it has values that are not finite" if slot.quant.bits else ""
+            if slot.quant.dtype is DType.FLOAT16 and not slot.quant.bits:
+                why = ": it has values beyond 65,504, the largest of float16"
             raise KernelError(f"slot {slot.name} cannot be packed as {slot.quant.name}{why}")
 
 

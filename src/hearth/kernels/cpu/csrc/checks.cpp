@@ -46,7 +46,7 @@ void Model::check_program() const {
     require(weight.data && w.rows > 0 && w.cols > 0, "a weight is empty");
     require(reinterpret_cast<uintptr_t>(weight.data) % 64 == 0,
             "a weight is not aligned to 64 bytes");
-    require(w.dtype == HEARTH_F32 || w.dtype == HEARTH_BF16 || w.bits,
+    require(w.dtype == HEARTH_F32 || w.dtype == HEARTH_BF16 || w.dtype == HEARTH_F16 || w.bits,
             "a weight has an unknown type");
     require(w.stack > 0 && (w.stack == 1 || w.kind == HEARTH_LINEAR),
             "only linear weights are stacked");

@@ -231,11 +231,11 @@ HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32
                                       float* out);
 
 // Packs `num_rows` rows of a row-major source, [num_rows, cols], into rows first_row … of `dst`.
-// Any source type among F32, BF16, F16 → F32, BF16 (vectors: F32) or codes. `candidates`: scales
+// Any source type among F32, BF16, F16 → the same (vectors: F32) or codes. `candidates`: scales
 // that are tried for each group of codes beside the plain one; which one wins may differ between
 // instruction sets in the last bit of an error, so `isa` (null: the best) is part of what is
 // packed. Padding is not written: `dst` is zeroed memory. HEARTH_E_ARGUMENT also for codes of
-// values that are not finite.
+// values that are not finite, and for values that F16 does not hold.
 HEARTH_API int32_t hearth_pack(void* dst, const hearth_layout* layout, const void* src,
                                int32_t src_dtype, int64_t first_row, int64_t num_rows,
                                int32_t candidates, const char* isa);

@@ -18,12 +18,17 @@ constexpr int kAttendRows = 8;       // rows of a sequence that go through their
                                      // more where a key/value head has few query heads
 constexpr int kSegment = 512;  // keys a segment that is reduced on its own, at absolute positions
 
+// An IEEE half, by its bits; bfloat16 are plain uint16_t.
+struct Half {
+  uint16_t bits;
+};
+
 // Row i of x is at x + i · ldx, or at x + x_offsets[i] where there are offsets; likewise of out.
 struct LinearArgs {
   const float* x;  // [rows, ldx]
   int64_t ldx;
   const void* weight;  // one panel, [cols][64]
-  bool bf16;
+  int dtype;           // of its elements: HEARTH_*
   int64_t cols;
   const float* bias;  // [64] or null
   float* out;         // [rows, ldo], first column of the panel

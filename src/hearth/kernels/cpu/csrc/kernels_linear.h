@@ -78,10 +78,8 @@ void linear_panel(const LinearArgs& a) {
 }
 
 void linear(const LinearArgs& a) {
-  if (a.bf16)
-    linear_panel<uint16_t>(a);
-  else
-    linear_panel<float>(a);
+  if (a.dtype == HEARTH_BF16) return linear_panel<uint16_t>(a);
+  a.dtype == HEARTH_F16 ? linear_panel<hearth::Half>(a) : linear_panel<float>(a);
 }
 
 }  // namespace

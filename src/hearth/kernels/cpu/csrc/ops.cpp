@@ -19,6 +19,15 @@ float bf16_to_float(uint16_t h) {
   return x;
 }
 
+float half_to_float(uint16_t h) {
+  uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, size = h & 0x7fffu;
+  uint32_t bits = size >= 0x7c00u ? size << 13 | 0x7f800000u : size << 13;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  if (size < 0x7c00u) x *= 0x1p112f;
+  return sign ? -x : x;
+}
+
 float scale_at(const hearth_layout& w, const uint8_t* bytes) {
   if (!w.wide) {
     uint16_t half;
@@ -57,6 +66,7 @@ float element(const hearth_weight& weight, int64_t row, int64_t k) {
   int64_t index = w.kind == HEARTH_LINEAR
                       ? row / kPanel * kPanel * w.cols + k * kPanel + row % kPanel
                       : row * ((w.cols + 15) / 16 * 16) + k;
+  if (w.dtype == HEARTH_F16) return half_to_float(static_cast<const uint16_t*>(weight.data)[index]);
   return w.dtype == HEARTH_BF16 ? bf16_to_float(static_cast<const uint16_t*>(weight.data)[index])
                                 : static_cast<const float*>(weight.data)[index];
 }

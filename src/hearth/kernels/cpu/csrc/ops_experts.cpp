@@ -43,14 +43,13 @@ Part part_of(const hearth_op& op, int number) {
 // First byte of a panel of one of the stacked matrices.
 const char* panel_of(const hearth_weight& weight, int64_t matrix, int panel) {
   const hearth_layout& w = weight.layout;
-  int64_t panel_bytes =
-      w.bits ? quant_panel_bytes(w) : kPanel * w.cols * (w.dtype == HEARTH_BF16 ? 2 : 4);
+  int64_t panel_bytes = w.bits ? quant_panel_bytes(w) : kPanel * w.cols * element_bytes(w.dtype);
   return static_cast<const char*>(weight.data) + (matrix * panels(w.rows) + panel) * panel_bytes;
 }
 
 LinearArgs linear_args(const hearth_weight& weight) {
   LinearArgs args{};
-  args.bf16 = weight.layout.dtype == HEARTH_BF16;
+  args.dtype = weight.layout.dtype;
   args.cols = weight.layout.cols;
   return args;
 }

@@ -33,7 +33,7 @@ int panels(int64_t columns) {
 }
 
 int64_t panel_bytes(const hearth_layout& w) {
-  return w.bits ? quant_panel_bytes(w) : kPanel * w.cols * (w.dtype == HEARTH_BF16 ? 2 : 4);
+  return w.bits ? quant_panel_bytes(w) : kPanel * w.cols * element_bytes(w.dtype);
 }
 
 // The begin of a panel that comes after one that is not its neighbour: the processor looks ahead
@@ -109,7 +109,7 @@ void Model::linear_panel(const hearth_op& op, int64_t panel, Rows rows, float* o
   args.x = row(op.x, rows.first);
   args.ldx = buffers_[op.x].stride;
   args.weight = static_cast<const char*>(weights_[op.weight].data) + panel * panel_bytes(w);
-  args.bf16 = w.dtype == HEARTH_BF16;
+  args.dtype = w.dtype;
   args.cols = w.cols;
   args.bias = panel_bias(op, panel);
   args.out = out;

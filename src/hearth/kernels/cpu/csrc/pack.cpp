@@ -51,6 +51,22 @@ struct F16 {
     std::memcpy(&x, &bits, 4);
     return x;
   }
+  // Nearest even; beyond the largest half infinity, NaN stays NaN.
+  static uint16_t store(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    if (size > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (size >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+    if (size < 0x38800000u) {  // below the least normal one: units of 2^−24
+      float magnitude;
+      std::memcpy(&magnitude, &size, 4);
+      return static_cast<uint16_t>(sign |
+                                   static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f)));
+    }
+    size += 0xfffu + (size >> 13 & 1);
+    return static_cast<uint16_t>(sign | ((size - 0x38000000u) >> 13));
+  }
 };
 
 struct Shape {
@@ -216,6 +232,17 @@ float load_as_float(const void* src, int dtype, int64_t index) {
   return dtype == HEARTH_BF16 ? Bf16::load(bits) : F16::load(bits);
 }
 
+// Whether a finite value is beyond the largest half.
+bool exceeds_half(const void* src, int dtype, int64_t count) {
+  if (dtype == HEARTH_F16) return false;
+  float most = 0.0f;
+  for (int64_t i = 0; i < count; i++) {
+    float magnitude = std::fabs(load_as_float(src, dtype, i));
+    if (magnitude > most && !std::isinf(magnitude)) most = magnitude;
+  }
+  return most >= 65520.0f;
+}
+
 // Fits every group of the source's rows; `take(row, group, fitted)` gets the codes.
 template <class Take>
 bool fit_rows(const hearth_layout& w, const void* src, int src_dtype, int64_t num_rows,
@@ -333,8 +360,11 @@ extern "C" int32_t hearth_pack(void* dst, const hearth_layout* layout, const voi
     });
   }
   if (w.kind == HEARTH_VECTOR && w.dtype != HEARTH_F32) return HEARTH_E_ARGUMENT;
+  if (w.dtype == HEARTH_F16 && exceeds_half(src, src_dtype, num_rows * w.cols))
+    return HEARTH_E_ARGUMENT;
   bool known = w.dtype == HEARTH_F32    ? pack_from<F32>(dst, src, src_dtype, shape)
                : w.dtype == HEARTH_BF16 ? pack_from<Bf16>(dst, src, src_dtype, shape)
+               : w.dtype == HEARTH_F16  ? pack_from<F16>(dst, src, src_dtype, shape)
                                         : false;
   return known ? HEARTH_OK : HEARTH_E_ARGUMENT;
 }
@@ -393,6 +423,8 @@ extern "C" int32_t hearth_fill_random(void* dst, const hearth_layout* layout, in
     fill_as<F32>(static_cast<float*>(dst), shape, {seed, base, amplitude});
   else if (w.dtype == HEARTH_BF16 && w.kind != HEARTH_VECTOR)
     fill_as<Bf16>(static_cast<uint16_t*>(dst), shape, {seed, base, amplitude});
+  else if (w.dtype == HEARTH_F16 && w.kind != HEARTH_VECTOR)
+    fill_as<F16>(static_cast<uint16_t*>(dst), shape, {seed, base, amplitude});
   else
     return HEARTH_E_ARGUMENT;
   return HEARTH_OK;

@@ -30,6 +30,10 @@ inline int middle_code(int bits) {
 inline int64_t scale_bytes(const hearth_layout& w) {
   return w.wide ? 4 : 2;
 }
+// Of one element of a weight that is not codes.
+inline int64_t element_bytes(int dtype) {
+  return dtype == HEARTH_F32 ? 4 : 2;
+}
 // Bytes in front of a group's codes.
 inline int64_t group_head_bytes(const hearth_layout& w) {
   return kQuantColumns * (scale_bytes(w) + (w.zeros ? 1 : 0));

@@ -28,6 +28,9 @@ inline Vec vload(const uint16_t* p) {  // bfloat16
   __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
+inline Vec vload(const hearth::Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 // Of pairs of bfloat16 the first ones (0) or the second ones (1): of 8 pairs, or of one pair in all
 // lanes.
 template <int WHICH>

@@ -32,6 +32,9 @@ inline Vec vload(const uint16_t* p) {  // bfloat16
   __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
+inline Vec vload(const hearth::Half* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 // Of pairs of bfloat16 the first ones (0) or the second ones (1): of 16 pairs, or of one pair in
 // all lanes.
 template <int WHICH>

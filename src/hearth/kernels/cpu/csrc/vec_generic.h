@@ -32,6 +32,16 @@ inline Vec vload(const uint16_t* p) {  // bfloat16
   IntVec bits = {p[0] << 16, p[1] << 16, p[2] << 16, p[3] << 16};
   return reinterpret_cast<Vec>(bits);
 }
+// Exponent and fraction moved into place give 2^−112 of the value, subnormals too.
+inline Vec vload(const hearth::Half* p) {
+  IntVec h = {p[0].bits, p[1].bits, p[2].bits, p[3].bits};
+  IntVec size = h & 0x7fff, bits = size << 13;
+  Vec value = reinterpret_cast<Vec>(bits) * 0x1p112f;
+  IntVec finite = reinterpret_cast<IntVec>(value);
+  IntVec is_special = size >= 0x7c00;  // infinity, NaN
+  IntVec all = (is_special & (bits | 0x7f800000)) | (~is_special & finite);
+  return reinterpret_cast<Vec>(all | (h & 0x8000) << 16);
+}
 // Of pairs of bfloat16 the first ones (0) or the second ones (1): of 4 pairs, or of one pair in all
 // lanes.
 template <int WHICH>
