@@ -206,7 +206,7 @@ def set_weights(section: Any, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (lambda s: s.update(quant_method="gptq"), ModelError, "quant_method"),
+        (lambda s: s.update(quant_method="aqlm"), ModelError, "quant_method"),
         (lambda s: s.update(transform_config={"a": 1}), ModelError, "transform_config"),
         (lambda s: s.pop("config_groups"), ModelError, "config_groups is missing"),
         (lambda s: set_weights(s, num_bits=3), ModelError, "num_bits is 3"),

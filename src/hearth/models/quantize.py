@@ -44,13 +44,18 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
         exact |= {spec.vision.position_table or ""}
 
     def convert(slot: WeightSlot) -> WeightSlot:
-        if slot.kind is SlotKind.VECTOR or slot.name in exact or slot.stored is not None:
+        if slot.kind is SlotKind.VECTOR or slot.name in exact or _has_codes(slot):
             return slot
         is_outer = slot.name in in_8_bits
         quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)
         return replace(slot, quant=replace(quant, symmetric=is_outer or not codes.zero_points))
 
     return replace(spec, slots=tuple(convert(slot) for slot in spec.slots))
+
+
+def _has_codes(slot: WeightSlot) -> bool:
+    """Of the checkpoint; what it has in a floating point of its own may be quantized."""
+    return slot.stored is not None and slot.stored.bits > 0
 
 
 def linear_slots(vision: VisionSpec) -> set[str]:

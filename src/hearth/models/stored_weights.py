@@ -49,7 +49,7 @@ def stored_weights(loaded: LoadedSpec, checkpoint: Checkpoint) -> StoredWeights:
         num_bytes=dtypes.total(),
         used_bytes=plan.num_bytes,
         dtypes=dict(dtypes.most_common()),
-        notes=(*plan.warnings, *_other_precision(loaded, used)),
+        notes=(*plan.warnings, *plan.conversions, *_other_precision(loaded, used)),
     )
 
 
