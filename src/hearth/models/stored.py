@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from hearth.core.errors import ModelError
 from hearth.core.spec import CodesForm, SlotKind, WeightSlot
 from hearth.models.config_json import ConfigJson, shown
+from hearth.models.formats.fp8 import fp8_form, read_block
 
 KEY = "quantization_config"
 METHOD = "compressed-tensors"
-PACKED, PLAIN_INT = "pack-quantized", "int-quantized"
-_FORMATS = {PACKED: PACKED, PLAIN_INT: PLAIN_INT, "naive-quantized": PLAIN_INT}
+PACKED, PLAIN_INT, _FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+_NAIVE = "naive-quantized"  # of integers or floating point, by their type
+_FORMATS = {PACKED: PACKED, PLAIN_INT: PLAIN_INT, _NAIVE: PLAIN_INT, _FLOAT: _FLOAT}
 _WEIGHT, _PACKED_WEIGHT, _SCALE = ".weight", ".weight_packed", ".weight_scale"
 LEAST_GROUP = 32
 MAX_GROUP = 1024
@@ -71,7 +73,7 @@ class CompressedForms:
         """Whether bfloat16 does not hold the scales of a slot's tensors."""
         if self.dtypes is None:
             return False
-        names = (tensor.removesuffix(_WEIGHT) + _SCALE for tensor in tensors)
+        names = [tensor.removesuffix(_WEIGHT) + _SCALE for tensor in tensors]
         return any(self.dtypes.get(name) != "BF16" for name in names)
 
 
@@ -111,10 +113,14 @@ def _read_group(group: ConfigJson, default_format: str) -> _Group:
             f"{group.source}: format is {shown(name)}; permitted: {', '.join(_FORMATS)}",
             hint=UNREAD,
         )
-    return _Group(tuple(targets), _read_form(group.required("weights"), _FORMATS[name]))
+    weights = group.required("weights")
+    is_float = name == _NAIVE and weights.text("type", default="int") == "float"
+    return _Group(tuple(targets), _read_form(weights, _FLOAT if is_float else _FORMATS[name]))
 
 
 def _read_form(weights: ConfigJson, format_name: str) -> CodesForm:
+    if format_name == _FLOAT:
+        return _read_float_form(weights)
     if weights.text("type", default="int") != "int":
         raise weights.error("type", '"int"', hint=UNREAD)
     bits = weights.integer("num_bits", minimum=1, maximum=32, default=8)
@@ -133,6 +139,22 @@ def _read_form(weights: ConfigJson, format_name: str) -> CodesForm:
         permitted = f"multiples of {LEAST_GROUP} up to {MAX_GROUP}"
         raise weights.error("group_size", permitted, hint=UNREAD)
     return CodesForm(format_name, bits, size, symmetric)
+
+
+def _read_float_form(weights: ConfigJson) -> CodesForm:
+    """FP8: a scale for the tensor, a row, a group of columns of a row, or a block."""
+    if weights.text("type", default="int") != "float":
+        raise weights.error("type", '"float"', hint=UNREAD)
+    if weights.integer("num_bits", minimum=1, maximum=32, default=8) != 8:
+        raise weights.error("num_bits", "8", hint=UNREAD)
+    strategy = weights.text("strategy", default="tensor")
+    if strategy == "block":
+        return fp8_form(*read_block(weights, "block_structure"))
+    if strategy == "group":
+        return fp8_form(1, weights.integer("group_size", minimum=1, maximum=1 << 20))
+    if strategy not in ("channel", "tensor"):
+        raise weights.error("strategy", '"tensor", "channel", "group", "block"', hint=UNREAD)
+    return fp8_form(1 if strategy == "channel" else 0, 0)
 
 
 def _check_pattern(group: ConfigJson, target: str) -> None:

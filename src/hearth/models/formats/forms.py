@@ -31,12 +31,14 @@ MIXED = CodesForm("mixed", 8, CONVERTED_GROUP, symmetric=True)
 _METHODS = {
     "gptq": "hearth.models.formats.gptq",
     "awq": "hearth.models.formats.awq",
+    "fp8": "hearth.models.formats.fp8",
 }
 _ROWS = {
     PACKED: "hearth.models.stored_rows",
     PLAIN_INT: "hearth.models.stored_rows",
     "gptq": "hearth.models.formats.gptq_rows",
     "awq": "hearth.models.formats.awq_rows",
+    "fp8": "hearth.models.formats.fp8_rows",
 }
 
 
