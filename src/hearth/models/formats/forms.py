@@ -32,6 +32,7 @@ _METHODS = {
     "gptq": "hearth.models.formats.gptq",
     "awq": "hearth.models.formats.awq",
     "fp8": "hearth.models.formats.fp8",
+    "gguf": "hearth.models.formats.gguf",
 }
 _ROWS = {
     PACKED: "hearth.models.stored_rows",
@@ -39,6 +40,7 @@ _ROWS = {
     "gptq": "hearth.models.formats.gptq_rows",
     "awq": "hearth.models.formats.awq_rows",
     "fp8": "hearth.models.formats.fp8_rows",
+    "gguf": "hearth.models.formats.gguf_rows",
 }
 
 
@@ -129,14 +131,14 @@ def _as_stored(slot: WeightSlot, stored: StoredForms, codes: CodesConfig) -> Wei
         raise _different(tensors)
     if len(known) == len(forms) and {form.format for form in known} == {"gptq"}:
         forms = known = (next((f for f in known if f.is_ordered), known[0]),) * len(forms)
-    if len(set(forms)) == 1:
-        quant = _quant_of(slot, known[0], codes, wide=stored.has_wide_scales(tensors))
-        return replace(slot, quant=quant, stored=known[0])
+    alike = {None if form is None else replace(form, heads=0) for form in forms}
+    if len(alike) == 1:
+        form, parts = replace(known[0], heads=0), known if any(f.heads for f in known) else ()
+        quant = _quant_of(slot, form, codes, wide=stored.has_wide_scales(tensors))
+        return replace(slot, quant=quant, stored=form, parts=parts)
     if len(known) < len(forms) or not all(_can_mix(form) for form in known):
         raise _different(tensors)
-    if not any(form.bits for form in known):
-        return replace(slot, stored=replace(known[0], heads=0), parts=known)
-    wide = any(form.bits and not form.converted for form in known)
+    wide = any(form.bits and not form.converted for form in known)  # those are float16
     parts = tuple(_in_a_mix(form) for form in known)
     return replace(slot, quant=_quant_of(slot, MIXED, codes, wide=wide), stored=MIXED, parts=parts)
 

@@ -66,7 +66,7 @@ def planned_conversions(slots: Sequence[WeightSlot]) -> tuple[str, ...]:
     for slot in slots:
         for index, source in enumerate(slot.sources):
             form = slot.form(index)
-            is_asked = form is not None and not form.bits and slot.quant.bits  # by --quantize
+            is_asked = slot.stored is not None and not slot.stored.bits and slot.quant.bits
             if form is not None and form.converted and not is_asked:
                 key = (form.converted, slot.quant.name)
                 matrices.setdefault(key, set()).add(source.tensor)
