@@ -61,7 +61,7 @@ def _half(value: float) -> NDArray[np.uint8]:
 def stored(weight: NDArray[np.float32], kind: Type, seed: int) -> tuple[Any, NDArray[np.float32]]:
     """A matrix as the file has it, and what that stands for."""
     if kind in K_TYPES:
-        data = random_blocks(kind, *weight.shape, seed)
+        data = random_blocks(kind, weight.shape[0], weight.shape[1], seed)
     else:
         data = gguf.quants.quantize(weight, kind)
     return data, np.asarray(gguf.quants.dequantize(data, kind), np.float32)
@@ -100,6 +100,7 @@ def save_gguf(
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
         target = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert target is not None, key
         weight = tensor.float().numpy()
         heads = _heads(config, key) if name == "llama" else 0
         if heads:

@@ -161,8 +161,8 @@ def _q4_k(blocks: Bytes) -> Floats:
 
 def _q5_k(blocks: Bytes) -> Floats:
     low = _low_high(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    fifth = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    return _with_offsets(blocks, low | fifth << np.uint8(4))
+    fifth = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+    return _with_offsets(blocks, (low | fifth << np.uint8(4)).astype(np.uint8))
 
 
 def _q6_k(blocks: Bytes) -> Floats:

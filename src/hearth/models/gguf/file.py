@@ -114,9 +114,9 @@ class _Reader:
                 f"{', '.join(map(str, VERSIONS))}",
                 hint="convert the model again with a current llama.cpp",
             )
-        num_tensors, num_pairs = self.numbers("Q", 2, "its counts")
+        num_tensors, num_pairs = self.size("its counts"), self.size("its counts")
         self.believe(num_pairs, 13, "metadata pairs")
-        self.believe(min(num_tensors, 1 << 62), 24, "tensors")
+        self.believe(num_tensors, 24, "tensors")
         if num_tensors > MAX_TENSORS:
             raise _damaged(self.path, f"claims {num_tensors:,} tensors")
         metadata: dict[str, Value] = {}
@@ -149,7 +149,7 @@ class _Reader:
         if count * least_bytes > self.limit - self.at:
             raise _damaged(
                 self.path,
-                f"claims {int(count):,} {what}, for which {self.limit - self.at:,} bytes are left",
+                f"claims {count:,} {what}, for which {self.limit - self.at:,} bytes are left",
             )
 
     def text(self, what: str) -> bytes:

@@ -25,6 +25,11 @@ _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # The cuts of the models' own tokenizer.json files.
 _THREE_DIGITS = rf"{_ENDINGS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _ONE_DIGIT = rf"{_ENDINGS}|{_WORDS}|\p{{N}}|{_REST}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BY_CASE = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CUTS = {
     "llama-bpe": _THREE_DIGITS,
     "llama3": _THREE_DIGITS,
@@ -32,9 +37,16 @@ _CUTS = {
     "glm4": _THREE_DIGITS,
     "chatglm-bpe": _THREE_DIGITS,
     "qwen2": _ONE_DIGIT,
+    "deepseek-r1-qwen": _ONE_DIGIT,
+    "tekken": _BY_CASE,
     "gpt-2": "",  # the library's own
 }
-_WHOLE_FIRST = ("llama-bpe", "llama3", "llama-v3")  # a word that is a token is not cut by merges
+_WHOLE_FIRST = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "tekken",
+)  # a word that is a token is not cut by merges
 _NORMALIZED = ("qwen2",)
 HINT = "put the model's tokenizer.json and tokenizer_config.json beside the GGUF file"
 # Field numbers of sentencepiece_model.proto (github.com/google/sentencepiece).
