@@ -113,6 +113,70 @@ def awq(group_size: int = 64) -> Pack:
     return pack
 
 
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def four_bits(kind: str = "nf4", block: int = 64, *, nested: bool = False) -> Pack:
+    """bitsandbytes' 4 bits: the first of two codes in the high nibble, blocks along the rows."""
+
+    def pack(weight: NDArray[np.float32]) -> tuple[Tensors, NDArray[np.float32]]:
+        table = np.array(NF4, np.float32)
+        flat = weight.reshape(-1)
+        absmax = np.array(
+            [np.abs(flat[i : i + block]).max() for i in range(0, len(flat), block)], np.float32
+        )
+        state = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16",
+                 "shape": list(weight.shape)}  # fmt: skip
+        tensors: Tensors = {".absmax": torch.from_numpy(absmax)}
+        if nested:
+            offset = float(absmax.mean())
+            steps = np.linspace(-1, 1, 256, dtype=np.float32)
+            outer = np.array(
+                [np.abs(absmax[i : i + 256] - offset).max() for i in range(0, len(absmax), 256)],
+                np.float32,
+            )
+            places = [
+                int(np.abs(steps - (value - offset) / outer[i // 256]).argmin())
+                for i, value in enumerate(absmax)
+            ]
+            absmax = steps[places] * outer[np.arange(len(places)) // 256] + np.float32(offset)
+            state |= {"nested_blocksize": 256, "nested_offset": offset, "nested_dtype": "float32"}
+            tensors = {
+                ".absmax": torch.tensor(places, dtype=torch.uint8),
+                ".nested_absmax": torch.from_numpy(outer),
+                ".nested_quant_map": torch.from_numpy(steps),
+            }
+        scales = absmax[np.arange(len(flat)) // block]
+        codes = np.abs(flat[:, None] / scales[:, None] - table).argmin(1)
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+        tensors |= {
+            "": torch.tensor([a << 4 | b for a, b in zip(codes[::2], codes[1::2])],
+                             dtype=torch.uint8)[:, None],
+            ".quant_map": torch.from_numpy(table),
+            f".quant_state.bitsandbytes__{kind}": torch.from_numpy(text),
+        }  # fmt: skip
+        return tensors, (table[codes] * scales).reshape(weight.shape)
+
+    return pack
+
+
+def int8_rows(weight: NDArray[np.float32]) -> tuple[Tensors, NDArray[np.float32]]:
+    """bitsandbytes' INT8: a row's largest value is 127."""
+    largest = np.abs(weight).max(1)
+    codes = np.rint(weight * 127 / largest[:, None]).astype(np.int8)
+    tensors = {
+        "": torch.from_numpy(codes),
+        "SCB": torch.from_numpy(largest),
+        "weight_format": torch.tensor(0, dtype=torch.uint8),
+    }
+    return tensors, codes.astype(np.float32) * (largest / np.float32(127))[:, None]
+
+
 def save_packed(model: Any, path: Path, pack: Pack, section: dict[str, Any]) -> Tensors:
     """Saves a transformers model with its layers' matrices packed; their values by name."""
     path.mkdir(parents=True, exist_ok=True)

@@ -31,12 +31,14 @@ _QUANTIZED_HINT = (
 )
 # Buffers that old checkpoints carry and that are computed from the config.
 # And of quantized ones: shapes that the configuration gives, too; scales of activations, which are
-# rounded by hearth's own rule; GPTQ's groups of columns.
+# rounded by hearth's own rule; GPTQ's groups of columns; the order of bytes of INT8, of which only
+# one is saved.
 _HARMLESS = (
     ".rotary_emb.inv_freq",
     ".weight_shape",
     ".input_scale",
     ".g_idx",
+    ".weight_format",
 )
 
 

@@ -33,6 +33,7 @@ _METHODS = {
     "awq": "hearth.models.formats.awq",
     "fp8": "hearth.models.formats.fp8",
     "gguf": "hearth.models.formats.gguf",
+    "bitsandbytes": "hearth.models.formats.bitsandbytes",
 }
 _ROWS = {
     PACKED: "hearth.models.stored_rows",
@@ -41,6 +42,8 @@ _ROWS = {
     "awq": "hearth.models.formats.awq_rows",
     "fp8": "hearth.models.formats.fp8_rows",
     "gguf": "hearth.models.formats.gguf_rows",
+    "bitsandbytes-4bit": "hearth.models.formats.bitsandbytes_rows",
+    "bitsandbytes-int8": "hearth.models.formats.bitsandbytes_rows",
 }
 
 

@@ -17,7 +17,7 @@ from hearth.models.formats.matrix import (
     FLOATS,
     Maps,
     StoredMatrix,
-    array_of,
+    bytes_of,
     find,
     floats_of,
     host_tensor,
@@ -34,7 +34,7 @@ class Fp8Matrix(StoredMatrix):
         shape = blocks_of(self.form, self.rows, self.cols)
         scales = floats_of(self.others[0], maps).reshape(shape)
         rows, cols = (size or most for size, most in zip(self.form.block, (self.rows, self.cols)))
-        codes = array_of(self.main, np.uint8, maps)[first : first + count]
+        codes = bytes_of(self.main, maps)[first : first + count]
         values = e4m3_values()[codes]
         mine = scales[np.arange(first, first + count) // rows]
         return host_tensor(values * np.repeat(mine, cols, axis=1)[:, : self.cols])

@@ -135,6 +135,12 @@ def array_of(entry: TensorEntry, dtype: DTypeLike, maps: Maps) -> NDArray[np.gen
     return flat.reshape(entry.shape)
 
 
+def bytes_of(entry: TensorEntry, maps: Maps) -> NDArray[np.uint8]:
+    """A view of a tensor of single bytes in its shape."""
+    flat = np.frombuffer(maps[entry.path], np.uint8, entry.end - entry.begin, entry.begin)
+    return flat.reshape(entry.shape)
+
+
 def floats_of(entry: TensorEntry, maps: Maps) -> NDArray[np.float32]:
     """A tensor of floating point in float32, in its shape; a copy."""
     if entry.dtype == "BF16":
