@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hearth.core.errors import ModelError
 from hearth.core.spec import CodesForm, SlotKind, WeightSlot
@@ -138,7 +138,18 @@ def _read_form(weights: ConfigJson, format_name: str) -> CodesForm:
     if size % LEAST_GROUP or size > MAX_GROUP:
         permitted = f"multiples of {LEAST_GROUP} up to {MAX_GROUP}"
         raise weights.error("group_size", permitted, hint=UNREAD)
-    return CodesForm(format_name, bits, size, symmetric)
+    return _ordered(weights, CodesForm(format_name, bits, size, symmetric))
+
+
+def _ordered(weights: ConfigJson, form: CodesForm) -> CodesForm:
+    """The form; `actorder` "group" has groups of columns that are no neighbours."""
+    order = weights.values.get("actorder")
+    if order in (None, False, "weight", "static", "dynamic"):  # the columns lie as they are
+        return form
+    if order not in (True, "group"):
+        raise weights.error("actorder", 'null, "weight", "static", "group"', hint=UNREAD)
+    what = f"codes in the order of activations ({form.bits} bits, groups of {form.group_size})"
+    return replace(form, is_ordered=True, converted=what)
 
 
 def _read_float_form(weights: ConfigJson) -> CodesForm:

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hearth.core.errors import WeightsError
 from hearth.core.spec import CodesForm
 from hearth.kernels.codes import widened
+from hearth.kernels.packing import HostTensor
 from hearth.models.formats.matrix import (
     FLOATS,
     Maps,
     StoredMatrix,
     StoredRows,
+    column_groups,
     find,
+    host_tensor,
     nibbles,
 )
 from hearth.models.safetensors_file import Checkpoint, TensorEntry
@@ -34,13 +36,19 @@ _WORD_BITS = 32
 
 @dataclass(frozen=True, slots=True)
 class CompressedMatrix(StoredMatrix):
-    """`others`: the scales, and zero points where the form is not symmetric."""
+    """`others`: the scales; zero points where the form is not symmetric; the groups of columns."""
 
-    def read(self, first: int, count: int, maps: Maps) -> StoredRows:
+    def read(self, first: int, count: int, maps: Maps) -> StoredRows | HostTensor:
         """See `StoredMatrix.read`."""
         zeros = None if self.form.symmetric else _zeros(self, first, count, maps)
         scales = _scales(self.others[0], first, count, maps)
-        return StoredRows(_codes(self, first, count, maps), scales, zeros, self.form.bits)
+        codes = _codes(self, first, count, maps)
+        groups = column_groups(self.others[-1], self.form, scales.shape[1], maps)
+        if groups is None:
+            return StoredRows(codes, scales, zeros, self.form.bits)
+        middle = np.uint8(1 << self.form.bits - 1)
+        distance = codes.astype(np.float32) - (middle if zeros is None else zeros[:, groups])
+        return host_tensor(distance * scales[:, groups])
 
 
 def is_there(tensor: str, names: Collection[str]) -> bool:
@@ -64,12 +72,8 @@ def matrix(
     others = [find(checkpoint, f"{tensor}_scale", FLOATS, (rows, groups))]
     if not form.symmetric:
         others.append(find(checkpoint, f"{tensor}_zero_point", (zeros_type,), zeros_shape))
-    if f"{tensor}_g_idx" in checkpoint.tensors:
-        raise WeightsError(
-            f"{codes.path.name}: {tensor}_g_idx orders columns by activation; permitted: groups of "
-            "neighbouring columns",
-            hint="hearth does not read this form: use another quantization of the model",
-        )
+    if form.is_ordered or f"{tensor}_g_idx" in checkpoint.tensors:
+        others.append(find(checkpoint, f"{tensor}_g_idx", ("I32", "I64"), (cols,)))
     return CompressedMatrix(form, tensor, rows, cols, codes, tuple(others))
 
 

@@ -24,6 +24,7 @@ from hearth.models.formats.matrix import (
     StoredMatrix,
     StoredRows,
     array_of,
+    column_groups,
     find,
     floats_of,
     host_tensor,
@@ -50,11 +51,11 @@ class GptqMatrix(StoredMatrix):
         codes = _unpacked(array_of(self.main, "<u4", maps)[:, part].T, bits)[:, : self.cols]
         scales = floats_of(self.others[0], maps)[:, part].T
         zeros = _zeros(self.others[1], self.form, maps)[part]
-        groups = self._groups(maps, scales.shape[1])
+        groups = column_groups(self.others[-1], self.form, scales.shape[1], maps)
         if self.form.symmetric and (zeros != 1 << bits - 1).any():
             raise WeightsError(
-                f"{self.path_name}: the zero points of {self.tensor} differ, but config.json has "
-                "sym: true",
+                f"{self.main.path.name}: the zero points of {self.tensor} differ, but config.json "
+                "has sym: true",
                 hint="set sym to false in quantization_config if the checkpoint is asymmetric",
             )
         if groups is None and not self.form.converted:
@@ -63,32 +64,6 @@ class GptqMatrix(StoredMatrix):
             groups = np.arange(self.cols) // (self.form.group_size or self.cols)
         distance = codes.astype(np.float32) - zeros[:, groups]
         return host_tensor(distance * scales[:, groups])
-
-    @property
-    def path_name(self) -> str:
-        """Of the file, for messages."""
-        return self.main.path.name
-
-    def _groups(self, maps: Maps, num_groups: int) -> NDArray[np.int64] | None:
-        """Of each column; None where they are neighbours."""
-        if len(self.others) < 3:
-            return None
-        groups = array_of(self.others[2], "<i4", maps).astype(np.int64)
-        if groups.min(initial=0) < 0 or groups.max(initial=0) >= num_groups:
-            raise WeightsError(
-                f"{self.path_name}: g_idx of {self.tensor} names group {int(groups.max())}; "
-                f"permitted: 0 to {num_groups - 1}"
-            )
-        size = self.form.group_size or self.cols
-        if np.array_equal(groups, np.arange(self.cols) // size):
-            return None
-        if not self.form.is_ordered:
-            raise WeightsError(
-                f"{self.path_name}: g_idx of {self.tensor} orders columns by activation, but "
-                "config.json has desc_act: false",
-                hint="set desc_act to true in quantization_config",
-            )
-        return groups
 
 
 def is_there(tensor: str, names: Collection[str]) -> bool:

@@ -148,6 +148,34 @@ def floats_of(entry: TensorEntry, maps: Maps) -> NDArray[np.float32]:
     return array_of(entry, "<f4" if entry.dtype == "F32" else "<f2", maps).astype(np.float32)
 
 
+def column_groups(
+    entry: TensorEntry, form: CodesForm, num_groups: int, maps: Maps
+) -> NDArray[np.int64] | None:
+    """The group of each column from a matrix' last tensor; None: neighbours, or it has none.
+
+    In a form that is ordered always an array. Raises WeightsError for groups that there are not,
+    and for an order of which the configuration says nothing.
+    """
+    if not entry.name.endswith("g_idx"):
+        return None
+    groups = array_of(entry, "<i8" if entry.dtype == "I64" else "<i4", maps).astype(np.int64)
+    if groups.min(initial=0) < 0 or groups.max(initial=0) >= num_groups:
+        raise WeightsError(
+            f"{entry.path.name}: {entry.name} names group {int(groups.max())}; permitted: 0 to "
+            f"{num_groups - 1}"
+        )
+    if form.is_ordered:
+        return groups
+    if not np.array_equal(groups, np.arange(len(groups)) // (form.group_size or len(groups))):
+        key = "desc_act: false" if form.format == "gptq" else "no actorder"
+        raise WeightsError(
+            f"{entry.path.name}: {entry.name} orders columns by activation, but config.json has "
+            f"{key}",
+            hint="correct quantization_config in config.json",
+        )
+    return None
+
+
 def nibbles(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two codes for each byte of [n, bytes], the low one first."""
     codes = np.empty((len(rows), rows.shape[1] * 2), np.uint8)
