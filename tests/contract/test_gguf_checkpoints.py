@@ -23,6 +23,7 @@ from tests.support.gguf_models import (
 )
 from tests.support.hf_models import ModelCase, build_model
 
+from hearth.core.errors import WeightsError
 from hearth.models.formats.gguf_rows import dequantized
 from hearth.models.gguf import view as views
 from hearth.models.gguf.names import ARCHITECTURES as KNOWN
@@ -166,6 +167,17 @@ def test_floating_point_is_served_as_it_is(tmp_path: Path, kind: Type) -> None:
     assert loaded.dtype.value == expected
     assert not any(slot.quant.bits for slot in loaded.spec.slots)
     assert load_model_spec(path, quantize="int4").spec.slots[1].quant.bits in (4, 8)
+
+
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_K, Type.Q6_K], ids=lambda kind: kind.name)
+def test_scales_that_are_not_finite_are_refused(tmp_path: Path, kind: Type) -> None:
+    path, _ = save(tmp_path, "llama", lambda _: kind)
+    entry = read_checkpoint(path).tensors["model.layers.0.self_attn.q_proj.weight"]
+    with (path / "model.gguf").open("r+b") as file:
+        file.seek(entry.begin + (208 if kind is Type.Q6_K else 0))
+        file.write(np.array([np.inf], "<f2").tobytes())
+    with pytest.raises(WeightsError, match="q_proj.weight has values that are not finite"):
+        values_of(path)
 
 
 def test_factors_of_frequencies_are_applied(tmp_path: Path) -> None:

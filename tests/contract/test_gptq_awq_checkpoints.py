@@ -7,6 +7,7 @@ what is converted.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from tests.support.packers import Pack, awq, gptq, save_packed
 
 from hearth.core.errors import HearthError, ModelError, WeightsError
 from hearth.core.spec import SlotKind
+from hearth.engine.weight_cache import cache_key
 from hearth.kernels.reference.weights import ReferenceWeights
 from hearth.models.loader import load_model_spec
 from hearth.models.safetensors_file import read_checkpoint
 from hearth.models.stored_weights import stored_weights
+from hearth.models.weight_identity import identify
 from hearth.models.weights import check_weights, load_weights
 
 PLAIN = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False}
@@ -224,6 +227,24 @@ def test_a_model_whose_files_are_elsewhere_is_planned_by_its_configuration(tmp_p
     here = load_model_spec(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert load_model_spec(tmp_path).program.slots == here.program.slots
+
+
+def test_packed_weights_are_kept_under_another_key_when_they_are_read_otherwise(
+    tmp_path: Path,
+) -> None:
+    """The bytes of the files stay; what config.json says of them, or how it is read, does not."""
+    keys = []
+    save(tmp_path, "v1-asym")
+    files = [tmp_path / "model.safetensors"]
+    for values in ({}, {"bits": 8}, {"group_size": 32}, {"group_size": 16}, {"sym": True}):
+        section(tmp_path, **{**PLAIN, "sym": False, **values})
+        slots = load_model_spec(tmp_path).program.slots
+        keys.append(cache_key(slots, identify(files), "generic"))
+    form = next(slot.stored for slot in slots if slot.stored is not None)
+    for other in (replace(form, version=2), replace(form, is_ordered=True)):
+        changed = tuple(replace(s, stored=s.stored and other) for s in slots)
+        keys.append(cache_key(changed, identify(files), "generic"))
+    assert len(set(keys)) == len(keys)
 
 
 def test_a_head_can_be_codes_and_a_table_cannot(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def put_piece(
     slot: WeightSlot, piece: CodePiece, maps: Maps, sink: WeightSink, losses: Losses
 ) -> None:
     """Reads a piece and packs it. Raises WeightsError for scales that are not finite."""
-    rows = piece.source.read(piece.first_row, piece.num_rows, maps)
+    with np.errstate(all="ignore"):  # what is not finite is told of below
+        rows = piece.source.read(piece.first_row, piece.num_rows, maps)
     if isinstance(rows, StoredRows):
         _require_finite(piece, rows.scales)
         sink.put_codes(slot, piece.slot_row, fitted(slot, rows))
