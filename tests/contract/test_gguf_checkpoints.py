@@ -176,7 +176,7 @@ def test_scales_that_are_not_finite_are_refused(tmp_path: Path, kind: Type) -> N
     with (path / "model.gguf").open("r+b") as file:
         file.seek(entry.begin + (208 if kind is Type.Q6_K else 0))
         file.write(np.array([np.inf], "<f2").tobytes())
-    with pytest.raises(WeightsError, match="q_proj.weight has values that are not finite"):
+    with pytest.raises(WeightsError, match=r"q_proj\.weight has values that are not finite"):
         values_of(path)
 
 
