@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors.torch import load_file, save_file
 from tests.contract.plan_builder import PlanBuilder, teacher_forced
 from tests.support.compressed import (
     W8A8_INPUT,
@@ -23,6 +25,7 @@ from tests.support.compressed import (
     values_by_transformers,
 )
 from tests.support.executors import NAMES, Setup, build_executor
+from tests.support.foreign import relative_error, values_of
 from tests.support.hf_models import ModelCase, build_model
 from tools.demo_model import TEXT_MODEL_DIR
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -189,6 +192,39 @@ def test_logits_are_those_of_transformers(tmp_path: Path, form: str, executor: s
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_columns_in_the_order_of_activations_are_converted(tmp_path: Path, symmetric: bool) -> None:
+    """`actorder: group`, which the library wrote until it was removed: by hand."""
+    form = Form(("Linear",), {**W4, "symmetric": symmetric})
+    save_compressed(build_model(CASES["llama"]), tmp_path, (form,), ["lm_head"])
+    expected = values_by_library(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name, values in expected.items():
+        cols = values.shape[1]
+        groups = torch.randperm(cols, generator=torch.Generator().manual_seed(cols)) // 64
+        tensors[f"{name}_g_idx"] = groups.to(torch.int32)
+        scales, zeros = tensors[f"{name}_scale"].float(), torch.zeros(values.shape[0], cols // 64)
+        if not symmetric:
+            packed_zeros = tensors[f"{name}_zero_point"]
+            zeros = unpack_from_int32(packed_zeros, 4, zeros.shape, packed_dim=0).float()
+        neighbours = torch.arange(cols) // 64
+        codes = (values / scales[:, neighbours]).round() + zeros[:, neighbours]
+        expected[name] = (codes - zeros[:, groups]) * scales[:, groups]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    set_weights(config["quantization_config"], actorder="group")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, report, found = values_of(tmp_path)
+    assert found.keys() == expected.keys()
+    errors = [relative_error(found[name], expected[name].numpy()) for name in found]
+    assert 0 < max(errors) < 1e-4
+    assert "in the order of activations (4 bits, groups of 64)" in report.warnings[0]
+    set_weights(config["quantization_config"], actorder=None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="has no actorder"):
+        values_of(tmp_path)
+
+
 def damaged(path: Path, change: Any) -> Path:
     """A good int4 checkpoint whose config's section was changed."""
     quantize_directory(TEXT_MODEL_DIR, path, Scheme("int4", CodesConfig()), lambda *_: None)
@@ -206,7 +242,7 @@ def set_weights(section: Any, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (lambda s: s.update(quant_method="gptq"), ModelError, "quant_method"),
+        (lambda s: s.update(quant_method="aqlm"), ModelError, "quant_method"),
         (lambda s: s.update(transform_config={"a": 1}), ModelError, "transform_config"),
         (lambda s: s.pop("config_groups"), ModelError, "config_groups is missing"),
         (lambda s: set_weights(s, num_bits=3), ModelError, "num_bits is 3"),

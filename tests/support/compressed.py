@@ -59,12 +59,23 @@ def save_compressed(model: Any, path: Path, forms: tuple[Form, ...], ignore: lis
 def _calibrate(module: Any, args: QuantizationArgs) -> None:
     """Scales and zero points from the least and the greatest value of each group."""
     weight = module.weight.data
-    size = args.group_size or weight.shape[1]
-    grouped = weight.reshape(weight.shape[0], -1, size)
-    scale, zero = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
+    low, high = _grouped(weight, args)
+    scale, zero = calculate_qparams(low, high, args)
     module.weight_scale.data = scale.to(module.weight_scale.dtype)
     if hasattr(module, "weight_zero_point"):
         module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
+
+
+def _grouped(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the greatest value of each group, in the shape of the scales."""
+    if args.strategy == "tensor":
+        return weight.amin().reshape(1), weight.amax().reshape(1)
+    if args.strategy == "block":
+        rows, cols = args.block_structure
+        blocks = weight.reshape(weight.shape[0] // rows, rows, weight.shape[1] // cols, cols)
+        return blocks.amin((1, 3)), blocks.amax((1, 3))
+    grouped = weight.reshape(weight.shape[0], -1, args.group_size or weight.shape[1])
+    return grouped.amin(-1), grouped.amax(-1)
 
 
 def values_by_transformers(path: Path, cls: Any) -> dict[str, torch.Tensor]:

@@ -18,6 +18,8 @@ from hearth.core.errors import ModelNotFoundError, UnreachableError
 from hearth.core.paths import home_expanded
 from hearth.hub.names import is_repo, parse_name
 from hearth.models.config_json import read_json
+from hearth.models.gguf.view import find_gguf
+from hearth.models.safetensors_file import GGUF_FILE
 
 if TYPE_CHECKING:
     from hearth.hub.describe import Description, RemoteModel
@@ -53,7 +55,7 @@ def described(model: str, source: str) -> Iterator[Described]:
     refuses with.
     """
     path = home_expanded(model)
-    if path.is_file():
+    if path.is_file() and find_gguf(path) is None:
         _ = read_json(path)  # what is none is named as the user names it
         with tempfile.TemporaryDirectory(prefix="hearth-plan-") as name:
             _copy_beside(path, Path(name))
@@ -77,7 +79,9 @@ def _read_local(directory: Path) -> Checkpoint | None:
     """None where no weight is there yet, as beside a description alone."""
     from hearth.models.safetensors_file import read_checkpoint
 
-    if not any(path.suffix == ".safetensors" for path in directory.iterdir()):
+    if not any(
+        path.suffix == ".safetensors" or path.name == GGUF_FILE for path in directory.iterdir()
+    ):
         return None
     return read_checkpoint(directory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +73,11 @@ class EngineFlags:
 
 
 def find_model(model: str | None) -> Path:
-    """The directory to serve; None: the built-in model's.
+    """The directory to serve; None: the built-in model's. Of a GGUF file, one made from it.
 
     Raises:
         ModelNotFoundError: no such directory, or no config.json in it.
+        ModelError: a GGUF file that cannot be served.
     """
     if model is None:
         if not (BUILT_IN_DIR / "config.json").is_file():
@@ -91,9 +93,14 @@ def find_model(model: str | None) -> Path:
         raise ModelNotFoundError(
             f"{model[:200]} cannot be read: {error.strerror}", hint="name a model directory"
         ) from error
+    from hearth.models.gguf.view import find_gguf, view_of  # loads when it is needed
+
+    if (gguf := find_gguf(path)) is not None:
+        return view_of(gguf, os.environ)
     if is_file:
         raise ModelNotFoundError(
-            f"{model} is a file", hint="name the directory that holds config.json"
+            f"{model} is a file",
+            hint="name the directory that holds config.json, or a GGUF file",
         )
     if not path.is_dir():
         return _pulled(model)
@@ -150,6 +157,9 @@ def served_names(model: str | None, model_dir: Path, asked: list[str] | None) ->
         return tuple(dict.fromkeys(asked))
     if model is None:
         return (BUILT_IN_NAME,)
+    link = model_dir / "model.gguf"  # in the view of a GGUF file
+    if link.is_symlink():
+        return (link.readlink().stem,)
     if home_expanded(model) != model_dir:  # a pulled one, whose directory is called by its commit
         return (model.partition("@")[0],)
     return (model_dir.resolve().name,)

@@ -82,16 +82,25 @@ class QuantSpec:
 
 @dataclass(frozen=True, slots=True)
 class CodesForm:
-    """How a checkpoint stores a matrix as codes.
+    """How a checkpoint stores a matrix as codes, or in a floating point of 8 bits.
 
-    `format` is compressed-tensors' name of the layout; `group_size` columns of a row share a scale,
-    0: all of them.
+    `format` names the layout: one of compressed-tensors, or the name of another format; `bits` 0:
+    it is read as floating point. `group_size` columns of a row share a scale, 0: all of them.
+    `block`: rows and columns that share a scale instead. `version`: of GPTQ's zero points.
+    `is_ordered`: GPTQ's columns are in an order by activation. `heads`: the rows of so many heads
+    are interleaved, as llama.cpp has those of Llama. `converted`: what the user is told that it
+    was, where no kernel reads it; empty: it is kept exactly.
     """
 
     format: str
     bits: int
     group_size: int
     symmetric: bool
+    block: tuple[int, int] = (0, 0)
+    version: int = 0
+    is_ordered: bool = False
+    heads: int = 0
+    converted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,8 @@ class WeightSlot:
     A vector has `cols` 1. Slots of norm weights have "norm" in their names. `offset` is added to
     every element of a vector when it is loaded, in float32 (Gemma's norms multiply by 1 + w).
     A linear slot may stack `stack` matrices of `rows` rows (experts), each of which is packed by
-    itself; its sources then have `total_rows` rows. `stored`: the checkpoint has it as codes.
+    itself; its sources then have `total_rows` rows. `stored`: the checkpoint has it as codes;
+    `parts`: in which form each source, where they differ.
     """
 
     name: str
@@ -128,11 +138,16 @@ class WeightSlot:
     offset: float = 0.0
     stack: int = 1
     stored: CodesForm | None = None
+    parts: tuple[CodesForm, ...] = ()
 
     @property
     def total_rows(self) -> int:
         """Rows of all stacked matrices together."""
         return self.rows * self.stack
+
+    def form(self, index: int) -> CodesForm | None:
+        """How the checkpoint stores the source `index`; None: plainly."""
+        return self.parts[index] if self.parts else self.stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ from hearth.models.config_json import ConfigJson, read_config
 from hearth.models.dtype import checkpoint_dtype, resolve_dtype
 from hearth.models.families import architecture_of, family_of
 from hearth.models.features import refuse_unimplemented
+from hearth.models.formats.forms import StoredForms, read_stored, with_stored
 from hearth.models.generation_config import GenerationDefaults, read_generation_defaults
 from hearth.models.lower import lower
 from hearth.models.lower_vision import lower_vision
 from hearth.models.quantize import quantized
-from hearth.models.safetensors_file import read_checkpoint
-from hearth.models.stored import KEY, StoredForms, read_stored, with_stored
+from hearth.models.safetensors_file import TensorEntry, read_checkpoint
+from hearth.models.stored import KEY
 from hearth.models.windows import with_window
 
 
@@ -94,7 +95,7 @@ def load_model_spec(
     refuse_unimplemented(config, family.reads)
     choice = resolve_dtype(dtype, checkpoint_dtype(config))
     spec = with_window(family.build_spec(config, choice.dtype, max_model_len), window)
-    stored = read_stored(config, _stored_dtypes(directory, config))
+    stored = read_stored(config, _stored_tensors(directory, config))
     spec = quantized(with_stored(spec, stored, codes), quantize, codes)
     generation = read_generation_defaults(directory, config, spec.vocab_size)
     return LoadedSpec(
@@ -110,19 +111,18 @@ def load_model_spec(
         quantize=quantize,
         codes=codes,
         stored=stored,
-        warnings=generation.warnings,
+        warnings=(*generation.warnings, *(() if stored is None else stored.warnings)),
     )
 
 
-def _stored_dtypes(directory: Path, config: ConfigJson) -> Mapping[str, str] | None:
-    """Of a quantized checkpoint's tensors; None for a plain one, and where not all files are here.
+def _stored_tensors(directory: Path, config: ConfigJson) -> Mapping[str, TensorEntry] | None:
+    """Of a quantized checkpoint; None for a plain one, and where not all files are here.
 
     What is wrong with them is told by who reads the weights.
     """
     if not config.has(KEY):
         return None
     try:
-        tensors = read_checkpoint(directory).tensors
+        return read_checkpoint(directory).tensors
     except WeightsError:
         return None
-    return {name: entry.dtype for name, entry in tensors.items()}

@@ -44,7 +44,7 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
         exact |= {spec.vision.position_table or ""}
 
     def convert(slot: WeightSlot) -> WeightSlot:
-        if slot.kind is SlotKind.VECTOR or slot.name in exact or slot.stored is not None:
+        if slot.kind is SlotKind.VECTOR or slot.name in exact or _has_codes(slot):
             return slot
         is_outer = slot.name in in_8_bits
         quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)
@@ -59,6 +59,11 @@ def distinct_schemes(spec: ModelSpec, codes: CodesConfig = DEFAULT_CODES) -> tup
     for scheme in SCHEMES:
         found.setdefault(quantized(spec, scheme, codes).slots, scheme)
     return tuple(found.values())
+
+
+def _has_codes(slot: WeightSlot) -> bool:
+    """Of the checkpoint; what it has in a floating point of its own may be quantized."""
+    return slot.stored is not None and slot.stored.bits > 0
 
 
 def linear_slots(vision: VisionSpec) -> set[str]:

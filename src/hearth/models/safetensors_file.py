@@ -22,6 +22,7 @@ from hearth.models.config_json import read_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+GGUF_FILE = "model.gguf"  # as hearth's own view of such a file calls it
 LENGTH_BYTES = 8
 # The limit of the reference implementation.
 MAX_HEADER_BYTES = 100_000_000
@@ -76,7 +77,7 @@ class WeightFiles:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Headers of `model.safetensors`, or of the shards that its index names.
+    """Headers of `model.safetensors`, of the shards that its index names, or of `model.gguf`.
 
     Raises WeightsError: no weights, broken index or header, missing or truncated shard.
     """
@@ -84,6 +85,10 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         names = frozenset(path.name for path in directory.iterdir() if path.exists())
     except OSError as error:
         raise WeightsError(f"{directory}: cannot be read: {error.strerror}") from error
+    if GGUF_FILE in names and not names & {SINGLE_FILE, INDEX_FILE}:
+        from hearth.models.gguf.checkpoint import read_gguf_checkpoint  # it uses this module
+
+        return read_gguf_checkpoint(directory / GGUF_FILE)
     remedy = "the download is incomplete: fetch the missing files"
     return checkpoint_of(WeightFiles(directory, names, _read_headers, str(directory), remedy))
 

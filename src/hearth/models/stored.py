@@ -12,20 +12,19 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hearth.core.config import CodesConfig
 from hearth.core.errors import ModelError
-from hearth.core.spec import CodesForm, ModelSpec, QuantSpec, SlotKind, WeightSlot, WeightSource
-from hearth.core.units import round_up
+from hearth.core.spec import CodesForm, SlotKind, WeightSlot
 from hearth.models.config_json import ConfigJson, shown
+from hearth.models.formats.fp8 import fp8_form, read_block
 
 KEY = "quantization_config"
 METHOD = "compressed-tensors"
-PACKED, PLAIN_INT = "pack-quantized", "int-quantized"
-_FORMATS = {PACKED: PACKED, PLAIN_INT: PLAIN_INT, "naive-quantized": PLAIN_INT}
+PACKED, PLAIN_INT, _FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+_NAIVE = "naive-quantized"  # of integers or floating point, by their type
+_FORMATS = {PACKED: PACKED, PLAIN_INT: PLAIN_INT, _NAIVE: PLAIN_INT, _FLOAT: _FLOAT}
 _WEIGHT, _PACKED_WEIGHT, _SCALE = ".weight", ".weight_packed", ".weight_scale"
 LEAST_GROUP = 32
 MAX_GROUP = 1024
-_ROW_GROUP = 128  # a scale for a whole row is repeated for groups of so many columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,17 @@ class _Group:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredForms:
+class CompressedForms:
     """What a checkpoint stores as codes. `dtypes`: of its tensors, None where no file was read."""
 
     groups: tuple[_Group, ...]
     ignore: tuple[str, ...]
     dtypes: Mapping[str, str] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def holds(self, tensor: str) -> bool:
+        """Whether the files have the tensor as codes."""
+        return self.dtypes is not None and has_codes(tensor, self.dtypes)
 
     def form_of(self, slot: WeightSlot, tensor: str) -> CodesForm | None:
         """The form of a tensor `….weight`; None: it is stored plainly.
@@ -69,7 +73,7 @@ class StoredForms:
         """Whether bfloat16 does not hold the scales of a slot's tensors."""
         if self.dtypes is None:
             return False
-        names = (tensor.removesuffix(_WEIGHT) + _SCALE for tensor in tensors)
+        names = [tensor.removesuffix(_WEIGHT) + _SCALE for tensor in tensors]
         return any(self.dtypes.get(name) != "BF16" for name in names)
 
 
@@ -79,17 +83,12 @@ def has_codes(tensor: str, names: Collection[str] | Mapping[str, str]) -> bool:
     return module + _PACKED_WEIGHT in names or module + _SCALE in names
 
 
-def read_stored(config: ConfigJson, dtypes: Mapping[str, str] | None = None) -> StoredForms | None:
-    """What `quantization_config` declares; None: nothing is quantized.
+def read_compressed(section: ConfigJson, dtypes: Mapping[str, str] | None) -> CompressedForms:
+    """What compressed-tensors' section declares.
 
     `dtypes`: those of the checkpoint's tensors by name, where its files are at hand. Raises
-    ModelError for methods, formats and forms that are not read.
+    ModelError for formats and forms that are not read.
     """
-    section = config.section(KEY)
-    if section is None:
-        return None
-    if section.text("quant_method", default="") != METHOD:
-        raise section.error("quant_method", f'"{METHOD}"', hint=_UNREAD)
     for key in ("sparsity_config", "transform_config"):
         if section.values.get(key):
             raise section.error(key, "{}, null", hint="it would change the arithmetic")
@@ -99,66 +98,7 @@ def read_stored(config: ConfigJson, dtypes: Mapping[str, str] | None = None) -> 
         raise section.error("ignore", "a list of names")
     default = section.text("format", default=PACKED)
     listed = tuple(_read_group(groups.required(name), default) for name in groups.values)
-    return StoredForms(listed, tuple(ignore), dtypes)
-
-
-def with_stored(spec: ModelSpec, stored: StoredForms | None, codes: CodesConfig) -> ModelSpec:
-    """The same model with the slots whose tensors are codes stored as these say.
-
-    Raises ModelError for parts of one matrix that are stored differently.
-    """
-    if stored is None:
-        return spec
-
-    def convert(slot: WeightSlot) -> WeightSlot:
-        if slot.kind is SlotKind.VECTOR:
-            return slot
-        tensors = tuple(_present(source, stored) for source in slot.sources)
-        forms = {stored.form_of(slot, tensor) for tensor in tensors}
-        if forms == {None}:
-            return slot
-        if len(forms) > 1 or (slot.stack > 1 and len(slot.sources) == 1):
-            raise ModelError(
-                f"config.json: {KEY}: {', '.join(tensors[:4])} are stored in different forms; "
-                "permitted: one form for what is multiplied together",
-                hint=_UNREAD,
-            )
-        form = forms.pop()
-        assert form is not None
-        quant = _quant_of(slot, form, codes, wide=stored.has_wide_scales(tensors))
-        return replace(slot, quant=quant, stored=form)
-
-    return replace(spec, slots=tuple(convert(slot) for slot in spec.slots))
-
-
-def _quant_of(slot: WeightSlot, form: CodesForm, codes: CodesConfig, *, wide: bool) -> QuantSpec:
-    """How the program stores the codes: as they are; a table's as bytes, which hold any others."""
-    size = form.group_size or min(_ROW_GROUP, round_up(slot.cols, LEAST_GROUP))
-    is_table = slot.kind is SlotKind.TABLE
-    if is_table and not form.symmetric and form.bits == 8:
-        raise ModelError(
-            f"config.json: {KEY}: {slot.name} has 8 bits and zero points; permitted for it: "
-            "symmetric codes",
-            hint=_UNREAD,
-        )
-    return QuantSpec(
-        dtype=slot.quant.dtype,
-        bits=8 if is_table else form.bits,
-        group_size=size,
-        symmetric=is_table or form.symmetric,
-        int8_rows=not is_table and codes.activations != "float32",
-        wide_scales=wide,
-    )
-
-
-def _present(source: WeightSource, stored: StoredForms) -> str:
-    """The name under which the checkpoint has a source; without files, the first."""
-    candidate: WeightSource | None = source
-    while stored.dtypes is not None and candidate is not None:
-        if candidate.tensor in stored.dtypes or has_codes(candidate.tensor, stored.dtypes):
-            return candidate.tensor
-        candidate = candidate.otherwise
-    return source.tensor
+    return CompressedForms(listed, tuple(ignore), dtypes)
 
 
 def _read_group(group: ConfigJson, default_format: str) -> _Group:
@@ -171,30 +111,61 @@ def _read_group(group: ConfigJson, default_format: str) -> _Group:
     if name not in _FORMATS:
         raise ModelError(
             f"{group.source}: format is {shown(name)}; permitted: {', '.join(_FORMATS)}",
-            hint=_UNREAD,
+            hint=UNREAD,
         )
-    return _Group(tuple(targets), _read_form(group.required("weights"), _FORMATS[name]))
+    weights = group.required("weights")
+    is_float = name == _NAIVE and weights.text("type", default="int") == "float"
+    return _Group(tuple(targets), _read_form(weights, _FLOAT if is_float else _FORMATS[name]))
 
 
 def _read_form(weights: ConfigJson, format_name: str) -> CodesForm:
+    if format_name == _FLOAT:
+        return _read_float_form(weights)
     if weights.text("type", default="int") != "int":
-        raise weights.error("type", '"int"', hint=_UNREAD)
+        raise weights.error("type", '"int"', hint=UNREAD)
     bits = weights.integer("num_bits", minimum=1, maximum=32, default=8)
     if bits not in ((4, 8) if format_name == PACKED else (8,)):
-        raise weights.error("num_bits", "4, 8" if format_name == PACKED else "8", hint=_UNREAD)
+        raise weights.error("num_bits", "4, 8" if format_name == PACKED else "8", hint=UNREAD)
     strategy = weights.text("strategy", default="group" if weights.has("group_size") else "tensor")
     if weights.flag("dynamic", default=False):
-        raise weights.error("dynamic", "false", hint=_UNREAD)
+        raise weights.error("dynamic", "false", hint=UNREAD)
     symmetric = weights.flag("symmetric", default=True)
     if strategy == "channel":
         return CodesForm(format_name, bits, 0, symmetric)
     if strategy != "group":
-        raise weights.error("strategy", '"group", "channel"', hint=_UNREAD)
+        raise weights.error("strategy", '"group", "channel"', hint=UNREAD)
     size = weights.integer("group_size", minimum=1, maximum=1 << 20)
     if size % LEAST_GROUP or size > MAX_GROUP:
         permitted = f"multiples of {LEAST_GROUP} up to {MAX_GROUP}"
-        raise weights.error("group_size", permitted, hint=_UNREAD)
-    return CodesForm(format_name, bits, size, symmetric)
+        raise weights.error("group_size", permitted, hint=UNREAD)
+    return _ordered(weights, CodesForm(format_name, bits, size, symmetric))
+
+
+def _ordered(weights: ConfigJson, form: CodesForm) -> CodesForm:
+    """The form; `actorder` "group" has groups of columns that are no neighbours."""
+    order = weights.values.get("actorder")
+    if order in (None, False, "weight", "static", "dynamic"):  # the columns lie as they are
+        return form
+    if order not in (True, "group"):
+        raise weights.error("actorder", 'null, "weight", "static", "group"', hint=UNREAD)
+    what = f"codes in the order of activations ({form.bits} bits, groups of {form.group_size})"
+    return replace(form, is_ordered=True, converted=what)
+
+
+def _read_float_form(weights: ConfigJson) -> CodesForm:
+    """FP8: a scale for the tensor, a row, a group of columns of a row, or a block."""
+    if weights.text("type", default="int") != "float":
+        raise weights.error("type", '"float"', hint=UNREAD)
+    if weights.integer("num_bits", minimum=1, maximum=32, default=8) != 8:
+        raise weights.error("num_bits", "8", hint=UNREAD)
+    strategy = weights.text("strategy", default="tensor")
+    if strategy == "block":
+        return fp8_form(*read_block(weights, "block_structure"))
+    if strategy == "group":
+        return fp8_form(1, weights.integer("group_size", minimum=1, maximum=1 << 20))
+    if strategy not in ("channel", "tensor"):
+        raise weights.error("strategy", '"tensor", "channel", "group", "block"', hint=UNREAD)
+    return fp8_form(1 if strategy == "channel" else 0, 0)
 
 
 def _check_pattern(group: ConfigJson, target: str) -> None:
@@ -237,4 +208,4 @@ def _is_match(pattern: str, module: str, kind: str) -> bool:
     return pattern in (module, kind) and pattern != ""
 
 
-_UNREAD = "hearth does not read this form: use another quantization of the model, or the plain one"
+UNREAD = "hearth does not read this form: use another quantization of the model, or the plain one"

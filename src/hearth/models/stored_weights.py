@@ -41,7 +41,7 @@ def stored_weights(loaded: LoadedSpec, checkpoint: Checkpoint) -> StoredWeights:
         dtypes[entry.dtype] += entry.end - entry.begin
     used: Counter[DType] = Counter()
     for piece in (piece for slot in plan.slots for piece in slot.pieces):
-        if isinstance(piece, Piece):
+        if isinstance(piece, Piece) and len(piece.shape) > 1:  # vectors are float32 always
             used[piece.dtype] += piece.num_bytes
     return StoredWeights(
         num_files=len({entry.path for entry in entries}),
@@ -49,7 +49,7 @@ def stored_weights(loaded: LoadedSpec, checkpoint: Checkpoint) -> StoredWeights:
         num_bytes=dtypes.total(),
         used_bytes=plan.num_bytes,
         dtypes=dict(dtypes.most_common()),
-        notes=(*plan.warnings, *_other_precision(loaded, used)),
+        notes=(*plan.warnings, *plan.conversions, *_other_precision(loaded, used)),
     )
 
 

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hearth.core.errors import WeightsError
+from hearth.models.gguf.file import MAGIC
 from hearth.models.safetensors_file import MAX_HEADER_BYTES
 
 # Kernels without fine-grained timestamps stamp files at their timer's tick: at most 10 ms.
 SETTLED_S = 0.05
+_GGUF_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,19 @@ def identify(paths: Sequence[Path]) -> tuple[FileIdentity, ...]:
     return found
 
 
+def _header_bytes(begin: bytes) -> int:
+    """How much is hashed; a GGUF header has no length, and may be as long as its vocabulary."""
+    if begin.startswith(MAGIC):
+        return _GGUF_BYTES
+    return min(int.from_bytes(begin, "little"), MAX_HEADER_BYTES)
+
+
 def _identify(path: Path) -> FileIdentity:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             length = file.read(8)
-            header = file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
+            header = file.read(_header_bytes(length))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     digest = hashlib.blake2b(length + header, digest_size=32).hexdigest()

@@ -14,9 +14,10 @@ from typing import TypeAlias
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import DType, ModelSpec, SlotKind, WeightSlot, WeightSource
+from hearth.models.formats.forms import rows_of
+from hearth.models.formats.matrix import CodePiece
+from hearth.models.formats.placing import planned_conversions
 from hearth.models.safetensors_file import Checkpoint, TensorEntry
-from hearth.models.stored import has_codes
-from hearth.models.stored_rows import CodePiece, code_entries
 
 PIECE_BYTES = 8 << 20
 # Packing works in panels of columns: pieces that begin at a panel are packed without a seam.
@@ -25,12 +26,20 @@ _PIECE_ROWS = 64
 TIED_HEAD = "lm_head.weight"
 READABLE = {"F32": DType.FLOAT32, "BF16": DType.BFLOAT16, "F16": DType.FLOAT16}
 _QUANTIZED_HINT = (
-    "these are codes of a form that config.json does not declare (quantization_config); hearth "
-    "reads those of compressed-tensors: see docs/quantization.md"
+    "these are codes of a form that config.json does not declare (quantization_config); "
+    "docs/quantization.md lists the forms that hearth reads"
 )
 # Buffers that old checkpoints carry and that are computed from the config.
-# And the shapes of packed codes, which the configuration gives, too.
-_HARMLESS = (".rotary_emb.inv_freq", ".weight_shape")
+# And of quantized ones: shapes that the configuration gives, too; scales of activations, which are
+# rounded by hearth's own rule; GPTQ's groups of columns; the order of bytes of INT8, of which only
+# one is saved.
+_HARMLESS = (
+    ".rotary_emb.inv_freq",
+    ".weight_shape",
+    ".input_scale",
+    ".g_idx",
+    ".weight_format",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +72,13 @@ class SlotPlan:
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """Everything that is to be read."""
+    """Everything that is to be read. `conversions`: of forms that no kernel has, before any."""
 
     slots: tuple[SlotPlan, ...]
     num_bytes: int
     num_tensors: int
     warnings: tuple[str, ...]
+    conversions: tuple[str, ...] = ()
 
 
 def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
@@ -86,6 +96,7 @@ def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
         num_bytes=sum(piece.num_bytes for plan in slots for piece in plan.pieces),
         num_tensors=len(used),
         warnings=_unexpected(spec, used, checkpoint),
+        conversions=planned_conversions(resolved),
     )
 
 
@@ -96,18 +107,20 @@ def _entries(piece: AnyPiece) -> tuple[TensorEntry, ...]:
 def _resolve(slot: WeightSlot, checkpoint: Checkpoint) -> WeightSlot:
     """The slot with the sources that the checkpoint has; one that it lacks stays as it is."""
 
-    def resolve(source: WeightSource) -> WeightSource:
+    def resolve(index: int, source: WeightSource) -> WeightSource:
         candidate: WeightSource | None = source
-        while candidate is not None and not _is_there(candidate.tensor, slot, checkpoint):
+        while candidate is not None and not _is_there(candidate.tensor, slot, index, checkpoint):
             candidate = candidate.otherwise
         return candidate or source
 
-    return replace(slot, sources=tuple(resolve(source) for source in slot.sources))
+    return replace(slot, sources=tuple(resolve(i, source) for i, source in enumerate(slot.sources)))
 
 
-def _is_there(tensor: str, slot: WeightSlot, checkpoint: Checkpoint) -> bool:
-    if slot.stored is not None:
-        return has_codes(tensor, checkpoint.tensors)
+def _is_there(tensor: str, slot: WeightSlot, index: int, checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint has a tensor for the slot's source `index`, in its form."""
+    form = slot.form(index)
+    if form is not None:
+        return rows_of(form).is_there(tensor, checkpoint.tensors)
     return tensor in checkpoint.tensors
 
 
@@ -125,10 +138,10 @@ def _rows_needed(slots: Sequence[WeightSlot]) -> dict[str, int]:
 
 
 def _check_missing(slots: Sequence[WeightSlot], checkpoint: Checkpoint) -> None:
-    pairs = [(source.tensor, slot) for slot in slots for source in slot.sources]
-    needed = dict.fromkeys(name for name, _ in pairs)
+    sources = [(slot, i, s.tensor) for slot in slots for i, s in enumerate(slot.sources)]
+    needed = dict.fromkeys(name for _, _, name in sources)
     missing = list(
-        dict.fromkeys(name for name, slot in pairs if not _is_there(name, slot, checkpoint))
+        dict.fromkeys(name for slot, i, name in sources if not _is_there(name, slot, i, checkpoint))
     )
     if not missing:
         return
@@ -181,17 +194,18 @@ def _pieces(
     slot: WeightSlot, checkpoint: Checkpoint, needed: Mapping[str, int]
 ) -> Iterable[AnyPiece]:
     slot_row = 0
-    for source in slot.sources:
+    for index, source in enumerate(slot.sources):
         num_rows = source.num_rows or slot.total_rows
-        if slot.stored is None:
+        form = slot.form(index)
+        if form is None:
             yield from _split(slot, source, checkpoint.tensors[source.tensor], slot_row)
         else:
-            rows = needed[source.tensor]
-            entries = code_entries(slot.stored, source.tensor, checkpoint, rows, slot.cols)
+            shape = (needed[source.tensor], slot.cols)
+            matrix = rows_of(form).matrix(form, source.tensor, checkpoint, shape)
             step = max(_PIECE_ROWS, PIECE_BYTES // (2 * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
             for first in range(0, num_rows, step):
                 count = min(step, num_rows - first)
-                yield CodePiece(entries, source.first_row + first, count, slot_row + first)
+                yield CodePiece(matrix, source.first_row + first, count, slot_row + first)
         slot_row += num_rows
 
 

@@ -23,10 +23,11 @@ from hearth.core.errors import ConfigError, WeightsError
 from hearth.core.spec import DType, WeightSlot
 from hearth.host.memory import read_memory
 from hearth.kernels.packing import HostTensor, WeightSink, arena_bytes
+from hearth.models.formats.matrix import CodePiece
+from hearth.models.formats.placing import Losses, put_piece
 from hearth.models.loader import LoadedSpec
 from hearth.models.read_ahead import ReadAhead, window_bytes
 from hearth.models.safetensors_file import Checkpoint, TensorEntry, read_checkpoint
-from hearth.models.stored_rows import CodePiece, read_rows
 from hearth.models.weight_plan import (
     PIECE_BYTES,
     TIED_HEAD,
@@ -84,10 +85,11 @@ def load_weights(
     plan = plan_weights(loaded.spec, checkpoint)
     maps = {path: map_file(path) for path in {e.path for e in checkpoint.tensors.values()}}
     _check_tied_head(loaded, checkpoint, maps)
-    counter = _Counter(plan.num_bytes, on_progress)
+    load = _Load(sink, maps, _Counter(plan.num_bytes, on_progress), Losses())
     with _read_ahead(loaded, plan) as ahead:
-        _run([_pack_task(slot_plan, sink, maps, ahead, counter) for slot_plan in plan.slots])
-    return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings, checkpoint.files)
+        _run([_pack_task(slot_plan, load, ahead) for slot_plan in plan.slots])
+    warnings = (*plan.warnings, *load.losses.warnings())
+    return LoadReport(plan.num_bytes, plan.num_tensors, warnings, checkpoint.files)
 
 
 def check_weights(loaded: LoadedSpec) -> LoadReport:
@@ -98,7 +100,8 @@ def check_weights(loaded: LoadedSpec) -> LoadReport:
     """
     checkpoint = read_checkpoint(loaded.path)
     plan = plan_weights(loaded.spec, checkpoint)
-    return LoadReport(plan.num_bytes, plan.num_tensors, plan.warnings, checkpoint.files)
+    warnings = (*plan.warnings, *plan.conversions)
+    return LoadReport(plan.num_bytes, plan.num_tensors, warnings, checkpoint.files)
 
 
 @dataclass(slots=True)
@@ -144,24 +147,29 @@ def _read_ahead(loaded: LoadedSpec, plan: WeightPlan) -> ReadAhead:
     return ReadAhead([piece for slot in plan.slots for piece in slot.pieces], window)
 
 
-def _pack_task(
-    plan: SlotPlan,
-    sink: WeightSink,
-    maps: Mapping[Path, mmap.mmap],
-    ahead: ReadAhead,
-    counter: _Counter,
-) -> Task:
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What the tasks of one load share."""
+
+    sink: WeightSink
+    maps: Mapping[Path, mmap.mmap]
+    counter: _Counter
+    losses: Losses
+
+
+def _pack_task(plan: SlotPlan, load: _Load, ahead: ReadAhead) -> Task:
     def task() -> None:
         for piece in plan.pieces:
-            mapped = maps[piece.path]
+            mapped = load.maps[piece.path]
             ahead.need(piece)
             if isinstance(piece, CodePiece):
-                sink.put_codes(plan.slot, piece.slot_row, read_rows(plan.slot, piece, maps))
+                put_piece(plan.slot, piece, load.maps, load.sink, load.losses)
+                drop_pages(mapped, piece.touched.start, len(piece.touched))
             else:
-                sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
-            drop_pages(mapped, piece.begin, piece.num_bytes)
+                load.sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
+                drop_pages(mapped, piece.begin, piece.num_bytes)
             ahead.packed(piece)
-            counter.add(piece.num_bytes)
+            load.counter.add(piece.num_bytes)
 
     return task
 

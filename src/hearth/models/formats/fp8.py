@@ -1,0 +1,88 @@
+"""Matrices in FP8 (e4m3): DeepSeek's declaration, and the form that compressed-tensors' leads to.
+
+`quant_method: "fp8"`: `weight_block_size` [rows, columns] that share a `weight_scale_inv`; without
+it one `weight_scale` a tensor; `modules_to_not_convert` (`ignored_layers`) are plain. A weight is
+its element times the scale, whatever the tensor is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from hearth.core.spec import CodesForm, SlotKind, WeightSlot
+from hearth.models.config_json import ConfigJson
+from hearth.models.safetensors_file import TensorEntry
+
+FORMAT = "fp8"
+SCALES = ("_scale_inv", "_scale")
+_PLAIN = ("embed_tokens", "lm_head", ".gate.weight", "router", "visual.", "vision")
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Forms:
+    """`plain`: parts of the names of tensors that are stored plainly, where no file tells."""
+
+    form: CodesForm
+    dtypes: Mapping[str, str] | None
+    plain: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def holds(self, tensor: str) -> bool:
+        """See `StoredForms`."""
+        return self.dtypes is not None and has_scale(tensor, self.dtypes)
+
+    def form_of(self, slot: WeightSlot, tensor: str) -> CodesForm | None:
+        """See `StoredForms`."""
+        if self.dtypes is not None:
+            return self.form if self.holds(tensor) else None
+        if slot.kind is SlotKind.TABLE or any(part in tensor for part in self.plain):
+            return None
+        return self.form
+
+    def has_wide_scales(self, tensors: Sequence[str]) -> bool:
+        """See `StoredForms`."""
+        return False
+
+
+def fp8_form(rows: int, cols: int) -> CodesForm:
+    """Of blocks of `rows` × `cols` that share a scale; 0: all of them."""
+    blocks = f"blocks of {rows} × {cols}" if rows and cols else f"groups of {cols} columns"
+    if not cols:
+        blocks = "a scale a row" if rows else "one scale"
+    what = f"FP8 (e4m3, {blocks})"
+    return CodesForm(FORMAT, 0, 0, symmetric=True, block=(rows, cols), converted=what)
+
+
+def has_scale(tensor: str, names: Collection[str] | Mapping[str, str]) -> bool:
+    """Whether a checkpoint with these tensors has scales of `tensor`."""
+    return any(tensor + suffix in names for suffix in SCALES)
+
+
+def read_forms(section: ConfigJson, tensors: Mapping[str, TensorEntry] | None) -> Fp8Forms:
+    """What the section declares. Raises ModelError for what is not read."""
+    if section.text("fmt", default="e4m3") != "e4m3":
+        raise section.error("fmt", '"e4m3"')
+    rows = cols = 0
+    if section.has("weight_block_size"):
+        rows, cols = read_block(section, "weight_block_size")
+    plain = [*_PLAIN]
+    for key in ("modules_to_not_convert", "ignored_layers"):
+        listed = section.values.get(key) or []
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise section.error(key, "a list of names")
+        plain += listed
+    dtypes = None if tensors is None else {name: entry.dtype for name, entry in tensors.items()}
+    return Fp8Forms(fp8_form(rows, cols), dtypes, tuple(plain))
+
+
+def read_block(section: ConfigJson, key: str) -> tuple[int, int]:
+    """Two sizes, of rows and columns. Raises ModelError."""
+    block = section.values.get(key)
+    if (
+        not isinstance(block, list)
+        or len(block) != 2
+        or not all(type(size) is int and 0 < size <= 1 << 20 for size in block)
+    ):
+        raise section.error(key, "[rows, columns], both at least 1")
+    return block[0], block[1]
