@@ -175,12 +175,12 @@ def _host_tensor(slot: WeightSlot, piece: Piece, mapped: mmap.mmap) -> HostTenso
     if piece.begin % piece.dtype.num_bytes:
         data = data.copy()
     if slot.offset:
-        moved = _as_float32(data, piece.dtype) + np.float32(slot.offset)
+        moved = elements(data, piece.dtype) + np.float32(slot.offset)
         return HostTensor(moved.view(np.uint8), DType.FLOAT32, piece.shape)
     return HostTensor(data, piece.dtype, piece.shape)
 
 
-def _as_float32(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
+def elements(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
     """The elements of raw bytes."""
     if dtype is DType.BFLOAT16:
         return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,159 @@
+"""The start-up canary: a model whose kernels or weights give garbage is not served.
+
+A few fixed prompts of token ids go through the executor that will serve, before the first request.
+Refused are logits that are not finite, all equal, or the same whatever the prompt; one certain
+token for all prompts; fused kernels that give other bits than single ones (small models); layers
+whose products are far from the checkpoint's own rows (`canary_weights`); and best tokens that are
+not those stored by `hearth quality --store`.
+
+Nothing is stored by a start itself: the first start proves nothing, and a wrong kernel's answers
+would become what later starts are held to.
+
+What it costs: a step of PROMPT_TOKENS rows, about as long as one decode step, and products of a few
+matrices. It finds wrong kernels and wrong packing; damage in a single matrix in the middle of the
+model only where tokens are stored (or with --weight-cache-verify).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearth.core.config import Choice
+from hearth.core.errors import CanaryError
+from hearth.core.quality import QualitySummary
+from hearth.core.step import Executor
+from hearth.core.units import MIB
+from hearth.engine.engine import EngineShape
+from hearth.engine.plain_steps import Layout, last_logits
+from hearth.kernels.packing import arena_bytes
+
+# Of the prompts below; a new version makes stored tokens void.
+CANARY_VERSION = 1
+_LENGTHS = (1, 2, 3, 5)
+PROMPT_TOKENS = sum(_LENGTHS)
+# One token for all prompts, with less left for all others together: nothing that was trained
+# answers so.
+_CERTAIN = 1e-6
+# A stored best token may fall behind the new best one by so many deviations of the logits: another
+# instruction set rounds otherwise, while a token of a wrong model lies some four behind.
+_MOST_BEHIND = 0.5
+# Weights of a model whose fused and single kernels are compared whole: some 20 ms.
+_SMALL_BYTES = 128 * MIB
+_WHAT_TO_DO = (
+    "start once with --weight-cache-verify, which finds damaged packed weights; with --isa generic, "
+    "which shows whether kernels are wrong on this processor; or fetch the model again. "
+    "--no-canary serves it all the same"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryResult:
+    """What was found good: the best token behind each prompt, and how it was checked."""
+
+    tokens: tuple[int, ...]
+    choice: Choice
+
+
+def canary_prompts(vocab_size: int, longest: int) -> list[list[int]]:
+    """Token ids, the same for every model of a vocabulary; cut at `longest` tokens."""
+    prompts = []
+    for number, length in enumerate(_LENGTHS):
+        ids = [(7919 * (number + 1) * (place + 3) + 104_729 * place) for place in range(length)]
+        prompts.append([token % vocab_size for token in ids][-longest:])
+    return prompts
+
+
+def canary_logits(executor: Executor, shape: EngineShape) -> list[NDArray[np.float32]]:
+    """Logits behind each prompt, [vocabulary]; uses the first block of each KV group."""
+    limits = shape.limits
+    step_tokens = min(limits.max_tokens, max(_LENGTHS))
+    layout = Layout(shape.kv.block_size, 1, 1, step_tokens)
+    longest = min(limits.max_model_len, shape.kv.block_size)
+    return last_logits(executor, canary_prompts(executor.program.vocab_size, longest), layout)
+
+
+def check_canary(
+    executor: Executor, shape: EngineShape, stored: QualitySummary | None
+) -> CanaryResult:
+    """Runs the prompts. Raises CanaryError where what comes out is no answer of a model."""
+    started = time.perf_counter()
+    rows = canary_logits(executor, shape)
+    check_logits(rows)
+    parts = [f"{len(rows)} prompts"]
+    parts += _check_unfused(executor, shape, rows)
+    tokens = tuple(int(row.argmax()) for row in rows)
+    if stored is not None and stored.canary_version == CANARY_VERSION and stored.canary:
+        _check_stored(rows, stored)
+        parts.append(f"best tokens as measured on {stored.measured_at[:10]}")
+    spent = 1000 * (time.perf_counter() - started)
+    return CanaryResult(tokens, Choice("canary", "passed", f"{', '.join(parts)}; {spent:.0f} ms"))
+
+
+def check_logits(rows: Sequence[NDArray[np.float32]]) -> None:
+    """Whether [vocabulary] rows behind different prompts may be a model's. Raises CanaryError."""
+    for number, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            bad = int(np.count_nonzero(~np.isfinite(row)))
+            raise _garbage(f"{bad:,} of {len(row):,} logits behind prompt {number} are not finite")
+        if float(row.max()) == float(row.min()):
+            raise _garbage(f"all logits behind prompt {number} are {float(row[0]):g}")
+    if len(rows[0]) > 1 and all(np.array_equal(row, rows[0]) for row in rows[1:]):
+        raise _garbage(f"the same logits follow {len(rows)} different prompts")
+    best = {int(row.argmax()) for row in rows}
+    if len(best) == 1 and all(_uncertainty(row) < _CERTAIN for row in rows):
+        raise _garbage(f"token {best.pop()} follows every prompt with certainty")
+
+
+def _uncertainty(row: NDArray[np.float32]) -> float:
+    """The probability of all tokens but the best one."""
+    powers = np.exp(row.astype(np.float64) - float(row.max()))
+    return float((powers.sum() - 1) / powers.sum())
+
+
+def _check_stored(rows: Sequence[NDArray[np.float32]], stored: QualitySummary) -> None:
+    for number, (row, token) in enumerate(zip(rows, stored.canary)):
+        behind = float(row.max() - row[token]) / float(row.std())
+        if behind > _MOST_BEHIND:
+            raise _garbage(
+                f"behind prompt {number} the best token is {int(row.argmax())}; when this model's "
+                f"quality was measured ({stored.measured_at[:10]}, hearth {stored.hearth_version}) "
+                f"it was {token}, which is now {behind:.1f} deviations behind"
+            )
+
+
+def _check_unfused(
+    executor: Executor, shape: EngineShape, rows: Sequence[NDArray[np.float32]]
+) -> list[str]:
+    """Of a small model: operations one by one, by one thread, give the same bits."""
+    if executor.info.name != "cpu" or arena_bytes(executor.program.slots) > _SMALL_BYTES:
+        return []
+    from hearth.engine.canary_weights import single_executor
+
+    length = max(_LENGTHS)
+    limits = replace(
+        shape.limits,
+        max_tokens=min(shape.limits.max_tokens, length),
+        max_sequences=1,
+        max_logit_rows=1,
+    )
+    kv = replace(shape.kv, num_blocks=(1,) * len(shape.kv.num_blocks))
+    single = single_executor(executor, limits, kv)
+    try:
+        for number, other in enumerate(canary_logits(single, EngineShape(limits, kv))):
+            if not np.array_equal(rows[number], other):
+                worst = float(np.abs(rows[number] - other).max())
+                raise _garbage(
+                    f"fused kernels and single ones differ behind prompt {number}, by up to {worst:g}"
+                )
+    finally:
+        single.close()
+    return ["fused kernels have the bits of single ones"]
+
+
+def _garbage(what: str) -> CanaryError:
+    return CanaryError(f"the start-up canary: {what}: the model is not served", hint=_WHAT_TO_DO)
