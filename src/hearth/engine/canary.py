@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from hearth.core.units import MIB
 from hearth.engine.engine import EngineShape
 from hearth.engine.plain_steps import Layout, last_logits
 from hearth.kernels.packing import arena_bytes
+from hearth.models.loader import LoadedSpec
 
 # Of the prompts below; a new version makes stored tokens void.
 CANARY_VERSION = 1
@@ -44,19 +45,11 @@ _CERTAIN = 1e-6
 _MOST_BEHIND = 0.5
 # Weights of a model whose fused and single kernels are compared whole: some 20 ms.
 _SMALL_BYTES = 128 * MIB
-_WHAT_TO_DO = (
-    "start once with --weight-cache-verify, which finds damaged packed weights; with --isa generic, "
-    "which shows whether kernels are wrong on this processor; or fetch the model again. "
-    "--no-canary serves it all the same"
+WHAT_TO_DO = (
+    "start once with --weight-cache-bytes 0, which packs the weights anew; with --isa generic, which "
+    "shows whether kernels are wrong on this processor; or fetch the model again (hearth pull "
+    "verifies it). --no-canary serves it all the same"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class CanaryResult:
-    """What was found good: the best token behind each prompt, and how it was checked."""
-
-    tokens: tuple[int, ...]
-    choice: Choice
 
 
 def canary_prompts(vocab_size: int, longest: int) -> list[list[int]]:
@@ -78,20 +71,29 @@ def canary_logits(executor: Executor, shape: EngineShape) -> list[NDArray[np.flo
 
 
 def check_canary(
-    executor: Executor, shape: EngineShape, stored: QualitySummary | None
-) -> CanaryResult:
-    """Runs the prompts. Raises CanaryError where what comes out is no answer of a model."""
+    executor: Executor,
+    shape: EngineShape,
+    stored: QualitySummary | None = None,
+    loaded: LoadedSpec | None = None,
+) -> Choice:
+    """Runs the prompts, and compares with the checkpoint of `loaded`, where there is one.
+
+    Returns what the banner says. Raises CanaryError where what comes out is no model's answer.
+    """
     started = time.perf_counter()
     rows = canary_logits(executor, shape)
     check_logits(rows)
-    parts = [f"{len(rows)} prompts"]
-    parts += _check_unfused(executor, shape, rows)
-    tokens = tuple(int(row.argmax()) for row in rows)
+    parts = [f"{len(rows)} prompts", *_check_kernels(executor, shape, rows, loaded)]
     if stored is not None and stored.canary_version == CANARY_VERSION and stored.canary:
         _check_stored(rows, stored)
         parts.append(f"best tokens as measured on {stored.measured_at[:10]}")
     spent = 1000 * (time.perf_counter() - started)
-    return CanaryResult(tokens, Choice("canary", "passed", f"{', '.join(parts)}; {spent:.0f} ms"))
+    return Choice("canary", "passed", f"{', '.join(parts)}; {spent:.0f} ms")
+
+
+def canary_tokens(executor: Executor, shape: EngineShape) -> tuple[int, ...]:
+    """The best token behind each prompt, for a report."""
+    return tuple(int(row.argmax()) for row in canary_logits(executor, shape))
 
 
 def check_logits(rows: Sequence[NDArray[np.float32]]) -> None:
@@ -126,34 +128,39 @@ def _check_stored(rows: Sequence[NDArray[np.float32]], stored: QualitySummary) -
             )
 
 
-def _check_unfused(
-    executor: Executor, shape: EngineShape, rows: Sequence[NDArray[np.float32]]
+def _check_kernels(
+    executor: Executor,
+    shape: EngineShape,
+    rows: Sequence[NDArray[np.float32]],
+    loaded: LoadedSpec | None,
 ) -> list[str]:
-    """Of a small model: operations one by one, by one thread, give the same bits."""
-    if executor.info.name != "cpu" or arena_bytes(executor.program.slots) > _SMALL_BYTES:
+    """Of the C++ kernels: operations one by one against fused ones, and against the checkpoint."""
+    if executor.info.name != "cpu":
         return []
-    from hearth.engine.canary_weights import single_executor
+    from hearth.engine.canary_weights import compare_with_checkpoint, single_executor
+    from hearth.kernels.cpu.executor import CpuExecutor
 
-    length = max(_LENGTHS)
-    limits = replace(
-        shape.limits,
-        max_tokens=min(shape.limits.max_tokens, length),
-        max_sequences=1,
-        max_logit_rows=1,
-    )
-    kv = replace(shape.kv, num_blocks=(1,) * len(shape.kv.num_blocks))
-    single = single_executor(executor, limits, kv)
-    try:
-        for number, other in enumerate(canary_logits(single, EngineShape(limits, kv))):
-            if not np.array_equal(rows[number], other):
-                worst = float(np.abs(rows[number] - other).max())
-                raise _garbage(
-                    f"fused kernels and single ones differ behind prompt {number}, by up to {worst:g}"
-                )
-    finally:
-        single.close()
-    return ["fused kernels have the bits of single ones"]
+    assert isinstance(executor, CpuExecutor)
+    parts = []
+    with closing(single_executor(executor, shape.kv)) as single:
+        if loaded is not None:
+            parts.append(compare_with_checkpoint(single, loaded))
+        if arena_bytes(executor.program.slots) <= _SMALL_BYTES:
+            _check_unfused(single, shape, rows)
+            parts.append("fused kernels have the bits of single ones")
+    return parts
+
+
+def _check_unfused(
+    single: Executor, shape: EngineShape, rows: Sequence[NDArray[np.float32]]
+) -> None:
+    for number, (row, other) in enumerate(zip(rows, canary_logits(single, shape), strict=True)):
+        if not np.array_equal(row, other):
+            worst = float(np.abs(row - other).max())
+            raise _garbage(
+                f"fused kernels and single ones differ behind prompt {number}, by up to {worst:g}"
+            )
 
 
 def _garbage(what: str) -> CanaryError:
-    return CanaryError(f"the start-up canary: {what}: the model is not served", hint=_WHAT_TO_DO)
+    return CanaryError(f"the start-up canary: {what}: the model is not served", hint=WHAT_TO_DO)

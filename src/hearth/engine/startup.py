@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hearth.core.config import Choice, EngineConfig, Resolved
-from hearth.core.errors import CanaryError, ConfigError
+from hearth.core.errors import ConfigError, HearthError
 from hearth.core.step import Executor, ExecutorInfo
 from hearth.core.units import format_count
 from hearth.engine.canary import check_canary
-from hearth.engine.canary_weights import check_weights_canary
 from hearth.engine.encoding import Encoding
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.executor import BackendChoice, LoadedModel, choose_backend, create_executor
@@ -139,15 +138,13 @@ def _check_canary(
     """Refuses a model that gives garbage. Raises CanaryError."""
     if not config.canary:
         return (Choice("canary", "off", "--no-canary: nothing was tried before serving"),)
-    found = check_canary(executor, shape, quality.summary)
-    if not isinstance(loaded, LoadedSpec) or config.model.load_format == "dummy":
-        return (found.choice,)
+    is_dummy = config.model.load_format == "dummy"
+    checkpoint = loaded if isinstance(loaded, LoadedSpec) and not is_dummy else None
     try:
-        weights = check_weights_canary(executor, loaded)
-    except CanaryError:
+        return (check_canary(executor, shape, quality.summary, checkpoint),)
+    except HearthError:
         executor.close()
         raise
-    return (found.choice,) if weights is None else (found.choice, weights)
 
 
 @dataclass(frozen=True, slots=True)
