@@ -52,14 +52,14 @@ class TextSource:
     def __init__(self, text: str) -> None:
         """`text`: a path, or "builtin". Raises ConfigError for a file that cannot be read."""
         self.is_builtin = text == BUILTIN
-        self._path = BUILTIN_PATH if self.is_builtin else Path(text).expanduser()
-        self._name = BUILTIN if self.is_builtin else self._path.name
+        self.path = BUILTIN_PATH if self.is_builtin else Path(text).expanduser()
+        self._name = BUILTIN if self.is_builtin else self.path.name
         self._hash = hashlib.sha256()
         self._num_bytes = 0
-        if self._path.is_dir():
+        if self.path.is_dir():
             raise ConfigError(f"--text {text} is a directory; permitted: a file, or {BUILTIN}")
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 file.read(1)
         except OSError as error:
             raise ConfigError(
@@ -89,7 +89,7 @@ class TextSource:
             yield [*cut.prefix, *waiting]
         elif num_found == 0:
             raise ConfigError(
-                f"--text {self._path} has {len(waiting)} tokens; permitted: {LEAST_TOKENS} or more",
+                f"--text {self.path} has {len(waiting)} tokens; permitted: {LEAST_TOKENS} or more",
                 hint="a few thousand tokens give a figure worth having",
             )
 
@@ -101,8 +101,8 @@ class TextSource:
     def _pieces(self) -> Iterator[str]:
         """The text in whole lines; counts and hashes what it gives."""
         pending = ""
-        with self._path.open("rb") as file:
-            for text in _decoded(file, self._path):
+        with self.path.open("rb") as file:
+            for text in _decoded(file, self.path):
                 pending += text
                 while len(pending) >= PIECE_CHARS and (end := _cut_at(pending)):
                     yield self._counted(pending[:end])
@@ -123,7 +123,7 @@ def _cut_at(text: str) -> int:
         return end
     if len(text) < _MOST_CHARS:
         return 0
-    return text.rfind(" ") or len(text) if " " in text[1:] else len(text)
+    return max(0, text.rfind(" ")) or len(text)
 
 
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
