@@ -219,7 +219,7 @@ def _limit_of(slot: WeightSlot) -> Deviation:
     bits = slot.quant.bits
     if not bits:
         return Deviation(0.03, 0.03)
-    if bits == 8 or slot.stored is not None:
+    if bits == 8 or (slot.stored is not None and slot.stored.bits):
         return Deviation(0.15, 0.1)
     return Deviation(0.5, 0.2)
 

@@ -11,6 +11,7 @@ is not shown. It is written by `hearth quality --store` alone.
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -163,7 +164,7 @@ def _fingerprint(path: Path) -> tuple[int, str]:
 def _command(config: EngineConfig) -> str:
     """What the user types."""
     model = config.model
-    parts = ["hearth quality", model.path]
+    parts = ["hearth quality", shlex.quote(model.path)]
     if model.quantize != "none":
         parts += ["--quantize", model.quantize]
     if model.codes.activations == "float32":

@@ -5,19 +5,21 @@ For comparing what was packed, and what kernels make of it, with where it came f
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+import mmap
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hearth.core.spec import SlotKind, WeightSlot
 from hearth.kernels.codes import row_values
+from hearth.kernels.packing import CodeRows, HostTensor
 from hearth.models.loader import LoadedSpec
 from hearth.models.safetensors_file import read_checkpoint
-from hearth.models.stored_rows import CodePiece, read_rows
-from hearth.models.weight_plan import Piece, SlotPlan, plan_weights
-from hearth.models.weights import elements, map_file
+from hearth.models.weight_plan import AnyPiece, Piece, SlotPlan, plan_weights
+from hearth.models.weights import elements, hand_over, map_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,46 +35,62 @@ def sample_rows(
 ) -> dict[str, SampledRows]:
     """The first `num_rows` rows of the first and of the last part of each slot; all of a vector.
 
-    Slots that are stored in a form of which single rows cannot be read are left out. Raises
-    WeightsError for files that cannot be read.
+    Raises WeightsError for files that cannot be read.
     """
     checkpoint = read_checkpoint(loaded.path)
     plans = {p.slot.name: p for p in plan_weights(loaded.spec, checkpoint).slots}
-    found = {}
-    for name in names:
-        sampled = _sample(plans[name], num_rows)
-        if sampled is not None:
-            found[name] = sampled
-    return found
+    maps: Mapping[Path, mmap.mmap] = _Maps()
+    return {name: _sample(plans[name], num_rows, maps) for name in names}
 
 
-def _sample(plan: SlotPlan, num_rows: int) -> SampledRows | None:
-    is_vector = plan.slot.kind is SlotKind.VECTOR
-    ends = plan.pieces if is_vector else dict.fromkeys((plan.pieces[0], plan.pieces[-1]))
-    indices, values = [], []
-    for piece in ends:
-        rows = _rows_of(plan.slot, piece, num_rows)
-        if rows is None:
-            return None
-        indices.append(np.arange(len(rows)) + piece.slot_row)
-        values.append(rows)
-    return SampledRows(np.concatenate(indices), np.concatenate(values))
+class _Maps(dict[Path, mmap.mmap]):
+    """Files, mapped when they are first asked for."""
+
+    def __missing__(self, path: Path) -> mmap.mmap:
+        self[path] = map_file(path)
+        return self[path]
 
 
-def _rows_of(slot: WeightSlot, piece: object, num_rows: int) -> NDArray[np.float32] | None:
-    """The first rows of a piece, [n, cols]; None: of a form that is not known here."""
-    if isinstance(piece, CodePiece):
-        part = replace(piece, num_rows=min(num_rows, piece.num_rows))
-        maps = {entry.path: map_file(entry.path) for entry in piece.source.entries}
-        rows = read_rows(slot, part, maps)
-        return row_values(rows, slot.quant)[:, : slot.cols]
+@dataclass(slots=True)
+class _Values:
+    """A WeightSink that keeps what it is given as float32."""
+
+    indices: list[NDArray[np.intp]] = field(default_factory=list)
+    values: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:
+        """See WeightSink."""
+        self._keep(first_row, elements(tensor.data, tensor.dtype).reshape(tensor.shape[0], -1))
+
+    def put_codes(self, slot: WeightSlot, first_row: int, rows: CodeRows) -> None:
+        """See WeightSink."""
+        self._keep(first_row, row_values(rows, slot.quant)[:, : slot.cols])
+
+    def fill_random(self, slot: WeightSlot, seed: int) -> None:
+        """Not asked for."""
+        raise NotImplementedError
+
+    def _keep(self, first_row: int, values: NDArray[np.float32]) -> None:
+        self.indices.append(np.arange(len(values)) + first_row)
+        self.values.append(values)
+
+
+def _sample(plan: SlotPlan, num_rows: int, maps: Mapping[Path, mmap.mmap]) -> SampledRows:
+    sink = _Values()
+    if plan.slot.kind is SlotKind.VECTOR:
+        for piece in plan.pieces:
+            hand_over(plan.slot, piece, maps, sink)
+    else:
+        for piece in dict.fromkeys((plan.pieces[0], plan.pieces[-1])):
+            hand_over(plan.slot, _beginning(piece, num_rows), maps, sink)
+    return SampledRows(np.concatenate(sink.indices), np.concatenate(sink.values))
+
+
+def _beginning(piece: AnyPiece, num_rows: int) -> AnyPiece:
+    """The first rows of a piece."""
     if not isinstance(piece, Piece):
-        return None
+        return replace(piece, num_rows=min(num_rows, piece.num_rows))
     total = piece.shape[0]
-    count = total if slot.kind is SlotKind.VECTOR else min(num_rows, total)
-    data = np.frombuffer(
-        map_file(piece.path), np.uint8, piece.num_bytes // total * count, piece.begin
-    )
-    rows = elements(data.copy(), piece.dtype).reshape(count, -1)
-    result: NDArray[np.float32] = rows + np.float32(slot.offset)
-    return result
+    count = min(num_rows, total)
+    shape = (count, *piece.shape[1:])
+    return replace(piece, shape=shape, num_bytes=piece.num_bytes // total * count)

@@ -30,6 +30,7 @@ from hearth.models.stored_rows import CodePiece, read_rows
 from hearth.models.weight_plan import (
     PIECE_BYTES,
     TIED_HEAD,
+    AnyPiece,
     Piece,
     SlotPlan,
     WeightPlan,
@@ -155,15 +156,22 @@ def _pack_task(
         for piece in plan.pieces:
             mapped = maps[piece.path]
             ahead.need(piece)
-            if isinstance(piece, CodePiece):
-                sink.put_codes(plan.slot, piece.slot_row, read_rows(plan.slot, piece, maps))
-            else:
-                sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
+            hand_over(plan.slot, piece, maps, sink)
             drop_pages(mapped, piece.begin, piece.num_bytes)
             ahead.packed(piece)
             counter.add(piece.num_bytes)
 
     return task
+
+
+def hand_over(
+    slot: WeightSlot, piece: AnyPiece, maps: Mapping[Path, mmap.mmap], sink: WeightSink
+) -> None:
+    """Gives a piece to the sink, as codes where it is codes."""
+    if isinstance(piece, CodePiece):
+        sink.put_codes(slot, piece.slot_row, read_rows(slot, piece, maps))
+    else:
+        sink.put(slot, piece.slot_row, _host_tensor(slot, piece, maps[piece.path]))
 
 
 def _host_tensor(slot: WeightSlot, piece: Piece, mapped: mmap.mmap) -> HostTensor:

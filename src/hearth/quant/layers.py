@@ -165,9 +165,7 @@ def _compare(model: _Run, reference: _Run, num_tokens: int) -> LayerReport:
     return LayerReport(tuple(layers), tuple(ranked), num_tokens)
 
 
-def _walk_reference(
-    model: _Run, reference: _Run
-) -> tuple[list[Floats], list[MatrixError]]:
+def _walk_reference(model: _Run, reference: _Run) -> tuple[list[Floats], list[MatrixError]]:
     """The reference's residual stream at each border; meanwhile each matrix of the model."""
     products = {p.at: p for p in products_of(reference.program)}
     counterparts = {p.linear.weight: p for p in products_of(model.program)}

@@ -129,9 +129,7 @@ def measure_quality(request: QualityRequest, observer: Observer) -> Quality:
     started = time.monotonic()
     _check(request)
     source = TextSource(request.text)
-    lengths = Lengths(
-        request.context, PROMPT_TOKENS, request.answer_tokens, _num_answers(request)
-    )
+    lengths = Lengths(request.context, PROMPT_TOKENS, request.answer_tokens, _num_answers(request))
     configs = [(MODEL, request.model)]
     if request.reference is not None:
         configs.append((REFERENCE, without_cache(request.reference)))
@@ -167,7 +165,9 @@ def _check(request: QualityRequest) -> None:
 
 def _cut_of(request: QualityRequest, plans: Sequence[PlannedSide]) -> CutText:
     prefixes = {
-        prefix_of(lambda text, special, t=plan.tokenizer: t.encode(text, add_special_tokens=special))
+        prefix_of(
+            lambda text, special, t=plan.tokenizer: t.encode(text, add_special_tokens=special)
+        )
         for plan in plans
     }
     if len(prefixes) > 1:

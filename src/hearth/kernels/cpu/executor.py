@@ -267,9 +267,7 @@ class CpuExecutor:
             raise KernelError(f"rows of shape {list(rows.shape)} do not fit a buffer of {width}")
         values = np.ascontiguousarray(rows, np.float32)
         check(
-            self._library.hearth_write_buffer(
-                self._handle, index, len(values), values.ctypes.data
-            )
+            self._library.hearth_write_buffer(self._handle, index, len(values), values.ctypes.data)
         )
 
     def bind(self, cpus: Sequence[int]) -> None:
