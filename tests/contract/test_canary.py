@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,7 +151,7 @@ def test_weights_that_are_not_finite_are_refused(dtype: str, expected_of: Expect
     def with_nan(weights: CpuWeights, spec: LoadedSpec) -> None:
         weights.packed(spec.program.slot(spec.spec.layers[1].attention.qkv))[:64] = 0xFF
 
-    with pytest.raises(CanaryError, match="not finite|off those"):
+    with pytest.raises(CanaryError, match=r"not finite|off those"):
         run(loaded, with_nan)
 
 

@@ -46,9 +46,9 @@ _MOST_BEHIND = 0.5
 # Weights of a model whose fused and single kernels are compared whole: some 20 ms.
 _SMALL_BYTES = 128 * MIB
 WHAT_TO_DO = (
-    "start once with --weight-cache-bytes 0, which packs the weights anew; with --isa generic, which "
-    "shows whether kernels are wrong on this processor; or fetch the model again (hearth pull "
-    "verifies it). --no-canary serves it all the same"
+    "start once with --weight-cache-bytes 0, which packs the weights anew; with --isa generic, "
+    "which shows whether kernels are wrong on this processor; or fetch the model again (hearth "
+    "pull verifies it). --no-canary serves it all the same"
 )
 
 

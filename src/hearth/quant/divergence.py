@@ -6,8 +6,8 @@ float32 sums over a vocabulary. The figures are those of llama.cpp's `perplexity
 (github.com/ggml-org/llama.cpp, tools/perplexity), with the same definitions:
 
   perplexity  exp(mean of −ln p(token)); its error is perplexity · σ/√n
-  ln ratio    mean of ln p_ref(token) − ln p(token) = ln(perplexity / that of the reference). Paired:
-              both see the same tokens, so that its error is far smaller than that of either
+  ln ratio    mean of ln p_ref(token) − ln p(token) = ln(perplexity / that of the reference).
+              Paired: both see the same tokens; its error is far smaller than that of either
   KL          Σ p_ref ln(p_ref / p), in nats
   Δp          p(token) − p_ref(token)
   top-1       share of positions at which both have the same best token

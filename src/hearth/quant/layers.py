@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """Of one layer's output. `own`: fed with the reference's input; `added_up`: with the model's."""
+    """Of one layer's output. `own`: fed with the reference's input; `added_up`: with its own."""
 
     layer: int
     own: float

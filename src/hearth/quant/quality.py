@@ -164,12 +164,7 @@ def _check(request: QualityRequest) -> None:
 
 
 def _cut_of(request: QualityRequest, plans: Sequence[PlannedSide]) -> CutText:
-    prefixes = {
-        prefix_of(
-            lambda text, special, t=plan.tokenizer: t.encode(text, add_special_tokens=special)
-        )
-        for plan in plans
-    }
+    prefixes = {prefix_of(plan.tokenizer) for plan in plans}
     if len(prefixes) > 1:
         raise ConfigError(
             "the tokenizers of MODEL and the reference put different tokens before a text",

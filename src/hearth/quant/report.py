@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hearth import __version__
+from hearth.core.errors import ConfigError
 from hearth.core.quality import QualitySummary
 from hearth.engine.canary import CANARY_VERSION
 from hearth.engine.quality_store import is_stored_quantized, kv_dtype_of, quality_key
-from hearth.core.errors import ConfigError
 from hearth.models.config_json import read_config
 from hearth.models.loader import LoadedSpec
 from hearth.models.quantize import storage_of

@@ -139,8 +139,8 @@ def _plan(label: str, config: EngineConfig, lengths: Lengths) -> PlannedSide:
     backend = choose_backend(config.device, path)
     if config.model.quantize not in {"none", "auto"} and backend.name != "cpu":
         raise ConfigError(
-            f"{label}: --quantize {config.model.quantize} needs the C++ kernels, and {backend.name} "
-            f"runs it ({backend.reason})",
+            f"{label}: --quantize {config.model.quantize} needs the C++ kernels, and "
+            f"{backend.name} runs it ({backend.reason})",
             hint="leave --quantize out",
         )
     threads = _placement(config).num_threads

@@ -16,6 +16,7 @@ from typing import BinaryIO, TypeAlias
 
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
+from hearth.engine.text.tokenizer import Tokenizer
 
 BUILTIN = "builtin"
 BUILTIN_PATH = Path(__file__).parent / "data" / "builtin_text.txt"
@@ -155,9 +156,10 @@ def _decode(
         ) from error
 
 
-def prefix_of(encode: Callable[[str, bool], Sequence[int]]) -> tuple[int, ...]:
-    """What a tokenizer puts before a text. `encode(text, add_special_tokens)`."""
-    plain, dressed = list(encode("a", False)), list(encode("a", True))
+def prefix_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that a tokenizer puts before a text."""
+    plain = tokenizer.encode("a")
+    dressed = tokenizer.encode("a", add_special_tokens=True)
     for first in range(len(dressed) - len(plain) + 1):
         if dressed[first : first + len(plain)] == plain:
             return tuple(dressed[:first])
