@@ -44,7 +44,7 @@ def kernels() -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
     path = tmp_path_factory.mktemp("base")
-    yield path, save_text_model(path)
+    return path, save_text_model(path)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_json_and_plot(tmp_path: Path) -> None:
     assert len(body["greedy"]["equal_tokens"]) == 2
     assert len(body["layers"]["layers"]) == 8
     assert body["text"]["name"] == "builtin"
-    root = ET.fromstring(plot.read_text(encoding="utf-8"))  # noqa: S314 -- our own file
+    root = ET.fromstring(plot.read_text(encoding="utf-8"))
     text = "".join(root.itertext())
     for title in ("KL divergence by share of tokens", "Error of each layer by itself"):
         assert title in text

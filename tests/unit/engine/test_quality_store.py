@@ -133,7 +133,7 @@ def test_changed_weights_are_another_model(config: EngineConfig, model: Path) ->
 def checkpoint(model: Path, tmp_path: Path) -> Iterator[EngineConfig]:
     path = tmp_path / "int4"
     quantize_directory(model, path, scheme_of("int4", 64), lambda *_: None)
-    yield EngineConfig(ModelConfig(str(path)), weight_cache=WeightCacheConfig(str(tmp_path / "c")))
+    return EngineConfig(ModelConfig(str(path)), weight_cache=WeightCacheConfig(str(tmp_path / "c")))
 
 
 def test_the_report_of_a_quantized_checkpoint_travels_with_it(
