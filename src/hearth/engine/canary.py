@@ -9,7 +9,7 @@ not those stored by `hearth quality --store`.
 Nothing is stored by a start itself: the first start proves nothing, and a wrong kernel's answers
 would become what later starts are held to.
 
-What it costs: a step of PROMPT_TOKENS rows, about as long as one decode step, and products of a few
+What it costs: one step of 11 rows, about as long as one decode step, and products of a few
 matrices. It finds wrong kernels and wrong packing; damage in a single matrix in the middle of the
 model only where tokens are stored (or with --weight-cache-verify).
 """
@@ -29,14 +29,13 @@ from hearth.core.quality import QualitySummary
 from hearth.core.step import Executor
 from hearth.core.units import MIB
 from hearth.engine.engine import EngineShape
-from hearth.engine.plain_steps import Layout, last_logits
+from hearth.engine.plain_steps import Layout, Rows, last_logits, step_plan
 from hearth.kernels.packing import arena_bytes
 from hearth.models.loader import LoadedSpec
 
 # Of the prompts below; a new version makes stored tokens void.
 CANARY_VERSION = 1
 _LENGTHS = (1, 2, 3, 5)
-PROMPT_TOKENS = sum(_LENGTHS)
 # One token for all prompts, with less left for all others together: nothing that was trained
 # answers so.
 _CERTAIN = 1e-6
@@ -62,12 +61,25 @@ def canary_prompts(vocab_size: int, longest: int) -> list[list[int]]:
 
 
 def canary_logits(executor: Executor, shape: EngineShape) -> list[NDArray[np.float32]]:
-    """Logits behind each prompt, [vocabulary]; uses the first block of each KV group."""
-    limits = shape.limits
-    step_tokens = min(limits.max_tokens, max(_LENGTHS))
-    layout = Layout(shape.kv.block_size, 1, 1, step_tokens)
-    longest = min(limits.max_model_len, shape.kv.block_size)
-    return last_logits(executor, canary_prompts(executor.program.vocab_size, longest), layout)
+    """Logits behind each prompt, [vocabulary]; uses the first blocks of each KV group.
+
+    In one step, which reads the weights once; where it may not hold all prompts, one by one.
+    """
+    limits, kv = shape.limits, shape.kv
+    longest = min(limits.max_model_len, kv.block_size)
+    prompts = canary_prompts(executor.program.vocab_size, longest)
+    count = len(prompts)
+    num_tokens = sum(map(len, prompts))
+    if (
+        limits.max_tokens < num_tokens
+        or min(limits.max_sequences, limits.max_logit_rows, *kv.num_blocks) < count
+    ):
+        return last_logits(executor, prompts, Layout(kv.block_size, 1, 1, limits.max_tokens))
+    rows = [Rows(prompt, 0, place, 1) for place, prompt in enumerate(prompts)]
+    layout = Layout(kv.block_size, 1, count, num_tokens)
+    logits = executor.execute(step_plan(rows, layout, len(kv.num_blocks))).logits
+    assert logits is not None
+    return list(logits)
 
 
 def check_canary(
@@ -137,16 +149,21 @@ def _check_kernels(
     """Of the C++ kernels: operations one by one against fused ones, and against the checkpoint."""
     if executor.info.name != "cpu":
         return []
-    from hearth.engine.canary_weights import compare_with_checkpoint, single_executor
+    from hearth.engine.canary_weights import (
+        compare_with_checkpoint,
+        single_executor,
+        single_shape,
+    )
     from hearth.kernels.cpu.executor import CpuExecutor
 
     assert isinstance(executor, CpuExecutor)
     parts = []
-    with closing(single_executor(executor, shape.kv)) as single:
+    few = single_shape(shape)
+    with closing(single_executor(executor, few)) as single:
         if loaded is not None:
             parts.append(compare_with_checkpoint(single, loaded))
         if arena_bytes(executor.program.slots) <= _SMALL_BYTES:
-            _check_unfused(single, shape, rows)
+            _check_unfused(single, few, rows)
             parts.append("fused kernels have the bits of single ones")
     return parts
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from hearth.core.errors import CanaryError, WeightsError
 from hearth.core.program import Embed, Linear, Op, Quantize, StepProgram
 from hearth.core.spec import SlotKind, WeightSlot
-from hearth.core.step import KvConfig, StepLimits, StepPlan
+from hearth.core.step import StepLimits, StepPlan
+from hearth.engine.engine import EngineShape
 from hearth.engine.plain_steps import Layout, Rows, step_plan
 from hearth.kernels.codes import dequantized
 from hearth.kernels.cpu.executor import CpuExecutor, Tiling
@@ -27,6 +28,7 @@ from hearth.models.sample_rows import SampledRows, sample_rows
 
 NUM_ROWS = 4  # that go through a layer
 _SAMPLED = 8  # outputs of the first and of the last part of a matrix
+SINGLE_PLACES = 4
 SINGLE_TOKENS = 16  # of a step: 2 · _SAMPLED, and a block
 
 
@@ -56,16 +58,23 @@ class Deviation:
     slope: float
 
 
-def single_executor(executor: CpuExecutor, kv: KvConfig) -> CpuExecutor:
+def single_shape(shape: EngineShape) -> EngineShape:
+    """Room for SINGLE_TOKENS tokens of a few sequences."""
+    longest = min(SINGLE_TOKENS, shape.limits.max_model_len)
+    few_blocks = replace(shape.kv, num_blocks=(SINGLE_PLACES,) * len(shape.kv.num_blocks))
+    limits = StepLimits(SINGLE_TOKENS, SINGLE_PLACES, SINGLE_TOKENS, longest)
+    return EngineShape(limits, few_blocks)
+
+
+def single_executor(executor: CpuExecutor, shape: EngineShape) -> CpuExecutor:
     """Another executor of the same packed weights, operation by operation, with one thread.
 
-    It has room for SINGLE_TOKENS tokens of one sequence.
+    `shape`: see `single_shape`.
     """
-    limits = StepLimits(SINGLE_TOKENS, 1, SINGLE_TOKENS, SINGLE_TOKENS)
-    one_block = replace(kv, num_blocks=(1,) * len(kv.num_blocks))
+    limits = replace(shape.limits, max_model_len=SINGLE_TOKENS)
     isa = executor.info.detail.partition(",")[0]
     tiling = Tiling(frozenset(), "never")
-    return CpuExecutor(executor.program, executor.weights, limits, one_block, 1, isa, tiling)
+    return CpuExecutor(executor.program, executor.weights, limits, shape.kv, 1, isa, tiling)
 
 
 def compare_with_checkpoint(single: CpuExecutor, loaded: LoadedSpec) -> str:

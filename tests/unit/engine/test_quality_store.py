@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_changed_weights_are_another_model(config: EngineConfig, model: Path) ->
 
 
 @pytest.fixture
-def checkpoint(model: Path, tmp_path: Path) -> Iterator[EngineConfig]:
+def checkpoint(model: Path, tmp_path: Path) -> EngineConfig:
     path = tmp_path / "int4"
     quantize_directory(model, path, scheme_of("int4", 64), lambda *_: None)
     return EngineConfig(ModelConfig(str(path)), weight_cache=WeightCacheConfig(str(tmp_path / "c")))
