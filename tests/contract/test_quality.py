@@ -395,6 +395,9 @@ def test_windows_and_mixtures_are_measured(tmp_path: Path, text: Path) -> None:
         assert 0 < found.divergence.kl.mean < 0.3
         assert found.layers is not None
         assert len(found.layers.layers) == sizes["num_hidden_layers"]
+        names = {matrix.name for matrix in found.layers.matrices}
+        assert any("expert" in name for name in names) == (family == "glm4_moe")
+        assert 0 < found.layers.worst_matrix.error < 0.01
 
 
 def test_the_reference_executor_is_measured_too(base: tuple[Path, Any], text: Path) -> None:

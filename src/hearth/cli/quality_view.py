@@ -12,10 +12,8 @@ from typing import Self
 from hearth.bench.panels import Panel, figure
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_bytes, format_count
-from hearth.engine.quality_store import quality_path, write_quality
-from hearth.models.loader import LoadedSpec
 from hearth.quant.quality import Quality
-from hearth.quant.report import as_json, rows_of, storage_name, summary_of, warnings_of
+from hearth.quant.report import as_json, rows_of, storage_name, store_quality, warnings_of
 
 _LINE_S = 5.0  # between two lines of a log
 _REDRAW_S = 0.2
@@ -103,12 +101,7 @@ def write_plot(quality: Quality, path: Path) -> None:
 
 def store(quality: Quality) -> None:
     """Keeps the short report where the server looks for it. Raises ConfigError."""
-    summary = summary_of(quality)
-    loaded = quality.model.loaded
-    assert isinstance(loaded, LoadedSpec)
-    path = quality_path(loaded, quality.model.config, summary.weights_key)
-    write_quality(path, summary)
-    print(f"stored: {path}", file=sys.stderr)
+    print(f"stored: {store_quality(quality)}", file=sys.stderr)
 
 
 def _panels(quality: Quality) -> list[Panel]:

@@ -77,7 +77,7 @@ def find_quality(loaded: LoadedModel, config: EngineConfig) -> QualityNote:
     if not isinstance(loaded, LoadedSpec):
         return QualityNote()
     is_lossy = any(slot.quant.bits for slot in loaded.program.slots)
-    how = f"{_command(config)} measures it"
+    how = f"{_command(config, loaded.quantize)} measures it"
     if config.model.load_format == "dummy":
         return QualityNote()
     try:
@@ -161,12 +161,12 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _command(config: EngineConfig) -> str:
+def _command(config: EngineConfig, scheme: str) -> str:
     """What the user types."""
     model = config.model
     parts = ["hearth quality", shlex.quote(model.path)]
-    if model.quantize != "none":
-        parts += ["--quantize", model.quantize]
+    if scheme != "none":
+        parts += ["--quantize", scheme]
     if model.codes.activations == "float32":
         parts += ["--activations", "float32"]
     if model.codes.group_size != type(model.codes)().group_size:

@@ -3,8 +3,8 @@
 Both models run one short text operation by operation (kernels as served, but not fused, which
 changes no bit). At each layer the model's residual stream is set to the reference's, so that what
 is measured is that layer's own error; once more it goes on with its own, which is what adds up.
-Each matrix gets the rows that the reference's matrix read. Errors are relative squared ones:
-Σ(y − y_ref)² / Σ y_ref², over all rows of the text.
+Each matrix gets the rows that the reference's matrix read (experts their choice, too). Errors are
+relative squared ones: Σ(y − y_ref)² / Σ y_ref², over all rows of the text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hearth.core.program import Linear, Norm, Quantize, StepProgram
+from hearth.core.program import Experts, Linear, Norm, Quantize, StepProgram
 from hearth.core.step import StepLimits, StepPlan
-from hearth.engine.canary_weights import Product, products_of
+from hearth.engine.canary_weights import rounding_before
 from hearth.engine.plain_steps import Layout, Rows, step_plan
 from hearth.kernels.cpu.executor import CpuExecutor, Tiling
 from hearth.models.loader import LoadedSpec
@@ -40,7 +40,10 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True)
 class MatrixError:
-    """Of one linear layer's output, fed with the reference's input. `layer` −1: the head."""
+    """Of one linear layer's output, fed with the reference's input; experts count as one.
+
+    `layer` −1: the head. `name`: of the weight slot, of experts that of gate and up.
+    """
 
     layer: int
     name: str
@@ -150,61 +153,80 @@ def _borders(program: StepProgram, loaded: LoadedSpec) -> Iterator[_Border]:
 def _shape_of(program: StepProgram) -> list[tuple[str, int, int]]:
     """What two programs of the same architecture have in common."""
     slots = {slot.name: slot for slot in program.slots}
-    names = [op.weight for op in program.ops if isinstance(op, Linear)]
+    names = [part.name for part in _parts(program)]
     return [(name, slots[name].total_rows, slots[name].cols) for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An operation with matrices: where it stands, what it reads and writes.
+
+    `inputs`: buffers of float32; the first is rounded by operation `rounding`, where there is one.
+    """
+
+    at: int
+    name: str  # of its (first) slot
+    inputs: tuple[int, ...]
+    rounding: int | None
+    out: int
+
+
+def _parts(program: StepProgram) -> list[_Part]:
+    """All linear layers, and the experts of a layer as one."""
+    found = []
+    for at, op in enumerate(program.ops):
+        if not isinstance(op, Linear | Experts):
+            continue
+        rounding = rounding_before(program.ops, at, op.x)
+        rounded = None if rounding is None else program.ops[rounding]
+        x = rounded.x if isinstance(rounded, Quantize) else op.x
+        if isinstance(op, Linear):
+            found.append(_Part(at, op.weight, (x,), rounding, op.out))
+        else:
+            found.append(_Part(at, op.gate_up, (x, op.logits), rounding, op.out))
+    return found
 
 
 def _compare(model: _Run, reference: _Run, num_tokens: int) -> LayerReport:
     states, matrices = _walk_reference(model, reference)
-    layers = []
     own = _layer_errors(model, states, fed=True)
     added = _layer_errors(model, states, fed=False)
-    for layer, (one, other) in enumerate(zip(own, added, strict=True)):
-        layers.append(LayerError(layer, one, other))
+    layers = [LayerError(i, *both) for i, both in enumerate(zip(own, added, strict=True))]
     ranked = sorted(matrices, key=lambda matrix: -matrix.error)
     return LayerReport(tuple(layers), tuple(ranked), num_tokens)
 
 
 def _walk_reference(model: _Run, reference: _Run) -> tuple[list[Floats], list[MatrixError]]:
     """The reference's residual stream at each border; meanwhile each matrix of the model."""
-    products = {p.at: p for p in products_of(reference.program)}
-    counterparts = {p.linear.weight: p for p in products_of(model.program)}
+    parts = {part.at: part for part in _parts(reference.program)}
+    counterparts = {part.name: part for part in _parts(model.program)}
     borders = {border.at: border for border in reference.borders}
+    head = len(borders) - 1
     states: list[Floats] = []
     matrices: list[MatrixError] = []
     for at in range(len(reference.program.ops) - 1):  # not the sampling
         if at in borders:
             states.append(reference.read(borders[at].hidden))
-        product = products.get(at)
-        inputs = None if product is None else reference.read(_float_input(reference, product))
+        part = parts.get(at)
+        inputs = [] if part is None else [reference.read(buffer) for buffer in part.inputs]
         reference.run(at, at + 1)
-        if product is not None and inputs is not None:
-            name = product.linear.weight
-            expected = reference.read(product.linear.out)
-            actual = _fed(model, counterparts[name], inputs)
-            slot = model.program.slot(name)
-            error = relative_error(expected, actual)
-            matrices.append(MatrixError(len(states) - 1, name, slot.quant.name, error))
-    head = len(reference.borders) - 1
-    return states, [replace(m, layer=-1) if m.layer == head else m for m in matrices]
+        if part is not None:
+            actual = _fed(model, counterparts[part.name], inputs)
+            error = relative_error(reference.read(part.out), actual)
+            layer = len(states) - 1
+            storage = model.program.slot(part.name).quant.name
+            matrices.append(MatrixError(-1 if layer == head else layer, part.name, storage, error))
+    return states, matrices
 
 
-def _float_input(run: _Run, product: Product) -> int:
-    """The buffer of float32 that a layer's rows come from."""
-    if product.rounding is None:
-        return product.linear.x
-    rounding = run.program.ops[product.rounding]
-    assert isinstance(rounding, Quantize)
-    return rounding.x
-
-
-def _fed(run: _Run, product: Product, inputs: Floats) -> Floats:
-    """What a layer makes of given rows."""
-    run.executor.write_buffer(_float_input(run, product), inputs)
-    if product.rounding is not None:
-        run.run(product.rounding, product.rounding + 1)
-    run.run(product.at, product.at + 1)
-    return run.read(product.linear.out)
+def _fed(run: _Run, part: _Part, inputs: Sequence[Floats]) -> Floats:
+    """What an operation makes of given rows."""
+    for buffer, rows in zip(part.inputs, inputs, strict=True):
+        run.executor.write_buffer(buffer, rows)
+    if part.rounding is not None:
+        run.run(part.rounding, part.rounding + 1)
+    run.run(part.at, part.at + 1)
+    return run.read(part.out)
 
 
 def _layer_errors(run: _Run, states: Sequence[Floats], *, fed: bool) -> list[float]:

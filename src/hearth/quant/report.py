@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from hearth import __version__
 from hearth.core.errors import ConfigError
 from hearth.core.quality import QualitySummary
 from hearth.engine.canary import CANARY_VERSION
-from hearth.engine.quality_store import is_stored_quantized, kv_dtype_of, quality_key
+from hearth.engine.quality_store import (
+    is_stored_quantized,
+    kv_dtype_of,
+    quality_key,
+    quality_path,
+    write_quality,
+)
 from hearth.models.config_json import read_config
 from hearth.models.loader import LoadedSpec
 from hearth.models.quantize import storage_of
@@ -93,6 +100,20 @@ def summary_of(quality: Quality, method: str | None = None) -> QualitySummary:
         canary=quality.canary,
         **({} if found is None else _compared(found)),
     )
+
+
+def store_quality(quality: Quality, method: str | None = None) -> Path:
+    """Keeps the short report where the server looks for it; returns its path.
+
+    For `--store`, and for whoever has just made the checkpoint and knows its `method`. Raises as
+    `summary_of`, and ConfigError where it cannot be written.
+    """
+    summary = summary_of(quality, method)
+    loaded = quality.model.loaded
+    assert isinstance(loaded, LoadedSpec)
+    path = quality_path(loaded, quality.model.config, summary.weights_key)
+    write_quality(path, summary)
+    return path
 
 
 def _compared(found: Divergence) -> dict[str, float]:
