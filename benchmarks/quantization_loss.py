@@ -21,14 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from benchmarks.step_plans import (
-    BLOCKS_A_SEQUENCE,
-    STEP_SEQUENCES,
-    Greedy,
-    Logits,
-    answers_of,
-    logits_of,
-)
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tools.demo_model import TEXT_MODEL_DIR
@@ -37,15 +29,18 @@ from hearth.core.config import DEFAULT_CODES, CodesConfig
 from hearth.core.program import Linear, Norm, StepProgram
 from hearth.core.spec import DType, QuantSpec, WeightSlot
 from hearth.core.step import Executor, KvConfig, StepLimits
+from hearth.engine.plain_steps import Greedy, forced_logits, greedy_answers, layout_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packing import HostTensor, WeightSink
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.lower import lower
-from hearth.models.weights import load_weights
+from hearth.models.weights import elements, load_weights
+from hearth.quant.divergence import Divergence, DivergenceMeter
+from hearth.quant.quality import equal_length
 
 LIMITS = StepLimits(512, 16, 512, 4096)
-NUM_BLOCKS = STEP_SEQUENCES * BLOCKS_A_SEQUENCE
+LAYOUT = layout_of(32, 1024, LIMITS.max_sequences, LIMITS.max_tokens)
 SEED = 20_261  # of the conversations; training took 1 and 2
 NUM_NEW_TOKENS = 64
 PIECE_TOKENS = 256
@@ -53,7 +48,7 @@ OUTLIER_SHARE = 0.005  # of the channels, at least one
 OUTLIER_SCALES = (30, 100, 300, 1000)
 LAYER_COLS, LAYER_OUTLIERS = 4096, 6
 
-Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -79,9 +74,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Base:
-    """What the model itself says: log-probabilities at all positions, and its greedy answers."""
+    """What the model itself says: logits at all positions, and its greedy answers."""
 
-    logprobs: list[Floats]
+    logits: list[Logits]
     answers: list[Greedy]
 
 
@@ -144,7 +139,7 @@ class Outliers:
 
     def put(self, slot: WeightSlot, first_row: int, tensor: HostTensor) -> None:
         """See WeightSink."""
-        values = as_float32(tensor)
+        values = elements(tensor.data, tensor.dtype).reshape(tensor.shape).copy()
         if slot.name in self._gains:
             values[self._gains[slot.name]] *= self._scale
         if slot.name in self._columns:
@@ -173,15 +168,6 @@ def norms_and_readers(program: StepProgram) -> Iterator[tuple[str, list[WeightSl
             yield op.weight, readers
 
 
-def as_float32(tensor: HostTensor) -> NDArray[np.float32]:
-    """The elements; a copy."""
-    if tensor.dtype is DType.BFLOAT16:
-        bits = tensor.data.view(np.uint16).astype(np.uint32) << 16
-        return bits.view(np.float32).reshape(tensor.shape)
-    kind = np.float32 if tensor.dtype is DType.FLOAT32 else np.float16
-    return tensor.data.view(kind).astype(np.float32).reshape(tensor.shape)
-
-
 def loaded_as(path: Path, how: Scheme) -> LoadedSpec:
     """The model, with the slots coded that the scheme says."""
     loaded = load_model_spec(path, "float32", quantize=how.quantize, codes=how.codes)
@@ -200,7 +186,7 @@ def build(
     """An executor of the model; the kernels where they can do it, else torch."""
     loaded = loaded_as(path, how)
     program = loaded.program
-    kv = KvConfig(32, (NUM_BLOCKS,) * len(program.kv_groups), kv_dtype)
+    kv = KvConfig(LAYOUT.block_size, (LAYOUT.num_blocks,) * len(program.kv_groups), kv_dtype)
 
     def fill(sink: WeightSink) -> None:
         wrapped = Outliers(sink, program, outlier_scale) if outlier_scale != 1 else sink
@@ -249,79 +235,54 @@ def pieces(path: Path, text: Path, count: int) -> list[Sample]:
     return [Sample(one, list(range(1, len(one))), PIECE_TOKENS // 4) for one in cut[:count]]
 
 
-def logprobs_of(logits: Logits) -> Floats:
-    """Log-softmax of each row."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+def logits_of(executor: Executor, samples: list[Sample]) -> list[Logits]:
+    """Raw logits at every position of each sample, [length, vocabulary]."""
+    return [np.concatenate(list(forced_logits(executor, s.ids, LAYOUT))) for s in samples]
+
+
+def answers_of(executor: Executor, samples: list[Sample], ends: tuple[int, ...]) -> list[Greedy]:
+    """Greedy answers behind the prompts."""
+    prompts = [s.ids[: s.num_prompt] for s in samples]
+    return greedy_answers(executor, prompts, NUM_NEW_TOKENS, LAYOUT, ends)
 
 
 def base_of(executor: Executor, samples: list[Sample], ends: tuple[int, ...]) -> Base:
     """What everything is compared with."""
-    logprobs = [logprobs_of(one) for one in logits_of(executor, [s.ids for s in samples])]
-    prompts = [s.ids[: s.num_prompt] for s in samples]
-    return Base(logprobs, answers_of(executor, prompts, NUM_NEW_TOKENS, ends))
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Of one scheme, over some positions; `perplexity` is that of the base."""
-
-    perplexity: float
-    increase: float  # of the perplexity, as a share
-    kl: float  # mean, nats
-    top1: float  # share of positions with the same best token
+    return Base(logits_of(executor, samples), answers_of(executor, samples, ends))
 
 
 def loss_over(
-    base: list[Floats],
-    other: list[Floats],
+    base: list[Logits],
+    other: list[Logits],
     samples: list[Sample],
     scored: Callable[[Sample], list[int]],
-) -> Loss:
-    """Averages over the scored positions of all samples."""
-    parts = []
+) -> Divergence:
+    """Over the scored positions of all samples."""
+    meter = DivergenceMeter()
     for ours, theirs, sample in zip(base, other, samples, strict=True):
         at = np.array(scored(sample), np.intp)
-        p, q, token = ours[at - 1], theirs[at - 1], np.array(sample.ids)[at]
-        rows = np.arange(len(at))
-        parts.append(
-            np.stack(
-                [
-                    p[rows, token],
-                    q[rows, token],
-                    (np.exp(p) * (p - q)).sum(axis=-1),
-                    p.argmax(axis=-1) == q.argmax(axis=-1),
-                ]
-            )
-        )
-    own, theirs_, kl, top1 = np.concatenate(parts, axis=1).mean(axis=1)
-    return Loss(float(np.exp(-own)), float(np.exp(own - theirs_) - 1), float(kl), float(top1))
+        meter.add(ours[at - 1], theirs[at - 1], np.array(sample.ids, np.int64)[at])
+    return meter.result()
 
 
 def report(
     name: str, base: Base, executor: Executor, samples: list[Sample], ends: tuple[int, ...]
 ) -> None:
     """One line: answers, all tokens, greedy answers."""
-    logprobs = [logprobs_of(one) for one in logits_of(executor, [s.ids for s in samples])]
-    answers = loss_over(base.logprobs, logprobs, samples, lambda s: s.scored)
-    tokens = loss_over(base.logprobs, logprobs, samples, lambda s: list(range(1, len(s.ids))))
-    prompts = [s.ids[: s.num_prompt] for s in samples]
-    greedy = answers_of(executor, prompts, NUM_NEW_TOKENS, ends)
+    logits = logits_of(executor, samples)
+    answers = loss_over(base.logits, logits, samples, lambda s: s.scored)
+    tokens = loss_over(base.logits, logits, samples, lambda s: list(range(1, len(s.ids))))
+    greedy = answers_of(executor, samples, ends)
     same = [equal_length(a, b) for a, b in zip(base.answers, greedy, strict=True)]
     whole = np.mean([a == b for a, b in zip(base.answers, greedy, strict=True)])
     parts = [
-        f"{100 * one.increase:+.3f} % | {one.kl:.2e} | {100 * one.top1:.2f} %"
+        f"{100 * one.perplexity_change.mean:+.3f} % | {one.kl.mean:.2e} | "
+        f"{100 * one.top1.mean:.2f} %"
         for one in (answers, tokens)
     ]
     print(
         f"| {name} | {' | '.join(parts)} | {100 * whole:.1f} %, {np.mean(same):.1f} |", flush=True
     )
-
-
-def equal_length(a: Greedy, b: Greedy) -> int:
-    """Tokens until two answers part."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def layer_errors() -> None:
@@ -366,12 +327,12 @@ def main() -> None:
     executor = build(given.model, Scheme("none"), 1)
     ends = load_model_spec(given.model).generation.eos_token_ids
     base = base_of(executor, samples, ends)
-    own = loss_over(base.logprobs, base.logprobs, samples, lambda s: s.scored)
-    every = loss_over(base.logprobs, base.logprobs, samples, lambda s: list(range(1, len(s.ids))))
+    own = loss_over(base.logits, base.logits, samples, lambda s: s.scored)
+    every = loss_over(base.logits, base.logits, samples, lambda s: list(range(1, len(s.ids))))
     num_scored = sum(len(s.scored) for s in samples)
     num_tokens = sum(len(s.ids) - 1 for s in samples)
-    print(f"{num_scored} tokens of answers, perplexity {own.perplexity:.4f};", end=" ")
-    print(f"{num_tokens} tokens in all, perplexity {every.perplexity:.3f};", end=" ")
+    print(f"{num_scored} tokens of answers, perplexity {own.perplexity.mean:.4f};", end=" ")
+    print(f"{num_tokens} tokens in all, perplexity {every.perplexity.mean:.3f};", end=" ")
     print(f"greedy answers of {np.mean([len(a) for a in base.answers]):.1f} tokens\n")
     print("| scheme | perplexity | KL | same best | all: perplexity | KL | same best | greedy |")
     print("|---|---|---|---|---|---|---|---|")

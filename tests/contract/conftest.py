@@ -14,6 +14,7 @@ from hearth.core.step import Executor
 from hearth.models.loader import LoadedSpec, load_model_spec
 
 Build = Callable[..., Executor]
+ExpectedOf = Callable[[ModelCase], Expected]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -194,7 +194,7 @@ async def test_a_real_model_is_served_without_torch(tmp_path: Path) -> None:
     ready = await client.wait_ready()
     try:
         assert (ready.executor.name, ready.resolved.eos_token_ids) == ("cpu", (2, 3))
-        assert {"python", "plan", "weights", "engine"} == set(ready.timings_s)
+        assert {"python", "plan", "weights", "canary", "engine"} == set(ready.timings_s)
         names_of_choices = {choice.name for choice in ready.resolved.choices}
         assert names_of_choices >= {"dtype", "executor", "threads", "max_model_len", "kv_cache"}
         assert len(tokens_of(await collect(client.submit(greedy("r", (1, 5, 9), 8))))) == 8

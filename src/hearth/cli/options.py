@@ -287,6 +287,15 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Canary = Annotated[
+    bool,
+    option(
+        "--canary/--no-canary",
+        "Try the model before it is served, and refuse it where its kernels or its weights give "
+        "garbage.",
+        rich_help_panel="Engine",
+    ),
+]
 Stage = Annotated[
     str,
     option(

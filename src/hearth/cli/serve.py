@@ -54,6 +54,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
     weight_cache_bytes: flag.WeightCacheBytes = None,
     weight_cache_dir: flag.WeightCacheDir = "",
     weight_cache_verify: flag.WeightCacheVerify = False,
+    canary: flag.Canary = True,
     stage: flag.Stage = "",
     executor: flag.Executor = "auto",
     threads: flag.Threads = None,
@@ -116,6 +117,7 @@ def serve(  # noqa: PLR0913, PLR0917 -- see the module's docstring
         cpu_bind=cpu_bind,
         numa=numa,
         images=image_settings.images_config(images),
+        canary=canary,
     )
     chosen = settings.ServeSettings(
         engine=settings.engine_config(served_dir, engine),

@@ -70,6 +70,7 @@ class EngineFlags:
     numa: str
     weight_cache: WeightCacheConfig
     images: ImagesConfig = DEFAULT_IMAGES
+    canary: bool = True
 
 
 def find_model(model: str | None) -> Path:
@@ -192,4 +193,5 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
         device=DeviceConfig(flags.threads, flags.executor, flags.isa, flags.cpu_bind, flags.numa),
         weight_cache=flags.weight_cache,
         images=flags.images,
+        canary=flags.canary,
     )

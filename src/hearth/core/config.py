@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hearth.core.images import ImageInfo
+from hearth.core.quality import QualitySummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class EngineConfig:
     weight_cache: WeightCacheConfig = WeightCacheConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     images: ImagesConfig = ImagesConfig()
+    canary: bool = True  # see engine/canary.py
     debug_hashes: bool = False  # every token event carries the hash of its logits
     debug_unfused: bool = False  # the CPU's operations run one by one; no bit changes
     debug_checks: bool = False  # the block manager's integrity check, whenever there is no work
@@ -175,3 +177,4 @@ class Resolved:
     warnings: tuple[str, ...] = field(default=())
     images: ImageInfo | None = None  # None: the model takes none
     planned_bytes: int = 0  # memory of all processes of a server
+    quality: QualitySummary | None = None  # what its quantization was measured to cost

@@ -11,6 +11,7 @@ HearthError
 │   └── TokenizerError         tokenizer or chat template missing or broken
 ├── CapacityError          memory or another host resource is too small                (exit 4)
 ├── KernelError            a kernel library is missing, or refused a call              (exit 5)
+│   └── CanaryError            a model that was loaded gives garbage: it is not served
 ├── EngineError            the engine process failed                                   (exit 6)
 │   └── EngineDeadError    the engine process is gone
 ├── RequestError           the client's request cannot be answered as it stands        (HTTP 400)
@@ -115,6 +116,12 @@ class KernelError(HearthError):
 
     code = "kernel_error"
     exit_code = 5
+
+
+class CanaryError(KernelError):
+    """A loaded model gives garbage: its weights, or the kernels that run them, are wrong."""
+
+    code = "model_gives_garbage"
 
 
 class EngineError(HearthError):

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hearth.core.config import Choice, EngineConfig, Resolved
-from hearth.core.errors import ConfigError
-from hearth.core.step import ExecutorInfo
+from hearth.core.errors import ConfigError, HearthError
+from hearth.core.step import Executor, ExecutorInfo
 from hearth.core.units import format_count
+from hearth.engine.canary import check_canary
 from hearth.engine.encoding import Encoding
 from hearth.engine.engine import Engine, EngineShape
 from hearth.engine.executor import BackendChoice, LoadedModel, choose_backend, create_executor
 from hearth.engine.messages import Ready
 from hearth.engine.outlook import expected_speed
 from hearth.engine.planning import plan_model
+from hearth.engine.quality_store import QualityNote, find_quality
 from hearth.engine.settings import check_settings
 from hearth.engine.speculation.drafter import NgramDrafter
 from hearth.host.core_lease import CoreLease, open_leases
@@ -92,6 +94,9 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         images.max_patches if images else 0,
     )
     timer.end("weights")
+    quality = find_quality(loaded, config)
+    checks = _check_canary(config, loaded, created.executor, shape, quality)
+    timer.end("canary")
     speculation = _choose_speculation(config, created.executor.info)
     drafter = NgramDrafter() if speculation.value == "ngram" else None
     encoding = None
@@ -103,10 +108,14 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     warnings = (*node_warnings, *loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
     own = _choices(loaded, backend, placement)
-    choices = (*own, *windows, *planned.choices, *created.choices, speculation)
+    notes_of_quality = (quality.choice,) if quality.choice else ()
+    choices = (*own, *windows, *planned.choices, *notes_of_quality, *created.choices, speculation)
+    choices = (*choices, *checks)
     if backend.name == "cpu":
         choices = (*choices, *_expected_speed(loaded, config, placement))
-    resolved = replace(_resolve(config, loaded, fitted, choices, warnings), images=images)
+    resolved = replace(
+        _resolve(config, loaded, fitted, choices, warnings), images=images, quality=quality.summary
+    )
     _log_degraded(backend)
     timer.end("engine")
     ready = Ready(
@@ -117,6 +126,25 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         generation=loaded.generation,
     )
     return StartedEngine(engine, ready, placed.lease)
+
+
+def _check_canary(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    executor: Executor,
+    shape: EngineShape,
+    quality: QualityNote,
+) -> tuple[Choice, ...]:
+    """Refuses a model that gives garbage. Raises CanaryError."""
+    if not config.canary:
+        return (Choice("canary", "off", "--no-canary: nothing was tried before serving"),)
+    is_dummy = config.model.load_format == "dummy"
+    checkpoint = loaded if isinstance(loaded, LoadedSpec) and not is_dummy else None
+    try:
+        return (check_canary(executor, shape, quality.summary, checkpoint),)
+    except HearthError:
+        executor.close()
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,6 +291,8 @@ class _Matcher:
 
 def _tile_buffers(program: StepProgram, matcher: _Matcher) -> frozenset[int]:
     """Buffers that every operation that knows them keeps within a tile."""
+    if not matcher.groups:
+        return frozenset()
     kept: set[tuple[int, int]] = set()  # (operation, buffer)
     for group in matcher.groups:
         for buffer in _kept_in_tiles(program.ops[group.first : group.first + group.count], group):

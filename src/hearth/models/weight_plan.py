@@ -58,6 +58,11 @@ class Piece:
         """The file that holds them."""
         return self.entry.path
 
+    @property
+    def touched(self) -> range:
+        """The bytes of the file that reading them touches."""
+        return range(self.begin, self.begin + self.num_bytes)
+
 
 AnyPiece: TypeAlias = Piece | CodePiece
 

@@ -31,6 +31,7 @@ from hearth.models.safetensors_file import Checkpoint, TensorEntry, read_checkpo
 from hearth.models.weight_plan import (
     PIECE_BYTES,
     TIED_HEAD,
+    AnyPiece,
     Piece,
     SlotPlan,
     WeightPlan,
@@ -162,16 +163,27 @@ def _pack_task(plan: SlotPlan, load: _Load, ahead: ReadAhead) -> Task:
         for piece in plan.pieces:
             mapped = load.maps[piece.path]
             ahead.need(piece)
-            if isinstance(piece, CodePiece):
-                put_piece(plan.slot, piece, load.maps, load.sink, load.losses)
-                drop_pages(mapped, piece.touched.start, len(piece.touched))
-            else:
-                load.sink.put(plan.slot, piece.slot_row, _host_tensor(plan.slot, piece, mapped))
-                drop_pages(mapped, piece.begin, piece.num_bytes)
+            hand_over(plan.slot, piece, load.maps, load.sink, load.losses)
+            touched = piece.touched
+            drop_pages(mapped, touched.start, len(touched))
             ahead.packed(piece)
             load.counter.add(piece.num_bytes)
 
     return task
+
+
+def hand_over(
+    slot: WeightSlot,
+    piece: AnyPiece,
+    maps: Mapping[Path, mmap.mmap],
+    sink: WeightSink,
+    losses: Losses,
+) -> None:
+    """Gives a piece to the sink, as codes where it is codes; what a conversion costs is added."""
+    if isinstance(piece, CodePiece):
+        put_piece(slot, piece, maps, sink, losses)
+    else:
+        sink.put(slot, piece.slot_row, _host_tensor(slot, piece, maps[piece.path]))
 
 
 def _host_tensor(slot: WeightSlot, piece: Piece, mapped: mmap.mmap) -> HostTensor:
@@ -183,12 +195,12 @@ def _host_tensor(slot: WeightSlot, piece: Piece, mapped: mmap.mmap) -> HostTenso
     if piece.begin % piece.dtype.num_bytes:
         data = data.copy()
     if slot.offset:
-        moved = _as_float32(data, piece.dtype) + np.float32(slot.offset)
+        moved = elements(data, piece.dtype) + np.float32(slot.offset)
         return HostTensor(moved.view(np.uint8), DType.FLOAT32, piece.shape)
     return HostTensor(data, piece.dtype, piece.shape)
 
 
-def _as_float32(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
+def elements(data: NDArray[np.uint8], dtype: DType) -> NDArray[np.float32]:
     """The elements of raw bytes."""
     if dtype is DType.BFLOAT16:
         return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 from hearth.core.config import Resolved
 from hearth.core.errors import ModelNotServedError, TokenizerError
 from hearth.core.images import ImageInfo
+from hearth.core.quality import QualitySummary
 from hearth.engine.text.chat_template import ChatTemplate, load_chat_template
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.models.generation_config import GenerationDefaults
@@ -38,6 +39,7 @@ class ServedModel:
     images: ImageInfo | None = None  # None: it takes none
     separates_reasoning: bool = False  # from the content of a chat's answers
     planned_bytes: int = 0  # memory of the server, by its plan
+    quality: QualitySummary | None = None  # what its quantization was measured to cost
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -94,4 +96,5 @@ def served_model(
         images=resolved.images,
         separates_reasoning=separates_reasoning,
         planned_bytes=resolved.planned_bytes,
+        quality=resolved.quality,
     )

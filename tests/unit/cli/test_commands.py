@@ -41,6 +41,7 @@ COMMANDS = [
     "plan",
     "pull",
     "models",
+    "quality",
     "tune",
     "chat",
     "complete",

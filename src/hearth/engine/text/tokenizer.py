@@ -124,6 +124,11 @@ class Tokenizer:
                 hint="tokenizer.json and config.json belong to different models or versions",
             )
 
+    def has_vocabulary_of(self, other: Tokenizer) -> bool:
+        """Whether both know the same tokens under the same ids."""
+        mine, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        return bool(mine == theirs)
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`; special tokens written in it count as such.
 

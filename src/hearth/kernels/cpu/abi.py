@@ -18,7 +18,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 12
+ABI_VERSION = 13
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {
@@ -277,6 +277,7 @@ def declare(library: ctypes.CDLL) -> None:
     library.hearth_model_bind.argtypes = (c_void_p, POINTER(c_int32))
     library.hearth_run.argtypes = (c_void_p, c_int32, c_int32, POINTER(CPlan), POINTER(CResult))
     library.hearth_read_buffer.argtypes = (c_void_p, c_int32, c_int32, c_void_p)
+    library.hearth_write_buffer.argtypes = (c_void_p, c_int32, c_int32, c_void_p)
     library.hearth_pack.argtypes = (
         c_void_p,
         POINTER(CLayout),

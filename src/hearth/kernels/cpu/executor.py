@@ -133,6 +133,11 @@ class CpuExecutor:
         return self._program
 
     @property
+    def weights(self) -> CpuWeights:
+        """The packed weights, which another executor may share."""
+        return self._weights
+
+    @property
     def fusion(self) -> Fusion:
         """What runs together, and why some operations do not."""
         return self._fusion
@@ -254,6 +259,16 @@ class CpuExecutor:
         out = np.empty((num_rows, self._program.buffers[index].width), np.float32)
         check(self._library.hearth_read_buffer(self._handle, index, num_rows, out.ctypes.data))
         return out
+
+    def write_buffer(self, index: int, rows: NDArray[np.float32]) -> None:
+        """Sets the first rows of a buffer of float32, [n, width], for what `execute_part` runs."""
+        width = self._program.buffers[index].width
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise KernelError(f"rows of shape {list(rows.shape)} do not fit a buffer of {width}")
+        values = np.ascontiguousarray(rows, np.float32)
+        check(
+            self._library.hearth_write_buffer(self._handle, index, len(values), values.ctypes.data)
+        )
 
     def bind(self, cpus: Sequence[int]) -> None:
         """Gives each thread a logical CPU of its own, the caller's while a step runs.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from hearth.core.quality import QualitySummary
 from hearth.serve.http.answers import error_responses
-from hearth.serve.http.schemas import ModelCard, ModelList
+from hearth.serve.http.schemas import ModelCard, ModelList, QualityBody
 from hearth.serve.model import ServedModel
 
 
@@ -19,6 +20,7 @@ def models_router(model: ServedModel) -> APIRouter:
             created=model.created,
             root=model.names[0],
             max_model_len=model.max_model_len,
+            quality=None if model.quality is None else _quality(model.quality),
         )
 
     @router.get("/v1/models", summary="List the served models")
@@ -34,3 +36,23 @@ def models_router(model: ServedModel) -> APIRouter:
         return card(model.resolve_name(name))
 
     return router
+
+
+def _quality(summary: QualitySummary) -> QualityBody:
+    return QualityBody(
+        scheme=summary.scheme,
+        method=summary.method,
+        reference=summary.reference,
+        perplexity=summary.perplexity,
+        reference_perplexity=summary.reference_perplexity,
+        perplexity_change=summary.perplexity_change,
+        perplexity_change_error=summary.perplexity_change_error,
+        kl_divergence=summary.kl,
+        kl_divergence_999=summary.kl_999,
+        same_best_token=summary.top1,
+        text=summary.text,
+        text_sha256=summary.text_sha256,
+        num_tokens=summary.num_tokens,
+        measured_at=summary.measured_at,
+        hearth_version=summary.hearth_version,
+    )

@@ -299,6 +299,29 @@ class Health(BaseModel):
     memory: MemoryUse | None
 
 
+class QualityBody(BaseModel):
+    """What the model's quantization was measured to cost (`hearth quality --store`).
+
+    `perplexity_change` and `same_best_token` are shares, `kl_divergence` is in nats a token.
+    """
+
+    scheme: str
+    method: str
+    reference: str
+    perplexity: float
+    reference_perplexity: float | None
+    perplexity_change: float | None
+    perplexity_change_error: float | None
+    kl_divergence: float | None
+    kl_divergence_999: float | None
+    same_best_token: float | None
+    text: str
+    text_sha256: str
+    num_tokens: int
+    measured_at: str
+    hearth_version: str
+
+
 class ModelCard(BaseModel):
     """One served model."""
 
@@ -308,6 +331,8 @@ class ModelCard(BaseModel):
     owned_by: str = "hearth"
     root: str
     max_model_len: int
+    # Not OpenAI's; not there where nothing was measured.
+    quality: QualityBody | None = Field(default=None, exclude_if=lambda body: body is None)
 
 
 class ModelList(BaseModel):

@@ -74,4 +74,8 @@ int32_t hearth_run(hearth_model* model, int32_t first, int32_t last, const heart
 int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32_t rows, float* out) {
   return guarded([&] { model->model.read_buffer(buffer, rows, out); });
 }
+
+int32_t hearth_write_buffer(hearth_model* model, int32_t buffer, int32_t rows, const float* in) {
+  return guarded([&] { model->model.write_buffer(buffer, rows, in); });
+}
 }

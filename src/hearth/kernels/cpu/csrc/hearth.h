@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 12
+#define HEARTH_ABI_VERSION 13
 
 enum {
   HEARTH_OK = 0,
@@ -229,6 +229,11 @@ HEARTH_API int32_t hearth_run(hearth_model* model, int32_t first, int32_t last,
 // what they stand for; for tests.
 HEARTH_API int32_t hearth_read_buffer(hearth_model* model, int32_t buffer, int32_t rows,
                                       float* out);
+
+// Sets rows of a buffer of float32, [rows, width], for the next run; for measuring single
+// operations.
+HEARTH_API int32_t hearth_write_buffer(hearth_model* model, int32_t buffer, int32_t rows,
+                                       const float* in);
 
 // Packs `num_rows` rows of a row-major source, [num_rows, cols], into rows first_row … of `dst`.
 // Any source type among F32, BF16, F16 → the same (vectors: F32) or codes. `candidates`: scales

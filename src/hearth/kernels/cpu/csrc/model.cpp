@@ -214,12 +214,25 @@ void Model::keep_results(const hearth_plan& plan, const hearth_result& result) {
   num_previous_tokens_ = plan.num_logit_rows;
 }
 
-void Model::read_buffer(int buffer, int rows, float* out) const {
+const Model::Buffer& Model::whole_buffer(int buffer, int rows) const {
   if (buffer < 0 || buffer >= static_cast<int>(buffers_.size()))
     fail(HEARTH_E_ARGUMENT, "no such buffer");
   const Buffer& b = buffers_[buffer];
   if (rows < 0 || rows > most_rows(b.rows_kind)) fail(HEARTH_E_ARGUMENT, "no so many rows");
-  if (b.is_tile) fail(HEARTH_E_ARGUMENT, "a buffer that stays within tiles cannot be read");
+  if (b.is_tile) fail(HEARTH_E_ARGUMENT, "a buffer that stays within tiles has no rows to copy");
+  return b;
+}
+
+void Model::write_buffer(int buffer, int rows, const float* in) {
+  const Buffer& b = whole_buffer(buffer, rows);
+  if (b.group) fail(HEARTH_E_ARGUMENT, "rows of codes cannot be written");
+  for (int r = 0; r < rows; r++)
+    std::memcpy(b.data + r * b.stride, in + r * b.width,
+                static_cast<size_t>(b.width) * sizeof(float));
+}
+
+void Model::read_buffer(int buffer, int rows, float* out) const {
+  const Buffer& b = whole_buffer(buffer, rows);
   for (int r = 0; r < rows; r++) {
     const float* row = b.data + r * b.stride;
     if (b.group)

@@ -60,6 +60,7 @@ class Model {
   void run(int first, int last, const hearth_plan& plan, const hearth_result& result);
   void bind(const int32_t* cpus) { team_->bind(cpus); }
   void read_buffer(int buffer, int rows, float* out) const;
+  void write_buffer(int buffer, int rows, const float* in);
 
  private:
   // An operation runs in one step together with the `fused` next ones, or in several steps (parts)
@@ -106,6 +107,7 @@ class Model {
     int group;     // of quantized rows; 0: floats
     bool is_tile;  // without memory: fused operations keep it within their tiles
   };
+  const Buffer& whole_buffer(int buffer, int rows) const;  // checked; throws Failure
   struct Group {
     hearth_group shape;
     std::unique_ptr<Arena> pool;
