@@ -6,15 +6,23 @@ that an earlier run finished says in its header from what and how it was made, a
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hearth.core.config import CodesConfig
-from hearth.core.errors import CapacityError, ConfigError, HearthError, WeightsError
+from hearth.core.errors import (
+    CapacityError,
+    ConfigError,
+    HearthError,
+    StoreBusyError,
+    WeightsError,
+)
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -315,3 +323,35 @@ def _write_json(path: Path, values: Mapping[str, object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def drop_leftovers(directory: Path, kept: Collection[str]) -> None:
+    """Removes what earlier runs with other orders have left: files that say that we made them."""
+    for path in directory.glob("*.safetensors"):
+        try:
+            is_ours = _MADE in read_metadata(path)
+        except (OSError, ValueError):
+            continue
+        if is_ours and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Nobody else quantizes into a directory meanwhile. Raises StoreBusyError, HearthError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HearthError(f"{directory} cannot be made: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreBusyError(
+                f"another process writes a quantized model into {directory}",
+                hint="wait for it, or name another directory with --output",
+            ) from error
+        yield
+    finally:
+        os.close(fd)
