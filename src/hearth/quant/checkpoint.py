@@ -247,6 +247,7 @@ def quantize_directory(
         conversion.convert(path, target / path.name, identity_of(path), on_bytes)
         done = before + path.stat().st_size
         on_progress(done, total)
+    drop_leftovers(target, {path.name for path in shards})
     copy_rest(source, target, {path.name for path in shards})
     conversion.finish(target, source / "config.json")
     return conversion

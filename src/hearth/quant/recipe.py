@@ -72,7 +72,7 @@ def without(recipe: Recipe, patterns: Sequence[str]) -> Recipe:
             first = ", ".join(sorted(modules.values())[:3])
             raise ConfigError(
                 f"--ignore {pattern} names no matrix that would become codes",
-                hint=f"a whole name, or an expression for one behind re:; names are such as {first}",
+                hint=f"a whole name, or an expression behind re:; names are such as {first}",
             )
         ignored |= found
     _check_whole(recipe, ignored)

@@ -1,4 +1,4 @@
-"""Rows to 8-bit codes with one scale each: compressed-tensors' `int-quantized`, strategy channel."""
+"""Rows to 8-bit codes with one scale each: `int-quantized` of compressed-tensors, by channel."""
 
 from __future__ import annotations
 

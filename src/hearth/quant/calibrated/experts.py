@@ -34,7 +34,7 @@ class SplitExperts(nn.ModuleList):
     """Takes the place of a module that `is_stacked`."""
 
     def __init__(self, stacked: nn.Module) -> None:
-        count, twice, hidden = stacked.gate_up_proj.shape
+        count, twice, hidden = stacked.get_parameter("gate_up_proj").shape
         activation = stacked.act_fn
         with torch.device("meta"):
             super().__init__(Expert(hidden, twice // 2, activation) for _ in range(count))

@@ -63,15 +63,16 @@ def bfloat16(values: Tensor) -> Tensor:
 
 def nearest(weight: Tensor, grid: Grid, form: Form) -> Tensor:
     """Codes of a whole matrix [rows, cols] as uint8."""
-    grouped = weight.unflatten(1, (-1, form.group_size))
+    grouped = weight.reshape(len(weight), -1, form.group_size)
     codes = codes_of(grouped, grid.scales[..., None], grid.zeros[..., None], form)
     return codes.flatten(1).to(torch.uint8)
 
 
 def values_of(codes: Tensor, grid: Grid, form: Form) -> Tensor:
     """What codes [rows, cols] stand for; exact in float32."""
-    grouped = codes.float().unflatten(1, (-1, form.group_size))
-    return ((grouped - grid.zeros[..., None]) * grid.scales[..., None]).flatten(1)
+    grouped = codes.float().reshape(len(codes), -1, form.group_size)
+    values: Tensor = (grouped - grid.zeros[..., None]) * grid.scales[..., None]
+    return values.flatten(1)
 
 
 def search(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid:

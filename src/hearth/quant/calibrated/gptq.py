@@ -1,6 +1,7 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): each column's rounding error is made up for by the
-columns that are still to come, as the Hessian of the layer's squared output error says.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323).
 
+Each column's rounding error is made up for by the columns that are still to come, as the Hessian of
+the layer's squared output error says.
 The Hessian of a linear layer is XᵀX, the Gram matrix of what it reads. Groups are always
 neighbouring columns, whatever the order in which columns are visited, so that no `g_idx` is needed.
 """
@@ -72,8 +73,8 @@ class _Visit:
         self.grid = Grid(torch.zeros(rows, groups), torch.zeros(rows, groups))
         self._form, self._permutation = form, permutation
         self._group_of = (permutation // form.group_size).tolist()
-        self._places = torch.argsort(permutation).unflatten(0, (groups, form.group_size))
-        self._importance = diagonal.unflatten(0, (groups, form.group_size))
+        self._places = torch.argsort(permutation).reshape(groups, form.group_size)
+        self._importance = diagonal.reshape(groups, form.group_size)
         self._begun = [False] * groups
 
     def block(self, work: Tensor, factor: Tensor, begin: int, end: int) -> Tensor:
@@ -97,7 +98,10 @@ class _Visit:
         """The grid of a group, for its weights as earlier columns have left them."""
         weight = work[:, self._places[group]][:, None]
         found = search(weight, self._form, self._importance[group : group + 1])
-        self.grid.scales[:, group], self.grid.zeros[:, group] = found.scales[:, 0], found.zeros[:, 0]
+        self.grid.scales[:, group], self.grid.zeros[:, group] = (
+            found.scales[:, 0],
+            found.zeros[:, 0],
+        )
         self._begun[group] = True
 
 

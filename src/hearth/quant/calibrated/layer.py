@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from hearth.quant.calibrated.fit import Form, nearest, search
 from hearth.quant.calibrated.gptq import Coded, gptq
 from hearth.quant.calibrated.model import Layer
 from hearth.quant.calibrated.refine import refined
+from hearth.quant.calibrated.states import States
 from hearth.quant.calibrated.trace import Gram, Grams, Group, LayerTrace, Stage
 from hearth.quant.recipe import Recipe
 
@@ -30,13 +32,15 @@ _GRAM_BYTES = 2 << 30
 
 @dataclass(slots=True)
 class LayerWork:
-    """A layer at work. `run` takes the states of a sequence through it; `tick(share)`: so much of
-    the layer's work is done, 1 in all.
+    """A layer at work.
+
+    `run` takes the states of a sequence through it; `tick(share)`: so much of the layer's work is
+    done, 1 in all.
     """
 
     layer: Layer
     recipe: Recipe
-    states: Sequence[Tensor]
+    states: States
     run: Callable[[Tensor], Tensor]
     tick: Callable[[float], None]
     codes: dict[str, CodeRows] = field(default_factory=dict)  # by the checkpoint's names
@@ -50,8 +54,7 @@ class LayerWork:
 
     def weight(self, name: str) -> Tensor:
         """Of a matrix, by its module's name."""
-        result: Tensor = self.module.get_submodule(name).weight
-        return result
+        return self.module.get_parameter(f"{name}.weight")
 
     def slots(self, name: str) -> list[WeightSlot]:
         """How the parts of a module's weight become codes; empty: not all of them do."""
@@ -93,9 +96,8 @@ class LayerWork:
             self.take(name, rounded(self.weight(name), self.form(name)))
         if names:
             first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            self.notes.append(
-                f"layer {self.layer.index}: {len(names)} matrices rounded to nearest, {why}: {first}"
-            )
+            what = f"{len(names)} matrices rounded to nearest"
+            self.notes.append(f"layer {self.layer.index}: {what}, {why}: {first}")
 
     def _check_finite(self, name: str, weight: Tensor) -> None:
         if not bool(torch.isfinite(weight).all()):
@@ -108,7 +110,7 @@ class LayerWork:
 
 def rounded(weight: Tensor, form: Form) -> Coded:
     """Round-to-nearest with the search of `fit`."""
-    grid = search(weight.unflatten(1, (-1, form.group_size)), form)
+    grid = search(weight.reshape(len(weight), -1, form.group_size), form)
     return Coded(nearest(weight, grid, form), grid, form)
 
 
@@ -128,7 +130,7 @@ def grams_of(work: LayerWork, stage: Stage, share: float) -> Iterator[tuple[Grou
         part = share * len(groups) / len(stage.groups) / len(work.states)
         with grams.watching() as take:
             for index in range(len(work.states)):
-                take(lambda index=index: work.run(work.states[index]))
+                take(partial(work.run, work.states[index]))
                 work.tick(part)
         grams.check(f"layer {work.layer.index}: ")
         for group in groups:

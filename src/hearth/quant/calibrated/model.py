@@ -1,6 +1,7 @@
-"""transformers' decoder, one layer at a time: built without weights, which come from the checkpoint
-for the layer that is at work and go again.
+"""transformers' decoder, one layer at a time.
 
+It is built without weights, which come from the checkpoint for the layer that is at work and go
+again.
 The layers see what the whole model would give them: a first pass with stand-ins records what each
 layer is called with beside its hidden states (masks, rotary embeddings). All sequences have one
 length, so that these are the same for all.
@@ -82,7 +83,8 @@ class StreamedModel:
         layers = getattr(self._decoder, "layers", None)
         if not isinstance(layers, nn.ModuleList) or len(layers) != len(loaded.spec.layers):
             raise UnknownArchitectureError(
-                f"transformers' {self.architecture} has no list of {len(loaded.spec.layers)} layers",
+                f"transformers' {self.architecture} has no list of {len(loaded.spec.layers)} "
+                "layers",
                 hint=_HINT,
             )
         self._layers = list(layers)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hearth.core.errors import KernelError, WeightsError
 from hearth.kernels.cpu.quantize import quantize_rows
-from hearth.kernels.packing import CodeRows, HostTensor
+from hearth.kernels.packing import HostTensor
 from hearth.models.loader import load_model_spec
 from hearth.models.safetensors_file import TensorEntry, read_checkpoint
 from hearth.models.safetensors_writer import SafetensorsWriter, TensorSpec
@@ -227,7 +227,9 @@ class _Run:
             slot = recipe.slot_of(entry.name, entry.shape)
             if slot is None or entry.name in work.codes:
                 continue
-            tensor = HostTensor(self._raw(entry), READABLE[entry.dtype], (entry.shape[0], slot.cols))
+            tensor = HostTensor(
+                self._raw(entry), READABLE[entry.dtype], (entry.shape[0], slot.cols)
+            )
             try:
                 make = whole_row_codes if recipe.per_row else quantize_rows
                 work.codes[entry.name] = make(slot, tensor)

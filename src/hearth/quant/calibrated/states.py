@@ -33,7 +33,9 @@ class Write(Protocol):
 class StateFiles:
     """The state files of a run in one directory."""
 
-    def __init__(self, directory: Path, shape: tuple[int, int, int], made: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, shape: tuple[int, int, int], made: Mapping[str, str]
+    ) -> None:
         """`made`: the metadata of a file that belongs to this run."""
         self._directory, self._shape, self._made = directory, shape, dict(made)
 
@@ -53,7 +55,9 @@ class StateFiles:
             made = read_metadata(self.path(layer))
         except (WeightsError, OSError):
             return False
-        return entry is not None and entry.shape == self._shape and self._made.items() <= made.items()
+        return (
+            entry is not None and entry.shape == self._shape and self._made.items() <= made.items()
+        )
 
     @contextmanager
     def writing(self, layer: int) -> Iterator[Write]:

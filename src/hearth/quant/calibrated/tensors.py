@@ -57,7 +57,9 @@ class TensorReader:
     def some_rows(self, entry: TensorEntry, rows: NDArray[np.int64]) -> Tensor:
         """Rows of a matrix by their numbers, float32."""
         kind = _dtype(entry)
-        data = np.frombuffer(self.map_of(entry.path), np.uint8, entry.end - entry.begin, entry.begin)
+        data = np.frombuffer(
+            self.map_of(entry.path), np.uint8, entry.end - entry.begin, entry.begin
+        )
         table = data.reshape(entry.shape[0], -1)[rows]
         return torch.from_numpy(table).view(kind).float()
 
@@ -94,12 +96,12 @@ class LayerTensors:
         for slot in slots:
             for source in slot.sources:
                 part = self._present(source)
-                for name in _names(source) if part is not None else ():
-                    self._rows.setdefault(name, []).append(part)
+                if part is not None:
+                    for name in _names(source):
+                        self._rows.setdefault(name, []).append(part)
 
     def prefix(self, layer: int, names: Sequence[str]) -> str:
-        """What stands before the names of a layer's modules in the checkpoint, such as
-        "model.layers.3.".
+        """What the checkpoint has before the names of a layer's modules: "model.layers.3.".
 
         Raises ModelError where the checkpoint has no layer with these names.
         """
@@ -144,7 +146,7 @@ class LayerTensors:
 
 
 def slice_of(parts: Sequence[Part], first: int, count: int) -> list[Part]:
-    """Those of `parts` that are the rows `first` … `first + count` − 1; they begin and end there."""
+    """Those of `parts` that are `count` rows from `first` on; they begin and end there."""
     found, row = [], 0
     for part in parts:
         if first <= row < first + count:

@@ -56,12 +56,10 @@ def sequences_of(ids: Sequence[int], source: str, num_sequences: int, length: in
             f"{format_count(length)}, one sequence",
             hint="take a longer text, or a smaller --calibration-length",
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if available < num_sequences:
-        notes = (
-            f"the text of --calibration {source} gives {available} sequences of {length} tokens, "
-            f"{num_sequences} were asked for",
-        )
+        note = f"the text of --calibration {source} gives {available} sequences of {length} tokens"
+        notes = (f"{note}, {num_sequences} were asked for",)
     count = min(available, num_sequences)
     firsts = [i * available // count * length for i in range(count)]
     tokens = np.array([ids[first : first + length] for first in firsts], np.int64)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ class LayerTrace:
         places: dict[str, list[int]] = {}
         for place, event in enumerate(self.events):
             places.setdefault(event.name, []).append(place)
-        for stage, following in zip(stages, stages[1:]):
+        for stage, following in pairwise(stages):
             own = [p for g in stage.groups for n in g.names for p in places.get(n, ())]
             next_names = [n for g in following.groups for n in g.names]
             theirs = [p for n in next_names for p in places.get(n, ())]
@@ -155,7 +156,7 @@ class Grams:
         self._module, self._groups, self._stop = module, groups, stop
         self.found: dict[str, Gram] = {}
         for group in groups:
-            cols = module.get_submodule(group.width).weight.shape[1]
+            cols = module.get_parameter(f"{group.width}.weight").shape[1]
             self.found[group.width] = Gram(torch.zeros(cols, cols), torch.zeros(cols))
 
     @contextmanager
@@ -166,15 +167,12 @@ class Grams:
             for g in self._groups
         ]
         handles += [
-            self._module.get_submodule(name).register_forward_pre_hook(_stop)
-            for name in self._stop
+            self._module.get_submodule(name).register_forward_pre_hook(_stop) for name in self._stop
         ]
 
         def take(run: Callable[[], Tensor]) -> None:
-            try:
+            with suppress(_StopHereError):
                 run()
-            except _StopHereError:
-                pass
 
         try:
             yield take
