@@ -17,8 +17,12 @@ SWEEPS = 2
 
 
 def refined(weight: Tensor, gram: Tensor, coded: Coded, sweeps: int = SWEEPS) -> Coded:
-    """Better codes and scales for `weight` [rows, cols], inputs' `gram` [cols, cols]."""
+    """Better codes and scales for `weight` [rows, cols], inputs' `gram` [cols, cols].
+
+    With the damping that GPTQ took: it keeps weights near, about which the inputs say nothing.
+    """
     gram = prepared(gram)
+    gram.diagonal().add_(coded.damping * gram.diagonal().mean())
     for _ in range(sweeps):
         coded = _with_scales(weight, gram, _with_codes(weight, gram, coded))
     return coded
