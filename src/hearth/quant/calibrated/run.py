@@ -86,16 +86,9 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
     conversion = conversion_of(order.source, order.scheme, order.ignore, how)
     prepare(order.source, order.target)
     run = _Run(order, conversion, observer)
-    names = run.layers()
-    kept = {run.layer_file(i).name for i in range(run.num_layers)}
+    layers = run.layers()
+    kept = {run.layer_file(i).name for i in range(run.num_layers)} | run.rest(layers)
     files = weight_files(order.source)
-    observer.begin("embedding, head and the rest", sum(path.stat().st_size for path in files))
-    for path in files:
-        target = order.target / f"rest-{path.name}"
-        if not names.issuperset(run.tensors_in(path)):
-            identity = f"what layers leave of {identity_of(path)}"
-            conversion.convert(path, target, identity, observer.advance, left_out=names)
-            kept.add(target.name)
     drop_leftovers(order.target, kept)
     copy_rest(order.source, order.target, {path.name for path in files})
     conversion.finish(order.target, order.source / "config.json")
@@ -126,10 +119,6 @@ class _Run:
         """Where a layer's tensors go."""
         return self._order.target / f"layer-{index:05}.safetensors"
 
-    def tensors_in(self, path: Path) -> list[str]:
-        """Names in one of the source's files, as far as they count."""
-        return [name for name, entry in self._checkpoint.tensors.items() if entry.path == path]
-
     def layers(self) -> set[str]:
         """All layers; the names of their tensors in the source."""
         first = self._first()
@@ -146,6 +135,28 @@ class _Run:
             self._conversion.note(self.layer_file(index))
             names |= {entry.name for entry in self._model.entries(index)}
         return names
+
+    def rest(self, layers: set[str]) -> set[str]:
+        """All tensors but those of `layers`, to nearest; the names of their files."""
+        sizes: dict[Path, int] = {}
+        for name, entry in self._checkpoint.tensors.items():
+            if name not in layers:
+                sizes[entry.path] = sizes.get(entry.path, 0) + entry.end - entry.begin
+        self._observer.begin("embedding, head and the rest", sum(sizes.values()))
+        kept = set()
+        for path, num_bytes in sizes.items():
+            target = self._order.target / f"rest-{path.name}"
+            identity = f"what layers leave of {identity_of(path)}"
+            done = [0]
+
+            def on_bytes(count: int, done: list[int] = done) -> None:
+                done.append(count)
+                self._observer.advance(count)
+
+            self._conversion.convert(path, target, identity, on_bytes, left_out=layers)
+            self._observer.advance(num_bytes - sum(done))  # where it was made before
+            kept.add(target.name)
+        return kept
 
     def _first(self) -> int:
         """The first layer that is still to do."""
