@@ -25,6 +25,7 @@ from hearth.cli.options import environment_names
 from hearth.cli.plan import plan
 from hearth.cli.pull import pull
 from hearth.cli.quality import quality
+from hearth.cli.quantize import quantize
 from hearth.cli.serve import serve
 from hearth.cli.tune import tune
 from hearth.cli.version import show_version, version
@@ -33,7 +34,10 @@ from hearth.core.errors import HearthError
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 # Commands whose flags are environment variables, too.
-_CONFIGURED = (doctor, plan, pull, models, quality, tune, chat, complete, demo, bench)
+_CONFIGURED = (
+    *(doctor, plan, pull, quantize, quality, models),
+    *(tune, chat, complete, demo, bench),
+)
 
 app = typer.Typer(
     name="hearth",

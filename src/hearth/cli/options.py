@@ -18,13 +18,15 @@ ENV_PREFIX = "HEARTH_"
 MAX_PORT = 65535
 
 
-def option(flag: str, text: str, *, prefix: str = "", **settings: Any) -> Any:
+def option(flag: str, text: str, *, prefix: str = "", short: str = "", **settings: Any) -> Any:
     """A flag with its environment variable. `flag` may name its negation: `--a/--no-a`.
 
-    `prefix` stands between HEARTH_ and the name, where commands mean different things by it.
+    `prefix` stands between HEARTH_ and the name, where commands mean different things by it;
+    `short` is the flag in one letter, such as -o.
     """
     name = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(flag, help=text, envvar=f"{ENV_PREFIX}{prefix}{name}", **settings)
+    flags = (flag, short) if short else (flag,)
+    return typer.Option(*flags, help=text, envvar=f"{ENV_PREFIX}{prefix}{name}", **settings)
 
 
 def quantity(text: str | int) -> int:

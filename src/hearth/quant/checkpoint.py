@@ -6,15 +6,23 @@ that an earlier run finished says in its header from what and how it was made, a
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hearth.core.config import CodesConfig
-from hearth.core.errors import CapacityError, ConfigError, HearthError, WeightsError
+from hearth.core.errors import (
+    CapacityError,
+    ConfigError,
+    HearthError,
+    StoreBusyError,
+    WeightsError,
+)
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.models.loader import LoadedSpec, load_model_spec
@@ -26,7 +34,7 @@ from hearth.models.safetensors_file import (
     read_metadata,
 )
 from hearth.models.weight_plan import TIED_HEAD
-from hearth.quant.recipe import Recipe, config_section, recipe_of, storage_bytes
+from hearth.quant.recipe import Recipe, config_section, recipe_of, storage_bytes, without
 from hearth.quant.shard import convert_shard
 
 # Of everything that decides the bytes of a converted file, beside its source and the scheme.
@@ -37,12 +45,18 @@ _INDEX_KEY = "weight_map"
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """What `--quantize` and its companions say."""
+    """What `--quantize` and its companions say.
+
+    `per_row`: one scale for each row, and inputs that others round to int8 too (`int-quantized`).
+    """
 
     name: str  # int4, int8
     codes: CodesConfig
+    per_row: bool = False
 
     def __str__(self) -> str:
+        if self.per_row:
+            return f"{self.name}-channel"
         zeros = "-asym" if self.codes.zero_points else ""
         return f"{self.name}-g{self.codes.group_size}{zeros}"
 
@@ -64,43 +78,51 @@ class Conversion:
     scheme: Scheme
     recipe: Recipe
     expected_bytes: int  # of all converted files, about
+    how: str = ""  # what else decides the bytes of a file, beside the scheme and the source
     weight_map: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
     coded: dict[str, WeightSlot] = field(default_factory=dict)
     plain: set[str] = field(default_factory=set)
 
     def convert(
-        self, source: Path, target: Path, identity: str, on_bytes: Callable[[int], None]
+        self,
+        source: Path,
+        target: Path,
+        identity: str,
+        on_bytes: Callable[[int], None],
+        left_out: Collection[str] = (),
     ) -> None:
         """One file, unless it was made before. `identity`: of the source's contents.
 
-        Raises what `convert_shard` raises.
+        `left_out`: tensors that go elsewhere. Raises what `convert_shard` raises.
         """
         if not self.is_made(target, identity):
-            made = {_MADE: self._made_of(identity)}
             threads = len(os.sched_getaffinity(0))
-            convert_shard(source, target, self.recipe, made, on_bytes, threads)
-        self._note(target)
+            made = self.made_of(identity)
+            convert_shard(source, target, self.recipe, made, on_bytes, threads, left_out)
+        self.note(target)
 
     def is_made(self, target: Path, identity: str) -> bool:
         """Whether a file was made from these contents by this scheme, in its place and whole."""
         try:
             read_header(target)
-            return read_metadata(target).get(_MADE) == self._made_of(identity)
+            return self.made_of(identity).items() <= read_metadata(target).items()
         except (WeightsError, OSError):
             return False
 
-    def _made_of(self, identity: str) -> str:
-        return f"{self.scheme}, format {FORMAT}, of {identity}"
+    def made_of(self, identity: str) -> dict[str, str]:
+        """The metadata by which `is_made` knows a file."""
+        return {_MADE: f"{self.scheme}{self.how}, format {FORMAT}, of {identity}"}
 
-    def _note(self, target: Path) -> None:
+    def note(self, target: Path) -> None:
         """Takes a converted file into the index."""
         entries = read_header(target)
         self.num_bytes += sum(entry.end - entry.begin for entry in entries.values())
         for name, entry in entries.items():
             self.weight_map[name] = target.name
             base = name.removesuffix("_packed")
-            if base != name and base in self.recipe.slots:
+            is_coded = base != name or (self.recipe.per_row and entry.dtype == "I8")
+            if is_coded and base in self.recipe.slots:
                 self.coded[base] = self.recipe.slots[base]
             elif len(entry.shape) > 1 and name.endswith(".weight"):
                 self.plain.add(name)
@@ -117,7 +139,9 @@ class Conversion:
         values = json.loads(config.read_bytes())
         # A tied head is a module of its own, without a tensor.
         plain = {*self.plain, TIED_HEAD} if self.recipe.tied else self.plain
-        values["quantization_config"] = config_section(self.coded, plain)
+        values["quantization_config"] = config_section(
+            self.coded, plain, per_row=self.recipe.per_row
+        )
         try:
             if not is_single:
                 _write_json(directory / INDEX_FILE, index)
@@ -126,10 +150,13 @@ class Conversion:
             raise HearthError(f"{directory} cannot be written: {error.strerror}") from error
 
 
-def conversion_of(description: Path, scheme: Scheme) -> Conversion:
+def conversion_of(
+    description: Path, scheme: Scheme, ignore: Sequence[str] = (), how: str = ""
+) -> Conversion:
     """For the model whose config.json lies in a directory.
 
-    Raises ModelError, ConfigError; ConfigError for one that is quantized already.
+    `ignore`: see `recipe.without`. Raises ModelError, ConfigError; ConfigError for one that is
+    quantized already.
     """
     loaded = load_model_spec(description, quantize=scheme.name, codes=scheme.codes)
     if loaded.stored is not None:
@@ -137,8 +164,9 @@ def conversion_of(description: Path, scheme: Scheme) -> Conversion:
             "the model is quantized already: rounding its codes again would lose more",
             hint="take the unquantized model, or serve this one as it is",
         )
-    recipe = recipe_of(loaded.spec)
-    return Conversion(scheme, recipe, _expected_bytes(loaded, recipe))
+    recipe = without(recipe_of(loaded.spec, per_row=scheme.per_row), ignore)
+    ignored = f", without {' '.join(sorted(ignore))}" if ignore else ""
+    return Conversion(scheme, recipe, _expected_bytes(loaded, recipe), how + ignored)
 
 
 class Converter:
@@ -191,18 +219,22 @@ def _expected_bytes(loaded: LoadedSpec, recipe: Recipe) -> int:
 
 
 def quantize_directory(
-    source: Path, target: Path, scheme: Scheme, on_progress: Callable[[int, int], None]
+    source: Path,
+    target: Path,
+    scheme: Scheme,
+    on_progress: Callable[[int, int], None],
+    ignore: Sequence[str] = (),
 ) -> Conversion:
     """Converts a model directory into another; goes on where an earlier run stopped.
 
-    `on_progress(done, total)`: bytes of the source. Raises ModelError, WeightsError, ConfigError,
-    CapacityError, HearthError.
+    `on_progress(done, total)`: bytes of the source; `ignore`: see `recipe.without`. Raises
+    ModelError, WeightsError, ConfigError, CapacityError, HearthError.
     """
-    conversion = conversion_of(source, scheme)
+    conversion = conversion_of(source, scheme, ignore)
     shards = weight_files(source)
     total = sum(path.stat().st_size for path in shards)
-    _prepare(source, target)
-    _check_room(target, shards, conversion.expected_bytes)
+    prepare(source, target)
+    check_room(target, [path.name for path in shards], conversion.expected_bytes)
     done = 0
 
     def on_bytes(count: int) -> None:
@@ -212,10 +244,11 @@ def quantize_directory(
 
     for path in shards:
         before = done
-        conversion.convert(path, target / path.name, _identity(path), on_bytes)
+        conversion.convert(path, target / path.name, identity_of(path), on_bytes)
         done = before + path.stat().st_size
         on_progress(done, total)
-    _copy_rest(source, target, {path.name for path in shards})
+    drop_leftovers(target, {path.name for path in shards})
+    copy_rest(source, target, {path.name for path in shards})
     conversion.finish(target, source / "config.json")
     return conversion
 
@@ -228,13 +261,14 @@ def weight_files(directory: Path) -> list[Path]:
     return [path for path in files if path.name != INDEX_FILE]
 
 
-def _identity(path: Path) -> str:
+def identity_of(path: Path) -> str:
     """Of a local file: its size and last change, which a copy over it would not keep."""
     status = path.stat()
     return f"{path.name}, {status.st_size} bytes, changed {status.st_mtime_ns}"
 
 
-def _prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: Path) -> None:
+    """Makes the directory. Raises ConfigError for one that holds a model, HearthError."""
     if target.exists() and target.resolve() == source.resolve():
         raise ConfigError(
             f"{target} is the model itself", hint="name another directory with --output"
@@ -250,8 +284,9 @@ def _prepare(source: Path, target: Path) -> None:
         raise HearthError(f"{target} cannot be made: {error.strerror}") from error
 
 
-def _check_room(target: Path, shards: Iterable[Path], num_bytes: int) -> None:
-    there = sum((target / p.name).stat().st_size for p in shards if (target / p.name).exists())
+def check_room(target: Path, names: Iterable[str], num_bytes: int) -> None:
+    """Whether a directory has room for files that take `num_bytes`. Raises CapacityError."""
+    there = sum((target / name).stat().st_size for name in names if (target / name).exists())
     needed = num_bytes - there
     free = shutil.disk_usage(target).free
     if needed > free:
@@ -262,8 +297,11 @@ def _check_room(target: Path, shards: Iterable[Path], num_bytes: int) -> None:
         )
 
 
-def _copy_rest(source: Path, target: Path, weights: set[str]) -> None:
-    """Tokenizer, templates and the like; not the weights, their index, the configuration."""
+def copy_rest(source: Path, target: Path, weights: Collection[str]) -> None:
+    """Tokenizer, templates and the like; not the weights, their index, the configuration.
+
+    Raises HearthError.
+    """
     left_out = {*weights, INDEX_FILE, "config.json"}
     others = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
     try:
@@ -286,3 +324,35 @@ def _write_json(path: Path, values: Mapping[str, object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def drop_leftovers(directory: Path, kept: Collection[str]) -> None:
+    """Removes what earlier runs with other orders have left: files that say that we made them."""
+    for path in directory.glob("*.safetensors"):
+        try:
+            is_ours = _MADE in read_metadata(path)
+        except (OSError, ValueError):
+            continue
+        if is_ours and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Nobody else quantizes into a directory meanwhile. Raises StoreBusyError, HearthError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HearthError(f"{directory} cannot be made: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreBusyError(
+                f"another process writes a quantized model into {directory}",
+                hint="wait for it, or name another directory with --output",
+            ) from error
+        yield
+    finally:
+        os.close(fd)

@@ -7,7 +7,7 @@ file that comes and the one that goes, a few pieces are in memory, however large
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from hearth.models.safetensors_writer import SafetensorsWriter, TensorSpec
 from hearth.models.weight_plan import READABLE
 from hearth.models.weights import drop_pages, map_file
 from hearth.quant.recipe import Recipe
+from hearth.quant.rows import whole_row_codes
 
 PIECE_BYTES = 8 << 20
 _WORD_BITS = 32
@@ -50,28 +51,39 @@ def convert_shard(
     metadata: dict[str, str],
     on_bytes: Progress,
     num_threads: int = 1,
+    left_out: Collection[str] = (),
 ) -> ConvertedShard:
     """Writes `target`, whole or not at all; `on_bytes(n)`: n more bytes of the source are done.
+
+    `left_out`: tensors that go elsewhere.
 
     Raises WeightsError for a source that is damaged or has values that are not finite,
     CapacityError for a full disk, HearthError where the target cannot be written.
     """
-    entries = list(read_header(source).values())
+    entries = [e for e in read_header(source).values() if e.name not in left_out]
     coded = {e.name: slot for e in entries if (slot := recipe.slot_of(e.name, e.shape)) is not None}
     for name in coded:
         _check_dtype(next(e for e in entries if e.name == name))
-    specs = [spec for e in entries for spec in _specs_of(e, coded.get(e.name))]
+    specs = [spec for e in entries for spec in _specs_of(e, coded.get(e.name), recipe)]
     kept = {k: v for k, v in read_metadata(source).items() if k not in metadata}
     mapped = map_file(source) if entries else None
     with SafetensorsWriter(target, specs, {**kept, **metadata}) as writer:
-        tasks = [_Task(e, coded.get(e.name), mapped, writer, on_bytes) for e in entries]
+        sink = CodesWriter(writer, per_row=recipe.per_row)
+        tasks = [_Task(e, coded.get(e.name), mapped, sink, on_bytes) for e in entries]
         _run(tasks, num_threads)
     plain = tuple(e.name for e in entries if len(e.shape) > 1 and e.name not in coded)
     return ConvertedShard({spec.name: spec.num_bytes for spec in specs}, coded, plain)
 
 
-def coded_specs(tensor: str, slot: WeightSlot, rows: int) -> list[TensorSpec]:
+def coded_specs(
+    tensor: str, slot: WeightSlot, rows: int, *, per_row: bool = False
+) -> list[TensorSpec]:
     """The tensors that take the place of a coded matrix of `rows` rows."""
+    if per_row:
+        return [
+            TensorSpec(tensor, "I8", (rows, slot.cols)),
+            TensorSpec(f"{tensor}_scale", "BF16", (rows, 1)),
+        ]
     quant, groups = slot.quant, slot.cols // slot.quant.group_size
     per_word = _WORD_BITS // quant.bits
     specs = [
@@ -85,10 +97,10 @@ def coded_specs(tensor: str, slot: WeightSlot, rows: int) -> list[TensorSpec]:
     return specs
 
 
-def _specs_of(entry: TensorEntry, slot: WeightSlot | None) -> list[TensorSpec]:
+def _specs_of(entry: TensorEntry, slot: WeightSlot | None, recipe: Recipe) -> list[TensorSpec]:
     if slot is None:
         return [TensorSpec(entry.name, entry.dtype, entry.shape)]
-    return coded_specs(entry.name, slot, entry.shape[0])
+    return coded_specs(entry.name, slot, entry.shape[0], per_row=recipe.per_row)
 
 
 def _check_dtype(entry: TensorEntry) -> None:
@@ -101,13 +113,41 @@ def _check_dtype(entry: TensorEntry) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class CodesWriter:
+    """Writes matrices as codes into the tensors that `coded_specs` names."""
+
+    writer: SafetensorsWriter
+    per_row: bool = False
+
+    def write(self, tensor: str, slot: WeightSlot, rows: CodeRows, first: int = 0) -> None:
+        """Rows from `first` on, a multiple of a word's zero points. Raises as the writer does."""
+        bits, scales = slot.quant.bits, (rows.scales.view(np.uint32) >> 16).astype(np.uint16)
+        if self.per_row:
+            codes = (rows.codes[:, : slot.cols] - np.uint8(128)).view(np.int8)
+            self.writer.write(tensor, codes, first * slot.cols)
+        else:
+            packed = packed_columns(rows.codes, bits)
+            self.writer.write(f"{tensor}_packed", packed, first * packed.shape[1] * 4)
+        self.writer.write(f"{tensor}_scale", scales, first * scales.shape[1] * 2)
+        if rows.zeros is not None:
+            words = packed_columns(np.ascontiguousarray(rows.zeros.T), bits).T
+            offset = first * bits // _WORD_BITS * words.shape[1] * 4
+            self.writer.write(f"{tensor}_zero_point", np.ascontiguousarray(words), offset)
+
+    def finish(self, tensor: str, shape: tuple[int, int]) -> None:
+        """Once for each matrix, of this shape."""
+        if not self.per_row:
+            self.writer.write(f"{tensor}_shape", np.array(shape, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
     """One tensor of the source."""
 
     entry: TensorEntry
     slot: WeightSlot | None
     mapped: mmap.mmap | None
-    writer: SafetensorsWriter
+    sink: CodesWriter
     on_bytes: Progress
 
     def run(self) -> None:
@@ -122,7 +162,7 @@ class _Task:
         entry = self.entry
         for begin in range(entry.begin, entry.end, PIECE_BYTES):
             count = min(PIECE_BYTES, entry.end - begin)
-            self.writer.write(entry.name, _view(mapped, begin, count), begin - entry.begin)
+            self.sink.writer.write(entry.name, _view(mapped, begin, count), begin - entry.begin)
             drop_pages(mapped, begin, count)
             self.on_bytes(count)
 
@@ -135,10 +175,10 @@ class _Task:
             count = min(step, rows - first)
             begin = entry.begin + first * row_bytes
             data = _view(mapped, begin, count * row_bytes)
-            self._write(slot, first, self._quantized(slot, data, dtype, count))
+            self.sink.write(entry.name, slot, self._quantized(slot, data, dtype, count), first)
             drop_pages(mapped, begin, count * row_bytes)
             self.on_bytes(count * row_bytes)
-        self.writer.write(f"{entry.name}_shape", np.array([rows, cols], np.int64))
+        self.sink.finish(entry.name, (rows, cols))
 
     def _quantized(
         self, slot: WeightSlot, data: NDArray[np.uint8], dtype: DType, count: int
@@ -146,23 +186,14 @@ class _Task:
         if data.ctypes.data % dtype.num_bytes:
             data = data.copy()
         try:
+            if self.sink.per_row:
+                return whole_row_codes(slot, HostTensor(data, dtype, (count, slot.cols)))
             return quantize_rows(slot, HostTensor(data, dtype, (count, slot.cols)))
         except KernelError as error:
             raise WeightsError(
                 f"{self.entry.path.name}: tensor {self.entry.name}: {error.message}",
                 hint="the weights are damaged: fetch the file again, or ask the model's owner",
             ) from error
-
-    def _write(self, slot: WeightSlot, first: int, rows: CodeRows) -> None:
-        name, bits = self.entry.name, slot.quant.bits
-        packed = packed_columns(rows.codes, bits)
-        self.writer.write(f"{name}_packed", packed, first * packed.shape[1] * 4)
-        scales = (rows.scales.view(np.uint32) >> 16).astype(np.uint16)
-        self.writer.write(f"{name}_scale", scales, first * scales.shape[1] * 2)
-        if rows.zeros is not None:
-            words = packed_columns(np.ascontiguousarray(rows.zeros.T), bits).T
-            offset = first * bits // _WORD_BITS * words.shape[1] * 4
-            self.writer.write(f"{name}_zero_point", np.ascontiguousarray(words), offset)
 
 
 def packed_columns(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:

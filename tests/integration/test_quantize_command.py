@@ -1,0 +1,303 @@
+"""`hearth quantize` as people run it: killed, without room, with files that are wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tools.demo_model import TEXT_MODEL_DIR
+
+from hearth.models.safetensors_file import read_checkpoint, read_header
+from hearth.models.safetensors_writer import SafetensorsWriter, TensorSpec
+
+SMALL = ("--calibration-sequences", "12", "--calibration-length", "96")
+TIMEOUT_S = 120
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "hearth.cli", "quantize", *map(str, arguments)]
+
+
+def run(
+    *arguments: str | Path, limit: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), check=False, capture_output=True, text=True, timeout=TIMEOUT_S,
+        preexec_fn=limit, env=environment(),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def killed_when(path: Path, after_s: float, *arguments: str | Path) -> None:
+    """Starts the command and kills it some time after a file is there."""
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment(),
+    )  # fmt: skip
+    end = time.monotonic() + TIMEOUT_S
+    try:
+        while not path.exists():
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(after_s)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """What comes of a run that nobody disturbs, by method."""
+    results = {}
+    for method in ("gptq", "awq"):
+        target = tmp_path_factory.mktemp("whole") / method
+        done = run(TEXT_MODEL_DIR, "-o", target, "--method", method, *SMALL)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{target}\n"
+        results[method] = contents(target)
+    return results
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_killed_again_and_again_it_ends_with_the_same_files(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]], method: str
+) -> None:
+    target = tmp_path / "q"
+    arguments = (TEXT_MODEL_DIR, "-o", target, "--method", method, *SMALL)
+    killed_when(target / "states-00000.safetensors.part", 0.0, *arguments)
+    killed_when(target / "layer-00000.safetensors", 0.0, *arguments)
+    assert not (target / "config.json").exists()
+    killed_when(target / "layer-00002.safetensors", 0.15, *arguments)
+    kept = (target / "layer-00001.safetensors").stat().st_mtime_ns
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "goes on with layer" in done.stderr
+    assert (target / "layer-00001.safetensors").stat().st_mtime_ns == kept
+    assert contents(target) == whole[method]
+
+
+def test_other_orders_take_nothing_from_what_was_left(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    target = tmp_path / "q"
+    killed_when(
+        target / "layer-00001.safetensors", 0.0,
+        TEXT_MODEL_DIR, "-o", target, "--method", "awq", *SMALL,
+    )  # fmt: skip
+    done = run(TEXT_MODEL_DIR, "-o", target, "--method", "gptq", *SMALL)
+    assert "goes on" not in done.stderr
+    assert contents(target) == whole["gptq"]
+    # And a plain rounding over the remains of one.
+    (target / "config.json").unlink()
+    (target / "model.safetensors.index.json").unlink()
+    done = run(TEXT_MODEL_DIR, "-o", target)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in target.glob("*.safetensors")} == {"model.safetensors"}
+
+
+def test_a_state_file_that_is_gone_costs_time_but_no_result(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    target = tmp_path / "q"
+    arguments = (TEXT_MODEL_DIR, "-o", target, "--method", "gptq", *SMALL)
+    killed_when(target / "layer-00001.safetensors", 0.0, *arguments)
+    for path in target.glob("states-*"):
+        path.unlink()
+    done = run(*arguments)
+    assert "begins again" in done.stderr
+    assert contents(target) == whole["gptq"]
+
+
+@pytest.mark.parametrize("max_bytes", [100_000, 400_000])
+def test_a_disk_that_fills_up_is_an_error_and_nothing_is_lost(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]], max_bytes: int
+) -> None:
+    """100 kB is less than the first states, 400 kB less than a layer, with its states whole."""
+    target = tmp_path / "q"
+    arguments = (TEXT_MODEL_DIR, "-o", target, "--method", "gptq", *SMALL)
+    if max_bytes > 100_000:
+        arguments = (*arguments[:-4], "--calibration-sequences", "2", "--calibration-length", "96")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+
+    done = run(*arguments, limit=limit)
+    assert done.returncode == 4, done.stderr
+    assert "free space" in done.stderr
+    assert not (target / "config.json").exists()
+    assert not list(target.glob("*.part"))
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    if max_bytes == 100_000:
+        assert contents(target) == whole["gptq"]
+
+
+def test_two_at_once_do_not_write_into_one_directory(tmp_path: Path) -> None:
+    target = tmp_path / "q"
+    first = subprocess.Popen(
+        command(TEXT_MODEL_DIR, "-o", target, "--method", "gptq", *SMALL),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    try:
+        while not target.exists() or not any(target.iterdir()):
+            assert first.poll() is None
+            time.sleep(0.01)
+        second = run(TEXT_MODEL_DIR, "-o", target)
+        assert second.returncode == 9
+        assert "another process" in second.stderr
+    finally:
+        _, errors = first.communicate(timeout=TIMEOUT_S)
+    assert first.returncode == 0, errors
+
+
+def damaged(path: Path, tensor: str, value: float) -> Path:
+    """The text model with one value changed in one tensor."""
+    path.mkdir()
+    for file in TEXT_MODEL_DIR.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    raw = bytearray((path / "model.safetensors").read_bytes())
+    entry = read_header(path / "model.safetensors")[tensor]
+    bits = np.float32(value).view(np.uint32) >> 16
+    raw[entry.begin + 20 : entry.begin + 22] = int(bits).to_bytes(2, "little")
+    (path / "model.safetensors").write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, method: str, value: float) -> None:
+    tensor = "model.layers.2.mlp.down_proj.weight"
+    source = damaged(tmp_path / "source", tensor, value)
+    done = run(source, "-o", tmp_path / "q", "--method", method, *SMALL)
+    assert done.returncode == 3
+    assert f"tensor {tensor}" in done.stderr
+    assert "not finite" in done.stderr
+    assert not (tmp_path / "q" / "config.json").exists()
+
+
+def test_a_norm_that_is_not_finite_is_found_by_what_it_feeds(tmp_path: Path) -> None:
+    source = damaged(tmp_path / "source", "model.layers.1.input_layernorm.weight", float("nan"))
+    done = run(source, "-o", tmp_path / "q", "--method", "gptq", *SMALL)
+    assert done.returncode == 3
+    assert "layer 1: self_attn.q_proj reads values that are not finite" in done.stderr
+
+
+def quantized(tmp_path: Path) -> Path:
+    assert run(TEXT_MODEL_DIR, "-o", tmp_path / "once").returncode == 0
+    return tmp_path / "once"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--scheme", "w8a8", "--group-size", "64"), 2, "w8a8 has one scale for a whole row"),
+        (("--group-size", "48"), 2, "--group-size is 48; permitted: 32, 64, 128"),
+        (("--ignore", "model.layers.0.nothing"), 2, "names no matrix"),
+        (("--ignore", "re:("), 2, "no regular expression"),
+        (("--ignore", "re:.*q_proj"), 2, "multiplied together"),
+        (("--method", "gptq", "--calibration", "/nowhere.txt"), 2, "cannot be read"),
+        (("--method", "gptq", "--calibration-length", "5000"), 2, "up to 4,096"),
+        (("--method", "awq", "--calibration", str(TEXT_MODEL_DIR / "model.safetensors")), 2,
+         "no text in UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_says_what_can(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    done = run(TEXT_MODEL_DIR, "-o", tmp_path / "q", *arguments)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_text_that_is_too_short_is_an_error_and_a_short_one_a_warning(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("hearth serves models. " * 3)
+    arguments = (TEXT_MODEL_DIR, "-o", tmp_path / "q", "--method", "gptq", "--calibration", text)
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "permitted: at least 512" in done.stderr
+    text.write_text("hearth serves models, one after the other. " * 60)
+    done = run(*arguments, "--calibration-length", "64")
+    assert done.returncode == 0
+    assert "warning: the text of --calibration" in done.stderr
+
+
+def test_nothing_is_quantized_twice_and_no_model_is_written_over(tmp_path: Path) -> None:
+    once = quantized(tmp_path)
+    for method in ("rtn", "gptq"):
+        done = run(once, "-o", tmp_path / "twice", "--method", method, *SMALL)
+        assert done.returncode == 2
+        assert "quantized already" in done.stderr
+        done = run(TEXT_MODEL_DIR, "-o", once, "--method", method, *SMALL)
+        assert done.returncode == 2
+        assert "holds a model already" in done.stderr
+    done = run(TEXT_MODEL_DIR, "-o", TEXT_MODEL_DIR)
+    assert done.returncode == 2
+    assert "is the model itself" in done.stderr
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    """As on a machine without torch: its directory hides the package."""
+    code = (
+        "import sys, importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a)\n"
+        "from hearth.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "quantize", str(TEXT_MODEL_DIR), "-o", str(tmp_path / "q"),
+         "--method", "gptq"],
+        check=False, capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "pip install 'hearth[torch]'" in done.stderr
+
+
+def test_rounding_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from hearth.cli.main import app\n"
+        f"app(['quantize', {str(TEXT_MODEL_DIR)!r}, '-o', {str(tmp_path / 'q')!r}, "
+        "'--scheme', 'w8a8'], standalone_mode=False)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in TEXT_MODEL_DIR.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    tensors = read_checkpoint(TEXT_MODEL_DIR).tensors
+    kept = {n: e for n, e in tensors.items() if n != "model.layers.3.self_attn.o_proj.weight"}
+    specs = [TensorSpec(name, entry.dtype, entry.shape) for name, entry in kept.items()]
+    raw = (TEXT_MODEL_DIR / "model.safetensors").read_bytes()
+    with SafetensorsWriter(source / "model.safetensors", specs, {}) as writer:
+        for name, entry in kept.items():
+            writer.write(name, np.frombuffer(raw[entry.begin : entry.end], np.uint8))
+    done = run(source, "-o", tmp_path / "q", "--method", "gptq", *SMALL)
+    assert done.returncode == 3
+    assert "model.layers.3.self_attn.o_proj.weight" in done.stderr
