@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.debian_model.extract import html_blocks, man_blocks, text_blocks
-from tools.debian_model.packages import PACKAGES, Package, fetch
+from tools.debian_model.extract import html_blocks, man_blocks, names, text_blocks
+from tools.debian_model.packages import Package, fetch, read_packages
 
 # The end of a document; the tokenizer's END_OF_TEXT is the same.
 DOCUMENT_END = "<|endoftext|>"
@@ -32,10 +32,12 @@ MIN_DOCUMENT_CHARS = 800
 MIN_UNIQUE_CHARS = 40
 MIN_ENGLISH_SHARE = 0.15
 _PLACES = ("usr/share/doc/", "usr/share/info/", "usr/share/man/", "usr/share/help/C/", "usr/share/")
-_ENGLISH = frozenset(
-    "the of to and a in is that it for be as with on this are or by an not you can if from".split()
+_ENGLISH = names(
+    "the of to and a in is that it for be as with on this are or by an not you can if from"
 )
-_OTHER_LANGUAGE = re.compile(r"/(?!en\b|us\b)[a-z]{2}(?:[-_][A-Z]{2})?/|\.(?!en)[a-z]{2}\.(?:html|txt)")
+_OTHER_LANGUAGE = re.compile(
+    r"/(?!en\b|us\b)[a-z]{2}(?:[-_][A-Z]{2})?/|\.(?!en)[a-z]{2}\.(?:html|txt)"
+)
 _UNWANTED = re.compile(
     r"changelog|copyright|/examples?/|genindex|/search\.html|NEWS|README|TODO|\bindex-|bookindex"
     r"|licen[cs]e|GPL|/py-modindex|authors|credits|contributors|/_sources/|release-?notes",
@@ -153,11 +155,11 @@ def _decode(data: bytes) -> str:
     return text if is_utf8 else data.decode("latin-1")
 
 
-def make(directory: Path, names: list[str]) -> None:
+def make(directory: Path, packages: list[str]) -> None:
     """Fetches, extracts and writes. Raises HearthError, CalledProcessError, OSError."""
     corpus = Corpus()
     described = []
-    for package in fetch(directory / "packages", names):
+    for package in fetch(directory / "packages", packages):
         counts = corpus.add(package)
         print(
             f"{package.name}: {counts.documents} documents, {counts.train_chars:,} characters to "
@@ -194,9 +196,11 @@ def _write(path: Path, parts: list[str]) -> dict[str, object]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--packages", nargs="+", default=list(PACKAGES), metavar="NAME")
+    parser.add_argument("--packages", nargs="+", default=read_packages(), metavar="NAME")
     given = parser.parse_args()
     make(given.directory, given.packages)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tools.debian_model.tokenizer import END_ID, read_documents
 
+from hearth.core.errors import ConfigError
+
 _BATCH_DOCUMENTS = 64
 
 
@@ -35,7 +37,7 @@ class Ids:
 
 
 def encode_texts(tokenizer: Tokenizer, corpus: Path, work: Path) -> Ids:
-    """Encodes what is not encoded yet. Raises OSError."""
+    """Encodes what is not encoded yet. Raises ConfigError (a text without tokens), OSError."""
     return Ids(
         _encoded(tokenizer, corpus / "train.txt", work / "train.u16"),
         _encoded(tokenizer, corpus / "test.txt", work / "test.u16"),
@@ -52,4 +54,8 @@ def _encoded(tokenizer: Tokenizer, text: Path, path: Path) -> NDArray[np.uint16]
                 for one in tokenizer.encode_batch(batch, add_special_tokens=False):
                     file.write(np.array([*one.ids, END_ID], np.uint16).tobytes())
         draft.replace(path)
+    if path.stat().st_size == 0:
+        raise ConfigError(
+            f"{text} has no documents", hint="make it: python -m tools.debian_model.corpus"
+        )
     return np.memmap(path, np.uint16, "r")

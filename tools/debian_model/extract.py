@@ -11,16 +11,21 @@ import re
 from html.parser import HTMLParser
 
 MAX_LISTING_LINES = 12
-_BLOCK_TAGS = frozenset(
+
+
+def names(text: str) -> frozenset[str]:
+    """A set of words."""
+    return frozenset(text.split())
+
+
+_BLOCK_TAGS = names(
     "p div section article h1 h2 h3 h4 h5 h6 li dt dd tr table ul ol dl blockquote pre title"
-    " caption body html main item note para example".split()
+    " caption body html main item note para example"
 )
-_SKIPPED_TAGS = frozenset(
-    "script style nav head header footer form select button svg math noscript info".split()
+_SKIPPED_TAGS = names(
+    "script style nav head header footer form select button svg math noscript info"
 )
-_VOID_TAGS = frozenset(
-    "area base br col embed hr img input link meta param source track wbr".split()
-)
+_VOID_TAGS = names("area base br col embed hr img input link meta param source track wbr")
 _SKIPPED_CLASSES = re.compile(
     r"\b(sphinxsidebar|related|navheader|navfooter|nav|navigation|toc|list-of-\w+|index|genindex"
     r"|footer|header|breadcrumb\w*|toctree-wrapper|headerlink|contents|menu|tocdir|nav_\w+"
@@ -128,8 +133,8 @@ _ESCAPES = (
     (re.compile(r"\\e|\\\\"), r"\\"),
     (re.compile(r"\\[ ~0]"), " "),
 )
-_PARAGRAPHS = frozenset("PP LP P IP TP HP SH SS RS RE Pp Sh Ss It br sp TQ".split())
-_FONTS = frozenset("B I BR BI IB IR RB RI SM SB UR UE MT ME".split())
+_PARAGRAPHS = names("PP LP P IP TP HP SH SS RS RE Pp Sh Ss It br sp TQ")
+_FONTS = names("B I BR BI IB IR RB RI SM SB UR UE MT ME")
 
 
 def man_blocks(text: str) -> list[str]:

@@ -6,12 +6,12 @@ whole groups of any permitted size and no scheme is at an advantage by its remai
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
-import torch
 from tools.debian_model.tokenizer import END_ID, MAX_CONTEXT_TOKENS, VOCABULARY_SIZE
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def model_config(num_layers: int) -> LlamaConfig:
@@ -36,15 +36,14 @@ def model_config(num_layers: int) -> LlamaConfig:
 
 
 def save(model: LlamaForCausalLM, tokenizer: Path, directory: Path) -> None:
-    """Writes the directory in bfloat16, whole or not at all. Raises OSError."""
+    """Writes the directory in bfloat16; half of one never lies there. Raises OSError."""
     draft = directory.with_name(directory.name + ".part")
     shutil.rmtree(draft, ignore_errors=True)
-    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = GenerationConfig(
-        eos_token_id=END_ID, pad_token_id=END_ID, do_sample=True, temperature=0.8, top_p=0.9
-    )
-    copy.save_pretrained(draft)
+    stored = copy.deepcopy(model).bfloat16()
+    generation = stored.generation_config
+    assert generation is not None
+    generation.do_sample, generation.temperature, generation.top_p = True, 0.8, 0.9
+    stored.save_pretrained(draft)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, draft / name)
     shutil.rmtree(directory, ignore_errors=True)

@@ -13,17 +13,12 @@ from pathlib import Path
 
 from hearth.core.errors import ConfigError, HearthError
 
-PACKAGES = (
-    "abs-guide apache2-doc apt-doc aptitude-doc-en autoconf-doc bash-doc cmake-doc coreutils"
-    " debconf-doc debian-faq debian-handbook debian-kernel-handbook debian-policy"
-    " debian-reference-en debmake-doc developers-reference dict-foldoc diffutils-doc doc-debian"
-    " dpkg-dev exim4-doc-html findutils flex-doc git-doc glibc-doc gnome-user-docs gnupg"
-    " gnuplot-doc grep harden-doc inkscape-tutorials installation-guide-amd64 jargon-text"
-    " libreoffice-help-en-us libvirt-doc lilypond-doc-html linux-doc-6.1 live-manual-txt"
-    " maint-guide manpages manpages-dev maxima-doc mutt octave-doc perl-doc postfix-doc"
-    " postgresql-doc-15 python-django-doc python-sqlalchemy-doc python3.11-doc r-doc-html sed"
-    " sphinx-doc sqlite3-doc vim-doc zsh-doc"
-).split()
+_LIST = Path(__file__).parent / "packages.txt"
+
+
+def read_packages() -> list[str]:
+    """The names, in order."""
+    return _LIST.read_text(encoding="ascii").split()
 
 
 @dataclass(frozen=True, slots=True)

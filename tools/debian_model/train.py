@@ -104,8 +104,9 @@ class Trainer:
     @torch.inference_mode()
     def test_loss(self) -> float:
         """Of the first sequences of the held-out text, the same ones every time."""
-        self.model.eval()
-        losses = [self._loss(one[None]).item() for one in self.ids.test(TEST_SEQUENCES, 512)]
+        self.model.train(False)
+        batch = self.ids.test(TEST_SEQUENCES, SEQUENCE_TOKENS)
+        losses = [self._loss(one[None]).item() for one in batch]
         self.model.train()
         return sum(losses) / len(losses)
 
@@ -161,9 +162,7 @@ def train(options: Options) -> None:
         progress = trainer.progress
         if len(losses) == REPORT_STEPS:
             rate = (progress.num_tokens - tokens) / (time.monotonic() - begin)
-            _log(
-                options, **asdict(progress), loss=sum(losses) / len(losses), tokens_per_s=rate
-            )
+            _log(options, **asdict(progress), loss=sum(losses) / len(losses), tokens_per_s=rate)
             losses, begin, tokens = [], time.monotonic(), progress.num_tokens
         if progress.seconds - tested_at > TEST_SECONDS:
             _log(options, step=progress.step, test_loss=trainer.test_loss())
