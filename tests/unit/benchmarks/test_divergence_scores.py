@@ -11,6 +11,7 @@ import torch
 from benchmarks.divergence_scores import Logits, Reference, Score, score_of, spread
 from benchmarks.quantization_rows import GROUP_SIZES, METHODS, Setting, make_checkpoint, rows_of
 from benchmarks.quantization_table import Result, Table
+from benchmarks.quantize_worker import message_of
 from tools.demo_model import TEXT_MODEL_DIR
 from torch.nn import functional
 
@@ -149,3 +150,13 @@ def test_what_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "out" / "config.json").write_text("{}")
     with pytest.raises(HearthError, match="out"):
         make_checkpoint(setting_in(tmp_path), row, tmp_path / "out")
+
+
+def test_what_a_command_says_is_one_line_with_or_without_a_frame_and_colours() -> None:
+    assert message_of(
+        "\x1b[1;31merror:\x1b[0m no room \x1b[2m[capacity]\x1b[0m\n  what to do: x"
+    ) == ("no room [capacity]")
+    assert message_of("╭─ Error ─╮\n│ No such  │\n│ option.  │\n╰──────────╯") == (
+        "Error No such option."
+    )
+    assert message_of("") == "no message"
