@@ -110,11 +110,11 @@ def make_checkpoint(setting: Setting, row: Row, out: Path) -> Made:
         command += ["--group-size", str(row.group_size)]
     if setting.calibration:
         command += ["--calibration", str(setting.calibration.resolve())]
-    told = _told(command)
+    told = _told(command, "quantizing")
     return Made(out, weight_bytes(out), told["seconds"], told["peak_bytes"])
 
 
-def _told(command: Sequence[str]) -> dict[str, Any]:
+def _told(command: Sequence[str], what: str) -> dict[str, Any]:
     """The JSON of a worker's last line. Raises HearthError with its own message."""
     ended = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     lines = ended.stdout.strip().splitlines()
@@ -122,7 +122,7 @@ def _told(command: Sequence[str]) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(lines[-1])
     except (IndexError, json.JSONDecodeError) as error:
         errors = ended.stderr.strip().splitlines() or [f"code {ended.returncode}"]
-        raise HearthError(f"{Path(command[1]).name} failed: {errors[-1]}") from error
+        raise HearthError(f"{what} failed: {errors[-1]}") from error
     if "refused" in told:
         raise HearthError(told["refused"])
     return told
@@ -146,7 +146,7 @@ def make_gguf(setting: Setting, row: Row, plain: Path) -> Made:
         return Made(plain, plain.stat().st_size)
     path = setting.work / f"model-{row.ftype}.gguf"
     command = [*_peer_command(setting), "quantize", str(plain), str(path), row.ftype]
-    told = _told(command)
+    told = _told(command, "llama.cpp's quantizer")
     return Made(path, path.stat().st_size, told["seconds"], told["peak_bytes"])
 
 

@@ -65,7 +65,7 @@ def _by_command(given: argparse.Namespace) -> None:
 
 def message_of(errors: str) -> str:
     """What a command wrote to stderr, as one line: its error, or all of it."""
-    found = re.search(r"error: ?(.+)", re.sub(r"\x1b\[[\d;]*m", "", errors))
+    found = re.search(r"error: ?(.+)", re.sub(r"\x1b\[[\d;]*m", "", errors), re.IGNORECASE)
     text = found[1] if found else _FRAME.sub(" ", errors)
     return " ".join(text.split()) or "no message"
 

@@ -1,6 +1,7 @@
 """Makes the texts to train and to test on: `python -m tools.debian_model.corpus DIRECTORY`.
 
-Writes `train.txt`, `test.txt` and `manifest.json`. Documents are divided by a hash of their name,
+Writes `train.txt`, `test.txt`, `calibration.txt` (a part of what is trained on, for quantizing by
+a text) and `manifest.json`. Documents are divided by a hash of their name,
 and a paragraph that was seen once, in either text, is dropped wherever it comes again: nothing of
 the test is in what was trained. The same packages always give the same files.
 """
@@ -57,10 +58,11 @@ class Counts:
 
 @dataclass(slots=True)
 class Corpus:
-    """The two texts while they grow."""
+    """The texts while they grow."""
 
     train: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
+    calibration: list[str] = field(default_factory=list)
     seen: set[bytes] = field(default_factory=set)
 
     def add(self, package: Package) -> Counts:
@@ -80,6 +82,8 @@ class Corpus:
                 counts.test_chars += len(text)
             else:
                 self.train.append(text)
+                if _hash(name) % TEST_ONE_IN == 1:
+                    self.calibration.append(text)
                 counts.train_chars += len(text)
         return counts
 
@@ -181,7 +185,7 @@ def make(directory: Path, packages: list[str]) -> None:
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-_TEXTS = ("train.txt", "test.txt")
+_TEXTS = ("train.txt", "test.txt", "calibration.txt")
 
 
 def _write(path: Path, parts: list[str]) -> dict[str, object]:

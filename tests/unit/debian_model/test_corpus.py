@@ -113,6 +113,16 @@ def test_about_one_document_in_forty_is_held_out() -> None:
     assert held_out == pytest.approx(500, abs=75)
 
 
+def test_what_calibrates_is_a_part_of_what_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(f"guide/{i}.html", paragraphs(100 * i)) for i in range(300)]
+    monkeypatch.setattr("tools.debian_model.corpus.documents", lambda _package: iter(found))
+    corpus = Corpus()
+    corpus.add(Package("guide", "1", "", Path()))
+    assert 0 < len(corpus.calibration) < 20
+    assert {*corpus.calibration} < {*corpus.train}
+    assert not {*corpus.calibration} & {*corpus.test}
+
+
 def test_other_languages_are_told_by_their_words() -> None:
     assert is_english(" ".join(paragraphs(0)))
     assert not is_english("Der Name der Datei ist das erste Wort in einer Liste von Namen. " * 20)
