@@ -169,7 +169,7 @@ class _Softmax:
         self.log_sum = np.log(self.sums)
 
     def logprobs(self, tokens: NDArray[np.int64]) -> Floats:
-        """ln p of one token a row."""
+        """The natural logarithm of one token's probability, for each row."""
         found: Floats = self.shifted[np.arange(len(tokens)), tokens] - self.log_sum
         return found
 
