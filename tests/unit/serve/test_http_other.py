@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
-from tests.unit.serve.fake_engine import MAX_MODEL_LEN, FakeEngine
+from tests.unit.serve.fake_engine import MAX_MODEL_LEN, FakeEngine, toy_model
 
 from hearth import __version__
 from hearth.core.errors import EngineDeadError
 from hearth.core.events import EngineStats
+from hearth.core.quality import QualitySummary
+from hearth.serve.app import create_app
 from hearth.serve.http import health
 
 
@@ -22,6 +24,40 @@ async def test_every_served_name_is_listed_and_shown(client: httpx.AsyncClient) 
     assert [card["id"] for card in body["data"]] == ["toy", "org/alias"]
     assert (await client.get("/v1/models/org/alias")).json() == body["data"][1]
     assert body["data"][1]["max_model_len"] == MAX_MODEL_LEN
+
+
+async def test_what_quantization_cost_is_shown_where_it_was_measured(
+    client: httpx.AsyncClient,
+) -> None:
+    assert "quality" not in (await client.get("/v1/models")).json()["data"][0]
+    summary = QualitySummary(
+        weights_key="k",
+        scheme="int4 91 %, int8 9 %",
+        method="rounded to nearest at load",
+        reference="toy",
+        perplexity=6.12,
+        perplexity_change=0.004,
+        kl=0.012,
+        top1=0.971,
+        text="builtin",
+        text_sha256="ab",
+        text_bytes=1,
+        num_tokens=20_000,
+        context=512,
+        measured_at="2026-11-28T10:00:00Z",
+        hearth_version="0.1.0",
+        executor="avx2",
+    )
+    model = toy_model(quality=summary)
+    app = create_app(FakeEngine(model.text.tokenizer), model)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+        body = (await other.get("/v1/models/toy")).json()["quality"]
+    assert body["perplexity_change"] == 0.004
+    assert body["kl_divergence"] == 0.012
+    assert body["same_best_token"] == 0.971
+    assert body["scheme"] == "int4 91 %, int8 9 %"
+    assert "weights_key" not in body
 
 
 @pytest.mark.parametrize(
