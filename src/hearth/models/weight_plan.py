@@ -87,8 +87,9 @@ def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
     needed = _rows_needed(resolved)
     _check_missing(resolved, checkpoint)
     for slot in resolved:
-        for source in slot.sources if slot.stored is None else ():
-            _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
+        for index, source in enumerate(slot.sources):
+            if slot.form(index) is None:
+                _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
     slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint, needed))) for slot in resolved)
     used = {entry.name for plan in slots for piece in plan.pieces for entry in _entries(piece)}
     return WeightPlan(
