@@ -13,8 +13,10 @@ import torch
 from tests.support.gguf_vision import MEAN, STD, save_vision
 from tests.support.vision_models import build_model
 
+from hearth.core.config import EngineConfig, ModelConfig
 from hearth.core.errors import HearthError, ModelError
 from hearth.core.spec import QuantSpec, WeightSlot
+from hearth.engine.planning import image_info
 from hearth.kernels.reference.weights import ReferenceWeights
 from hearth.models.gguf.names import encoder_name
 from hearth.models.gguf.view import view_of
@@ -81,6 +83,10 @@ def test_the_view_says_how_images_are_prepared(
     path = view(files[0])
     processor = json.loads((path / "preprocessor_config.json").read_text())
     assert (processor["image_mean"], processor["image_std"]) == (MEAN, STD)
+    info = image_info(load_model_spec(path), EngineConfig(ModelConfig(str(path))))
+    assert info is not None
+    assert (info.token_id, info.processor.patch_size) == (7, 14)
+    assert tuple(info.processor.mean) == tuple(MEAN)
     config = json.loads((path / "config.json").read_text())
     assert (config["image_token_id"], config["image_start_token_id"]) == (7, 8)
     assert [p.name for p in read_checkpoint(path).files] == ["model.gguf", "mmproj.gguf"]
