@@ -19,7 +19,7 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
 
     Raises WeightsError, UnknownArchitectureError.
     """
-    file = read_gguf(path)
+    file = read_gguf(path, with_texts=False)
     architecture = architecture_of(file)
     tensors: dict[str, TensorEntry] = {}
     for name, entry in file.tensors.items():
@@ -28,7 +28,7 @@ def read_gguf_checkpoint(path: Path) -> Checkpoint:
     projector = path.with_name(PROJECTOR_FILE)
     if not projector.exists():
         return Checkpoint(tensors, (path,))
-    for name, entry in read_gguf(projector).tensors.items():
+    for name, entry in read_gguf(projector, with_texts=False).tensors.items():
         _add(tensors, encoder_name(name), entry)
     return Checkpoint(tensors, (path, projector))
 
