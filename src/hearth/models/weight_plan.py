@@ -203,7 +203,9 @@ def _pieces(
         else:
             shape = (needed[source.tensor], slot.cols)
             matrix = rows_of(form).matrix(form, source.tensor, checkpoint, shape)
-            step = max(_PIECE_ROWS, PIECE_BYTES // (2 * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
+            # What is converted passes through several arrays of float32.
+            share = 8 if form.converted else 2
+            step = max(_PIECE_ROWS, PIECE_BYTES // (share * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
             for first in range(0, num_rows, step):
                 count = min(step, num_rows - first)
                 yield CodePiece(matrix, source.first_row + first, count, slot_row + first)

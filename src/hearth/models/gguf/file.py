@@ -84,8 +84,8 @@ def is_gguf(path: Path) -> bool:
 def read_gguf(path: Path, *, with_texts: bool = True) -> GgufFile:
     """The header of a file.
 
-    `with_texts` False: lists of texts are checked and left empty, which takes a third of the time of a
-    vocabulary of 150,000 tokens. Raises WeightsError: truncated, damaged, or a type that is not
+    `with_texts` False: lists of texts are checked and left empty: a third of the time where the
+    vocabulary has 150,000 tokens. Raises WeightsError: truncated, damaged, or a type that is not
     read.
     """
     try:
