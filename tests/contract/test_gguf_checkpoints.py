@@ -24,6 +24,7 @@ from tests.support.gguf_models import (
 from tests.support.hf_models import ModelCase, build_model
 
 from hearth.core.errors import WeightsError
+from hearth.core.spec import SlotKind
 from hearth.models.formats.gguf_rows import dequantized
 from hearth.models.gguf import view as views
 from hearth.models.gguf.names import ARCHITECTURES as KNOWN
@@ -45,6 +46,7 @@ SIZES = {
 CASES = {
     "llama": ModelCase("llama", "llama", 3, SIZES),
     "llama-tied": ModelCase("llama-tied", "llama", 3, {**SIZES, "tie_word_embeddings": True}),
+    "llama-bias": ModelCase("llama-bias", "llama", 3, {**SIZES, "attention_bias": True}),
     "qwen2": ModelCase("qwen2", "qwen2", 5, SIZES),
     "qwen3": ModelCase("qwen3", "qwen3", 7, SIZES),
     "glm4": ModelCase("glm4", "glm4", 9, SIZES),
@@ -114,8 +116,8 @@ def test_codes_are_taken_exactly(tmp_path: Path, name: str, kind: Type) -> None:
     for tensor, found in values.items():
         assert np.array_equal(found, expected[tensor].numpy()), tensor
     assert report.warnings == ()
-    bits = {s.quant.bits for s in loaded.spec.slots if s.stored and s.name != "embedding"}
-    assert bits == {4 if kind is Type.Q4_0 else 8}
+    slots = [slot for slot in loaded.spec.slots if slot.kind is SlotKind.LINEAR]
+    assert {slot.quant.bits for slot in slots} == {4 if kind is Type.Q4_0 else 8}
     assert read_checkpoint(path).files == (path / "model.gguf",)
 
 

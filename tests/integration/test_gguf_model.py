@@ -44,6 +44,18 @@ def test_it_answers_as_the_original(tmp_path: Path, model: Path) -> None:
     assert all(answers[0])
 
 
+def test_what_was_converted_is_told_at_the_start(tmp_path: Path, model: Path) -> None:
+    original = AutoModelForCausalLM.from_pretrained(TEXT_MODEL_DIR)
+    path = model.with_name("small-q5_1.gguf")
+    save_gguf(original, path, lambda _: Type.Q5_1)
+    with Server(tmp_path, str(path), *SMALL, XDG_CACHE_HOME=str(tmp_path / "cache")) as server:
+        assert server.ask(QUESTIONS[0])
+        told = " ".join((server.stdout + server.stderr).split())
+    path.unlink()
+    assert "matrices are stored as GGUF Q5_1, for which there is no kernel: kept as int8" in told
+    assert "relative squared error" in told
+
+
 def test_it_is_planned_from_its_header(tmp_path: Path, model: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "hearth.cli", "plan", str(model), "--json"],

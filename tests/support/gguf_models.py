@@ -122,9 +122,9 @@ def save_gguf(
 
 
 def _heads(config: Any, key: str) -> int:
-    if key.endswith("q_proj.weight"):
+    if ".q_proj." in key:
         return int(config.num_attention_heads)
-    return int(config.num_key_value_heads) if key.endswith("k_proj.weight") else 0
+    return int(config.num_key_value_heads) if ".k_proj." in key else 0
 
 
 def _add_sizes(writer: Any, config: Any) -> None:

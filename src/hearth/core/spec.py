@@ -88,7 +88,9 @@ class CodesForm:
     it is read as floating point. `group_size` columns of a row share a scale, 0: all of them.
     `block`: rows and columns that share a scale instead. `version`: of GPTQ's zero points.
     `is_ordered`: GPTQ's columns are in an order by activation. `heads`: the rows of so many heads
-    are interleaved, as llama.cpp has those of Llama. `converted`: what the user is told that it
+    lie in another order than a checkpoint's, as llama.cpp has them: neighbours turn together where
+    a checkpoint has halves (Llama); with `rotary`, so many first rows of a head are halves where a
+    checkpoint has neighbours (GLM-4 with M-RoPE). `converted`: what the user is told that it
     was, where no kernel reads it; empty: it is kept exactly.
     """
 
@@ -100,6 +102,7 @@ class CodesForm:
     version: int = 0
     is_ordered: bool = False
     heads: int = 0
+    rotary: int = 0
     converted: str = ""
 
 
@@ -138,7 +141,7 @@ class WeightSlot:
     offset: float = 0.0
     stack: int = 1
     stored: CodesForm | None = None
-    parts: tuple[CodesForm, ...] = ()
+    parts: tuple[CodesForm | None, ...] = ()
 
     @property
     def total_rows(self) -> int:

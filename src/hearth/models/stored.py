@@ -52,6 +52,8 @@ class CompressedForms:
         Raises ModelError where the files hold codes of which the configuration says nothing.
         """
         module = tensor.removesuffix(_WEIGHT)
+        if slot.kind is SlotKind.VECTOR:
+            return None
         if self.dtypes is not None and not has_codes(tensor, self.dtypes):
             return None
         kind = _class_of(slot, module)

@@ -92,8 +92,9 @@ def plan_weights(spec: ModelSpec, checkpoint: Checkpoint) -> WeightPlan:
     needed = _rows_needed(resolved)
     _check_missing(resolved, checkpoint)
     for slot in resolved:
-        for source in slot.sources if slot.stored is None else ():
-            _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
+        for index, source in enumerate(slot.sources):
+            if slot.form(index) is None:
+                _check_tensor(slot, checkpoint.tensors[source.tensor], needed[source.tensor])
     slots = tuple(SlotPlan(slot, tuple(_pieces(slot, checkpoint, needed))) for slot in resolved)
     used = {entry.name for plan in slots for piece in plan.pieces for entry in _entries(piece)}
     return WeightPlan(
@@ -207,7 +208,9 @@ def _pieces(
         else:
             shape = (needed[source.tensor], slot.cols)
             matrix = rows_of(form).matrix(form, source.tensor, checkpoint, shape)
-            step = max(_PIECE_ROWS, PIECE_BYTES // (2 * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
+            # What is converted passes through several arrays of float32.
+            share = 8 if form.converted else 2
+            step = max(_PIECE_ROWS, PIECE_BYTES // (share * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
             for first in range(0, num_rows, step):
                 count = min(step, num_rows - first)
                 yield CodePiece(matrix, source.first_row + first, count, slot_row + first)

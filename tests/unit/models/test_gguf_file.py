@@ -84,6 +84,7 @@ HUGE = struct.pack("<Q", 1 << 60)
         (lambda d: after(d, b"n.text", HUGE, 4), "ends within n.text"),
         (lambda d: after(d, b"n.numbers", HUGE, 8), "elements of n.numbers"),
         (lambda d: after(d, b"n.texts", HUGE, 8), "elements of n.texts"),
+        (lambda d: after(d, b"n.texts", HUGE, 16), "ends within n.texts"),
         (lambda d: after(d, b"n.bool", struct.pack("<I", 99)), "unknown type 99"),
         (lambda d: d.replace(b"n.uint8", b"n.int16"), "n.int16 twice"),
         (lambda d: d.replace(b"y.weight", b"x.weight"), "the tensor x.weight twice"),

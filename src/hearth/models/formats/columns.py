@@ -36,6 +36,8 @@ class ColumnForms:
 
     def form_of(self, slot: WeightSlot, tensor: str) -> CodesForm | None:
         """See `StoredForms`."""
+        if slot.kind is SlotKind.VECTOR:
+            return None
         if self.dtypes is not None:
             if not self.holds(tensor):
                 return None

@@ -123,20 +123,21 @@ def with_stored(spec: ModelSpec, stored: StoredForms | None, codes: CodesConfig)
 
 
 def _as_stored(slot: WeightSlot, stored: StoredForms, codes: CodesConfig) -> WeightSlot:
-    if slot.kind is SlotKind.VECTOR:
-        return slot
     tensors = tuple(_present(source, stored) for source in slot.sources)
     forms = tuple(stored.form_of(slot, tensor) for tensor in tensors)
     if set(forms) == {None}:
         return slot
+    if slot.kind is SlotKind.VECTOR:  # floating point, some of it in another order
+        return replace(slot, stored=next(form for form in forms if form), parts=forms)
     known = tuple(form for form in forms if form is not None)
     if slot.stack > 1 and len(slot.sources) == 1:
         raise _different(tensors)
     if len(known) == len(forms) and {form.format for form in known} == {"gptq"}:
         forms = known = (next((f for f in known if f.is_ordered), known[0]),) * len(forms)
-    alike = {None if form is None else replace(form, heads=0) for form in forms}
+    alike = {None if form is None else replace(form, heads=0, rotary=0) for form in forms}
     if len(alike) == 1:
-        form, parts = replace(known[0], heads=0), known if any(f.heads for f in known) else ()
+        form = replace(known[0], heads=0, rotary=0)
+        parts = known if any(f.heads for f in known) else ()
         quant = _quant_of(slot, form, codes, wide=stored.has_wide_scales(tensors))
         return replace(slot, quant=quant, stored=form, parts=parts)
     if len(known) < len(forms) or not all(_can_mix(form) for form in known):

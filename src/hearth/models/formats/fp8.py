@@ -34,6 +34,8 @@ class Fp8Forms:
 
     def form_of(self, slot: WeightSlot, tensor: str) -> CodesForm | None:
         """See `StoredForms`."""
+        if slot.kind is SlotKind.VECTOR:
+            return None
         if self.dtypes is not None:
             return self.form if self.holds(tensor) else None
         if slot.kind is SlotKind.TABLE or any(part in tensor for part in self.plain):

@@ -10,22 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hearth.core.spec import CodesForm, WeightSlot
+from hearth.core.spec import CodesForm, SlotKind, WeightSlot
 from hearth.models.config_json import ConfigJson
 from hearth.models.safetensors_file import TensorEntry
 
 FORMAT = "gguf"
+# How the rows of queries and keys lie: as in checkpoints, or what turns together as neighbours, or
+# in halves of what is rotated.
+PLAIN, PAIRS, HALVES = "plain", "pairs", "halves"
 _FLOATS = ("F32", "F16", "BF16")
-_ROTATED = (".q_proj.weight", ".k_proj.weight")
-_HEADS = {".q_proj.weight": "num_attention_heads", ".k_proj.weight": "num_key_value_heads"}
+_HEADS = {".q_proj.": "num_attention_heads", ".k_proj.": "num_key_value_heads"}
 
 
 @dataclass(frozen=True, slots=True)
 class GgufForms:
-    """`heads`: of queries and keys whose rows lie in pairs; empty: they lie as in checkpoints."""
+    """`heads`: of queries and keys whose rows are in an order of llama.cpp's, `rotary` says which.
+
+    Empty: they lie as in checkpoints.
+    """
 
     dtypes: Mapping[str, str] | None
     heads: Mapping[str, int]
+    rotary: int = 0
     warnings: tuple[str, ...] = ()
 
     def holds(self, tensor: str) -> bool:
@@ -37,8 +43,12 @@ class GgufForms:
         name = (self.dtypes or {}).get(tensor)
         if name is None:
             return None
-        heads = next((n for end, n in self.heads.items() if tensor.endswith(end)), 0)
-        return replace(_form(name), heads=heads)
+        heads = 0
+        if ".self_attn." in tensor:
+            heads = next((n for part, n in self.heads.items() if part in tensor), 0)
+        if slot.kind is SlotKind.VECTOR and not heads:
+            return None
+        return replace(_form(name), heads=heads, rotary=self.rotary if heads else 0)
 
     def has_wide_scales(self, tensors: Sequence[str]) -> bool:
         """See `StoredForms`."""
@@ -56,9 +66,13 @@ def _form(dtype: str) -> CodesForm:
 def read_forms(section: ConfigJson, tensors: Mapping[str, TensorEntry] | None) -> GgufForms:
     """What the section declares."""
     dtypes = None if tensors is None else {name: entry.dtype for name, entry in tensors.items()}
-    heads = {}
-    if section.flag("is_interleaved", default=False):
-        heads = {
-            end: section.integer(key, minimum=1, maximum=1 << 20) for end, key in _HEADS.items()
-        }
-    return GgufForms(dtypes, heads)
+    order = section.text("rows", default=PLAIN)
+    if order not in (PLAIN, PAIRS, HALVES):
+        raise section.error("rows", f'"{PLAIN}", "{PAIRS}", "{HALVES}"')
+    if order == PLAIN:
+        return GgufForms(dtypes, {})
+    heads = {part: section.integer(key, minimum=1, maximum=1 << 20) for part, key in _HEADS.items()}
+    rotary = 0
+    if order == HALVES:
+        rotary = section.integer("rotary_dim", minimum=2, maximum=1 << 20)
+    return GgufForms(dtypes, heads, rotary)

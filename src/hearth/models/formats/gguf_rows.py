@@ -1,12 +1,14 @@
 """Rows of GGUF's tensor types (github.com/ggml-org/ggml, ggml-quants.c, `dequantize_row_…`).
 
 A row is a run of blocks. In float32 and in ggml's order of operations, so that values are the same
-bits. Llama's queries and keys lie in the order of llama.cpp: row 2i + p of a head is row
-p · half + i of the checkpoint, of each head.
+bits. Queries and keys may lie in llama.cpp's order: of each head of Llama, row 2i + p is a
+checkpoint's row p · half + i; of GLM-4 with M-RoPE the reverse, in the rows that are rotated. A
+convolution over two frames lies in two tensors, one a frame.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -17,10 +19,12 @@ from hearth.core.errors import WeightsError
 from hearth.core.spec import CodesForm, DType
 from hearth.kernels.packing import HostTensor
 from hearth.models.formats.matrix import (
+    FLOATS,
     Maps,
     StoredMatrix,
     StoredRows,
     find,
+    floats_of,
     host_tensor,
 )
 from hearth.models.gguf.file import TYPES
@@ -40,7 +44,8 @@ class GgufMatrix(StoredMatrix):
         raw = self._raw(first, count, maps)
         kind = self.main.dtype
         if kind in _FLOATS:
-            return HostTensor(raw.reshape(-1), _FLOATS[kind], (count, self.cols))
+            shape = (count,) if len(self.main.shape) == 1 else (count, self.cols)
+            return HostTensor(raw.reshape(-1), _FLOATS[kind], shape)
         if kind in _EXACT:
             blocks = raw.reshape(count, self.cols // 32, -1)
             scales = _halves(blocks[:, :, :2])[:, :, 0]
@@ -57,12 +62,37 @@ class GgufMatrix(StoredMatrix):
             flat = np.frombuffer(maps[self.main.path], np.uint8, count * size, begin)
             return flat.reshape(count, size).copy()
         whole = np.frombuffer(maps[self.main.path], np.uint8, self.rows * size, self.main.begin)
-        half = self.rows // heads // 2
-        rows = np.arange(first, first + count)
-        head, within = np.divmod(rows, 2 * half)
-        part, index = np.divmod(within, half)
-        gathered: Bytes = whole.reshape(self.rows, size)[head * 2 * half + 2 * index + part]
+        rows = _places(self.form, np.arange(first, first + count), self.rows // heads)
+        gathered: Bytes = whole.reshape(self.rows, size)[rows]
         return gathered
+
+
+@dataclass(frozen=True, slots=True)
+class FramesMatrix(StoredMatrix):
+    """A convolution over two frames; `others`: the tensor of the second one."""
+
+    def read(self, first: int, count: int, maps: Maps) -> HostTensor:
+        """See `StoredMatrix.read`."""
+        channels = self.main.shape[1]
+        frames = [
+            floats_of(entry, maps)[first : first + count].reshape(count, channels, 1, -1)
+            for entry in self.entries
+        ]
+        return host_tensor(np.concatenate(frames, axis=2).reshape(count, self.cols))
+
+
+def _places(form: CodesForm, rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
+    """Where the file has a checkpoint's rows."""
+    head, within = np.divmod(rows, head_dim)
+    if form.rotary:
+        index, part = np.divmod(within, 2)
+        rotated = part * (form.rotary // 2) + index
+        within = np.where(within < form.rotary, rotated, within)
+    else:
+        part, index = np.divmod(within, head_dim // 2)
+        within = 2 * index + part
+    places: NDArray[np.int64] = head * head_dim + within
+    return places
 
 
 def is_there(tensor: str, names: Collection[str]) -> bool:
@@ -72,14 +102,26 @@ def is_there(tensor: str, names: Collection[str]) -> bool:
 
 def matrix(
     form: CodesForm, tensor: str, checkpoint: Checkpoint, shape: tuple[int, int]
-) -> GgufMatrix:
+) -> StoredMatrix:
     """See `forms.Rows`."""
-    entry = find(checkpoint, tensor, tuple(t.name for t in TYPES.values()), shape)
-    if form.heads and shape[0] % (2 * form.heads):
+    rows, cols = shape
+    entry = checkpoint.tensors[tensor]
+    second = checkpoint.tensors.get(f"{tensor}.1")
+    held = (entry.shape[0], math.prod(entry.shape[1:]) * (1 if second is None else 2))
+    if held != shape:
         raise WeightsError(
-            f"{entry.path.name}: tensor {entry.name} has {shape[0]} rows for {form.heads} heads"
+            f"{entry.path.name}: tensor {tensor}: shape is {list(entry.shape)}; the metadata make "
+            f"it {list(shape)}"
         )
-    return GgufMatrix(form, tensor, *shape, entry, ())
+    if second is not None:
+        others = (find(checkpoint, f"{tensor}.1", FLOATS, entry.shape),)
+        main = find(checkpoint, tensor, FLOATS, entry.shape)
+        return FramesMatrix(form, tensor, rows, cols, main, others)
+    if form.heads and (rows % form.heads or form.rotary > rows // form.heads):
+        raise WeightsError(
+            f"{entry.path.name}: tensor {tensor} has {rows} rows for {form.heads} heads"
+        )
+    return GgufMatrix(form, tensor, rows, cols, entry, ())
 
 
 def dequantized(kind: str, raw: Bytes, cols: int) -> Floats:

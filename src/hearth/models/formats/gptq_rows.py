@@ -7,6 +7,7 @@ outputs]; `g_idx` int32 [inputs], the group of each. A weight is scale · (code 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,9 +34,9 @@ from hearth.models.formats.matrix import (
 from hearth.models.safetensors_file import Checkpoint, TensorEntry
 
 _WORD_BITS = 32
-# Matrices whose zero points are looked at; and of each, outputs whose codes are.
+# Matrices whose zero points are looked at; and of each, words of codes for each output.
 _SAMPLES = 8
-_SAMPLE_ROWS = 256
+_SAMPLE_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,29 +95,23 @@ def find_version(tensors: Mapping[str, TensorEntry], form: CodesForm) -> int:
     version 1. Otherwise weights are about 0 on average, so that codes are on average what the zero
     points are: one more than what version 1 stores.
     """
-    found = []
-    for module in modules_of(tensors)[:: max(1, len(modules_of(tensors)) // _SAMPLES)]:
-        names = (f"{module}.qweight", f"{module}.qzeros")
-        if any(name not in tensors or len(tensors[name].shape) != 2 for name in names):
-            continue
-        found.append(_above_zero(tensors[names[0]], tensors[names[1]], form))
-    if not found:
+    modules = modules_of(tensors)
+    pairs = [
+        (tensors[f"{module}.qweight"], tensors[f"{module}.qzeros"])
+        for module in modules[:: -(-len(modules) // _SAMPLES) or 1]
+        if f"{module}.qzeros" in tensors
+    ]
+    pairs = [pair for pair in pairs if all(len(entry.shape) == 2 for entry in pair)]
+    zeros = [_unpacked(_from_file(stored), form.bits) for _, stored in pairs]
+    if not pairs:
         return 0
     middle = 1 << form.bits - 1
     if form.symmetric:
-        stored = {zero for _, low, high in found for zero in (low, high)}
-        return 1 if stored == {middle - 1} else 2 if stored == {middle} else 0
-    above = float(np.mean([mean for mean, _, _ in found]))
+        found = {int(code) for stored in zeros for code in (stored.min(), stored.max())}
+        return 1 if found == {middle - 1} else 2 if found == {middle} else 0
+    codes = [_unpacked(_from_file(words, _SAMPLE_ROWS), form.bits) for words, _ in pairs]
+    above = float(np.mean([c.mean() - z.mean() for c, z in zip(codes, zeros)]))
     return 0 if abs(above - 0.5) < 0.25 else (1 if above > 0.5 else 2)
-
-
-def _above_zero(codes: TensorEntry, zeros: TensorEntry, form: CodesForm) -> tuple[float, int, int]:
-    """By how much codes exceed the stored zero points; the least and largest of these."""
-    words, stored = (_from_file(entry) for entry in (codes, zeros))
-    raw = _unpacked(stored, form.bits)
-    part = _unpacked(words[:, :_SAMPLE_ROWS].T, form.bits)
-    mean = float(part.mean()) - float(raw[:, : len(part)].mean())
-    return mean, int(raw.min()), int(raw.max())
 
 
 def find_ordered(tensors: Mapping[str, TensorEntry], group_size: int) -> frozenset[str]:
@@ -132,16 +127,15 @@ def find_ordered(tensors: Mapping[str, TensorEntry], group_size: int) -> frozens
     return frozenset(found)
 
 
-def _from_file(entry: TensorEntry) -> NDArray[np.generic]:
-    """A tensor by an ordinary read, before anything is mapped."""
+def _from_file(entry: TensorEntry, most_rows: int = 1 << 30) -> NDArray[np.generic]:
+    """The first rows of a tensor by an ordinary read, before anything is mapped."""
     dtype = np.dtype("<i8" if entry.dtype == "I64" else "<u4")
+    shape = (min(most_rows, entry.shape[0]), *entry.shape[1:])
     try:
-        flat = np.fromfile(
-            entry.path, dtype, (entry.end - entry.begin) // dtype.itemsize, offset=entry.begin
-        )
+        flat = np.fromfile(entry.path, dtype, math.prod(shape), offset=entry.begin)
     except OSError as error:
         raise WeightsError(f"{entry.path}: cannot be read: {error.strerror}") from error
-    return flat.reshape(entry.shape)
+    return flat.reshape(shape)
 
 
 def _unpacked(words: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:

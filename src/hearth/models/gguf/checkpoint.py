@@ -8,20 +8,32 @@ from pathlib import Path
 from hearth.core.errors import WeightsError
 from hearth.models.gguf.config import architecture_of
 from hearth.models.gguf.file import read_gguf
-from hearth.models.gguf.names import ROPE_FACTORS, checkpoint_name
+from hearth.models.gguf.names import ROPE_FACTORS, checkpoint_name, encoder_name
 from hearth.models.safetensors_file import Checkpoint, TensorEntry
+
+PROJECTOR_FILE = "mmproj.gguf"  # in a view, beside model.gguf
 
 
 def read_gguf_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a language model's file. Raises WeightsError, UnknownArchitectureError."""
-    file = read_gguf(path)
+    """The tensors of a language model's file, and of the encoder's that lies beside it in a view.
+
+    Raises WeightsError, UnknownArchitectureError.
+    """
+    file = read_gguf(path, with_texts=False)
     architecture = architecture_of(file)
     tensors: dict[str, TensorEntry] = {}
     for name, entry in file.tensors.items():
-        if name == ROPE_FACTORS:
-            continue
-        mapped = checkpoint_name(architecture, name)
-        if mapped in tensors:
-            raise WeightsError(f"{path.name}: {name} and another tensor are both {mapped}")
-        tensors[mapped] = replace(entry, name=mapped)
-    return Checkpoint(tensors, (path,))
+        if name != ROPE_FACTORS:
+            _add(tensors, checkpoint_name(architecture, name), entry)
+    projector = path.with_name(PROJECTOR_FILE)
+    if not projector.exists():
+        return Checkpoint(tensors, (path,))
+    for name, entry in read_gguf(projector, with_texts=False).tensors.items():
+        _add(tensors, encoder_name(name), entry)
+    return Checkpoint(tensors, (path, projector))
+
+
+def _add(tensors: dict[str, TensorEntry], name: str, entry: TensorEntry) -> None:
+    if name in tensors:
+        raise WeightsError(f"{entry.path.name}: {entry.name} and another tensor are both {name}")
+    tensors[name] = replace(entry, name=name)

@@ -7,8 +7,11 @@ from collections import Counter
 from typing import Any
 
 from hearth.core.errors import ModelError, UnknownArchitectureError, WeightsError
-from hearth.models.gguf.file import GgufFile, Value
-from hearth.models.gguf.names import ARCHITECTURES, ROPE_FACTORS, Architecture
+from hearth.models.gguf.file import GgufFile
+from hearth.models.gguf.glm4v import SECTIONS as _SECTIONS
+from hearth.models.gguf.glm4v import glm4v_config
+from hearth.models.gguf.metadata import Metadata
+from hearth.models.gguf.names import ARCHITECTURES, GLM4V, ROPE_FACTORS, Architecture
 from hearth.models.safetensors_file import TensorEntry
 from hearth.models.stored import KEY
 
@@ -31,13 +34,30 @@ def architecture_of(file: GgufFile) -> Architecture:
             "supported as GGUF: models without experts",
             hint="serve the model's safetensors instead",
         )
+    if name == "glm4" and f"glm4.{_SECTIONS}" in file.metadata:
+        return GLM4V
     return ARCHITECTURES[name]
 
 
-def config_of(file: GgufFile) -> dict[str, Any]:
-    """The configuration. Raises ModelError: metadata is missing or of another kind."""
+def config_of(file: GgufFile, projector: GgufFile | None = None) -> dict[str, Any]:
+    """The configuration. `projector`: the file of the encoder, for a model that sees.
+
+    Raises ModelError: metadata is missing or of another kind, or a model that sees has no encoder.
+    """
     architecture = architecture_of(file)
-    read = _Metadata(file)
+    read = Metadata(file)
+    text = _text_config(file, architecture, read)
+    if architecture is not GLM4V:
+        return text
+    if projector is None:
+        raise ModelError(
+            f"{file.path.name} is the language model of a model that sees; its encoder is missing",
+            hint="put its mmproj file (mmproj-….gguf) beside it, and no other one",
+        )
+    return glm4v_config(text, read, projector)
+
+
+def _text_config(file: GgufFile, architecture: Architecture, read: Metadata) -> dict[str, Any]:
     if read.optional("split.count", int, file.metadata) not in (None, 0, 1):
         raise ModelError(
             f"{file.path.name} is one of {file.metadata['split.count']} parts; permitted: one file",
@@ -67,19 +87,15 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     }
     config[KEY] = {
         "quant_method": "gguf",
-        "is_interleaved": architecture.is_interleaved,
+        "rows": architecture.rows,
+        "rotary_dim": int(head_dim * config["rope_parameters"]["partial_rotary_factor"]),
         "num_attention_heads": config["num_attention_heads"],
         "num_key_value_heads": config["num_key_value_heads"],
     }
-    if architecture.is_interleaved and config["attention_bias"]:
-        raise ModelError(
-            f"{file.path.name}: a bias on queries and keys is not read of this architecture",
-            hint="serve the model's safetensors instead",
-        )
     return config | _token_ids(read)
 
 
-def _token_ids(read: _Metadata) -> dict[str, Any]:
+def _token_ids(read: Metadata) -> dict[str, Any]:
     """Beginning and end; several tokens may end an answer."""
     found: dict[str, Any] = {}
     ends = []
@@ -93,7 +109,7 @@ def _token_ids(read: _Metadata) -> dict[str, Any]:
     return found if first is None else found | {"bos_token_id": first}
 
 
-def _rope(read: _Metadata, head_dim: int) -> dict[str, Any]:
+def _rope(read: Metadata, head_dim: int) -> dict[str, Any]:
     rotated = read.optional("rope.dimension_count", int) or head_dim
     rope: dict[str, Any] = {
         "rope_type": "default",
@@ -146,41 +162,3 @@ def _dtype_of(file: GgufFile) -> str:
             sizes[entry.dtype] += entry.end - entry.begin
     most = max(sizes, key=sizes.__getitem__, default="BF16")
     return _FLOATS.get(most, "bfloat16")
-
-
-class _Metadata:
-    """Typed access to the values of an architecture."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
-        self._prefix = f"{file.metadata['general.architecture']}."
-
-    def optional(self, key: str, kind: type, within: Any = None) -> Any:
-        """None where it is missing. A list of equal numbers, one a layer, is that number."""
-        full = key if within is not None else self._prefix + key
-        value = self.file.metadata.get(full)
-        if value is None:
-            return None
-        if isinstance(value, list) and value and all(item == value[0] for item in value):
-            value = value[0]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self._wrong(full, value, f"a value of type {kind.__name__}")
-        return value
-
-    def number(self, key: str, kind: type) -> Any:
-        """One that must be there."""
-        value = self.optional(key, kind)
-        if value is None:
-            raise ModelError(f"{self.file.path.name}: metadata {self._prefix}{key} is missing")
-        return value
-
-    def error(self, key: str, permitted: str) -> ModelError:
-        """The error for a value that is not permitted."""
-        full = self._prefix + key
-        return self._wrong(full, self.file.metadata.get(full), permitted)
-
-    def _wrong(self, key: str, value: Value | None, permitted: str) -> ModelError:
-        text = str(value)[:60]
-        return ModelError(f"{self.file.path.name}: {key} is {text}; permitted: {permitted}")

@@ -16,14 +16,17 @@ from hashlib import blake2b
 from pathlib import Path
 
 from hearth.core.errors import ModelNotFoundError, WeightsError
-from hearth.models.gguf.config import config_of
+from hearth.models.gguf.checkpoint import PROJECTOR_FILE
+from hearth.models.gguf.config import architecture_of, config_of
 from hearth.models.gguf.file import is_gguf, read_gguf
+from hearth.models.gguf.glm4v import preprocessor_of
+from hearth.models.gguf.names import GLM4V
 from hearth.models.gguf.vocabulary import vocabulary_files
 from hearth.models.safetensors_file import GGUF_FILE
 
 SUFFIX = ".gguf"
 _VERSION = 1  # of the files that are made
-_PROJECTOR = "mmproj"
+_PROJECTOR = "mmproj"  # how names of encoders' files begin
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _BESIDE = (
     *_TOKENIZERS,
@@ -33,6 +36,7 @@ _BESIDE = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",
 )
 
 
@@ -84,11 +88,23 @@ def _files(path: Path) -> dict[str, bytes | Path]:
     """Contents by name, or what a link leads to."""
     file = read_gguf(path)
     files: dict[str, bytes | Path] = {GGUF_FILE: path}
-    files["config.json"] = json.dumps(config_of(file), indent=1).encode()
+    projector = None
+    if architecture_of(file) is GLM4V and (found := _projector_of(path)) is not None:
+        projector = read_gguf(found)
+        files[PROJECTOR_FILE] = found
+        files["preprocessor_config.json"] = json.dumps(preprocessor_of(projector)).encode()
+    files["config.json"] = json.dumps(config_of(file, projector), indent=1).encode()
     beside = {name: path.with_name(name) for name in _BESIDE if path.with_name(name).is_file()}
     if any(name in beside for name in _TOKENIZERS):
         return files | beside
-    return files | vocabulary_files(file)
+    images = {name: beside[name] for name in ("preprocessor_config.json",) if name in beside}
+    return files | vocabulary_files(file) | images
+
+
+def _projector_of(path: Path) -> Path | None:
+    """The encoder's file beside a model's; None where there is none, or more than one."""
+    found = sorted(path.parent.glob(f"{_PROJECTOR}*{SUFFIX}"))
+    return found[0] if len(found) == 1 else None
 
 
 def _write(parent: Path, name: str, path: Path, files: Mapping[str, bytes | Path]) -> Path:
@@ -126,7 +142,8 @@ def _forget_others(parent: Path, path: Path, target: Path) -> None:
 def _name(path: Path) -> str:
     """By the file, and by what lies beside it."""
     stamps = []
-    for part in (path, *(path.with_name(name) for name in _BESIDE)):
+    encoders = sorted(path.parent.glob(f"{_PROJECTOR}*{SUFFIX}"))
+    for part in (path, *encoders, *(path.with_name(name) for name in _BESIDE)):
         try:
             status = part.stat()
         except OSError:
