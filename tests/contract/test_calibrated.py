@@ -19,10 +19,10 @@ from tests.contract.test_quantized_checkpoints import (
 from tests.support.calibration import int4, output_error, quantize, random_text, values_of
 from tests.support.compressed import values_by_library, values_by_transformers
 from tests.support.hf_models import ModelCase, build_model
+from tokenizers import Tokenizer
 from tools.demo_model import TEXT_MODEL_DIR
 from tools.demo_model.corpus import draw_conversations
 from tools.demo_model.tokenizer import Encoder
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from hearth.core.config import CodesConfig

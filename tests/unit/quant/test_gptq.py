@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_the_codes_are_those_of_the_textbook(form: Form, order: str, cols: int) 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_each_step_loses_less_on_inputs_that_it_has_not_seen(form: Form) -> None:
     weight, inputs = a_layer(tokens=1200)
-    seen, unseen = (part.T @ part for part in inputs.split(600))
+    seen, unseen = (part.T @ part for part in (inputs[:600], inputs[600:]))
     nearest_codes, by_gptq = rounded(weight, form), gptq(weight, seen, form)
     better = refined(weight, seen, by_gptq)
     errors = [output_error(weight - c.values, unseen) for c in (nearest_codes, by_gptq, better)]
@@ -89,7 +91,7 @@ def test_refining_never_lets_the_error_grow(form: Form) -> None:
     for _ in range(4):
         coded = refined(weight, gram, coded, 1)
         errors.append(output_error(weight - coded.values, gram))
-    assert all(b <= a * (1 + 1e-5) for a, b in zip(errors, errors[1:]))
+    assert all(b <= a * (1 + 1e-5) for a, b in pairwise(errors))
     assert errors[-1] < 0.7 * errors[0]
 
 
