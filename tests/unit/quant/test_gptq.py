@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_refining_never_lets_the_error_grow(form: Form) -> None:
     for _ in range(4):
         coded = refined(weight, gram, coded, 1)
         errors.append(output_error(weight - coded.values, gram))
-    assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(errors))
+    assert all(b <= a * (1 + 1e-5) for a, b in pairwise(errors))
     assert errors[-1] < 0.7 * errors[0]
 
 
