@@ -48,9 +48,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """The KV cache. `memory_bytes` None: chosen from the host's free memory."""
+    """The KV cache. `memory_bytes` None: chosen from the host's free memory.
+
+    `dtype`: auto (the float type of the weights), bf16, int8, int4, fp8, or another name of these.
+    """
 
     block_size: int = 32
+    dtype: str = "auto"
     enable_prefix_caching: bool = True
     memory_bytes: int | None = None
 
@@ -175,3 +179,4 @@ class Resolved:
     warnings: tuple[str, ...] = field(default=())
     images: ImageInfo | None = None  # None: the model takes none
     planned_bytes: int = 0  # memory of all processes of a server
+    kv_cache_dtype: str = ""  # how keys and values are stored

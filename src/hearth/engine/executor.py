@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
-from hearth.core.spec import DType
+from hearth.core.spec import KvDType
 from hearth.core.step import Executor, ImageEncoder
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
@@ -209,7 +209,7 @@ def _create_cpu(
         logger.info("operations_not_fused pattern=%s reason=%s", pattern, reason)
     encoder = None
     if loaded.encoder is not None:
-        kv_dtype = DType(shape.kv.dtype)
+        kv_dtype = KvDType(loaded.dtype)  # of an image for a moment only
         encoder = CpuEncoder(
             loaded.encoder,
             load.weights,

@@ -38,6 +38,7 @@ class ServedModel:
     images: ImageInfo | None = None  # None: it takes none
     separates_reasoning: bool = False  # from the content of a chat's answers
     planned_bytes: int = 0  # memory of the server, by its plan
+    kv_cache_dtype: str = ""  # how keys and values are stored
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -94,4 +95,5 @@ def served_model(
         images=resolved.images,
         separates_reasoning=separates_reasoning,
         planned_bytes=resolved.planned_bytes,
+        kv_cache_dtype=resolved.kv_cache_dtype,
     )

@@ -141,6 +141,20 @@ inline void istore(void* p, Int v) {
 inline Int iload_bytes(const uint8_t* p) {  // one unsigned byte a lane
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline Int iload_signed_bytes(const uint8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec vfrom_bits(Int v) {
+  return _mm512_castsi512_ps(v);
+}
+inline Int ito_bits(Vec v) {
+  return _mm512_castps_si512(v);
+}
+// Stores values that bfloat16 holds exactly.
+inline void vstore_high(uint16_t* p, Vec v) {
+  __m256i h = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h);
+}
 inline Int imul(Int a, Int b) {
   return _mm512_mullo_epi32(a, b);
 }
