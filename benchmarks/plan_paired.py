@@ -23,6 +23,7 @@ from pathlib import Path
 
 from benchmarks.plan_check import NEW_TOKENS, Case, Served, Streamed
 
+from hearth.core.spec import KvDType
 from hearth.engine.speeds import (
     STEP_S,
     Attention,

@@ -123,7 +123,11 @@ ShutdownTimeout = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    option("--dtype", "Precision of weights, and of the KV cache without --kv-cache-dtype.", rich_help_panel="Model"),
+    option(
+        "--dtype",
+        "Precision of weights, and of the KV cache without --kv-cache-dtype.",
+        rich_help_panel="Model",
+    ),
 ]
 Quantize = Annotated[
     Literal["none", "int8", "int4", "auto"],

@@ -27,8 +27,8 @@ from hearth.core.units import MIB, format_bytes, format_count
 from hearth.engine.executor import BackendChoice, choose_backend
 from hearth.engine.kv_storage import kv_choice
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
-from hearth.engine.planning import fit_request
 from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
+from hearth.engine.planning import fit_request
 from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads

@@ -54,9 +54,9 @@ class CacheConfig:
     """
 
     block_size: int = 32
-    dtype: str = "auto"
     enable_prefix_caching: bool = True
     memory_bytes: int | None = None
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

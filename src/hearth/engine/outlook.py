@@ -157,7 +157,9 @@ def costs_of(loaded: LoadedSpec, step_tokens: int, kv_dtype: KvDType | None = No
         window = encoder.window_tokens**2 * encoder.merge_rows
     return Costs(
         text=program_cost(loaded.program, kv_dtype or KvDType(loaded.dtype)),
-        encoder=program_cost(encoder.program, KvDType(loaded.dtype)) if encoder is not None else None,
+        encoder=program_cost(encoder.program, KvDType(loaded.dtype))
+        if encoder is not None
+        else None,
         window_patches=window,
         step_tokens=step_tokens,
     )
@@ -172,9 +174,7 @@ def _outlook(scheme: str, config: EngineConfig, site: Site, load: Load) -> Outlo
     most = request.max_position_embeddings
     times = None
     if site.speeds is not None:
-        costs = costs_of(
-            loaded, config.scheduler.max_num_batched_tokens, request.stored_kv
-        )
+        costs = costs_of(loaded, config.scheduler.max_num_batched_tokens, request.stored_kv)
         times = predict(costs, site.speeds, load, largest_image(loaded, config))
     return Outlook(
         scheme=scheme,

@@ -164,9 +164,7 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
         )
         kv = kv_choice(config, candidate.loaded, candidate.request)
         if candidate.scheme == "none":
-            return PlannedModel(
-                candidate.loaded, fitted, (Choice("quantize", "none", reason), kv)
-            )
+            return PlannedModel(candidate.loaded, fitted, (Choice("quantize", "none", reason), kv))
         choice = Choice("quantize", candidate.scheme, f"{reason}; {_of_matrices(candidate.loaded)}")
         codes = _code_choices(config.model.codes)
         return PlannedModel(candidate.loaded, fitted, (choice, *codes, kv))

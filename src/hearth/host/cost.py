@@ -73,9 +73,7 @@ def precision_of(quant: QuantSpec) -> str:
     return f"int{quant.bits}" + ("" if quant.int8_rows else " with float32 rows")
 
 
-def program_cost(
-    program: StepProgram, kv_dtype: KvDType = KvDType.BFLOAT16
-) -> ProgramCost:
+def program_cost(program: StepProgram, kv_dtype: KvDType = KvDType.BFLOAT16) -> ProgramCost:
     """Of a decoder's program, or of an encoder's."""
     slots = {slot.name: slot for slot in program.slots}
     token_bytes, wanted_bytes = defaultdict[str, int](int), defaultdict[str, int](int)

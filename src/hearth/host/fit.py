@@ -61,8 +61,8 @@ class FitRequest:
     """What is to fit. `max_model_len` and `kv_memory_bytes` None: chosen here.
 
     `kv_dtype`: of keys and values, None: `dtype`; `smaller_kv`: what they could be as well, for
-    hints. `fixed`: what is needed whatever the context; None: weights and buffers of the program, but for
-    the buffers that `fusion` keeps within tiles (None: operations run one by one, unsplit).
+    hints. `fixed`: what is needed whatever the context; None: weights and buffers of the program,
+    but for the buffers that `fusion` keeps within tiles (None: operations run one by one, unsplit).
     """
 
     program: StepProgram

@@ -31,13 +31,15 @@ def nearest_e4m3(x: Floats) -> Floats:
     below = above - 1
     up, down = numbers[above] - size, size - numbers[below]
     takes_upper = (up < down) | ((up == down) & (above % 2 == 0))
-    return np.copysign(np.where(takes_upper, numbers[above], numbers[below]), x).astype(np.float32)
+    found: Floats = np.where(takes_upper, numbers[above], numbers[below]).astype(np.float32)
+    return np.copysign(found, x)
 
 
 def hadamard(size: int) -> NDArray[np.float64]:
     """Sylvester's matrix, divided by √size: entry (i, j) has the sign of the parity of i & j."""
     signs = [[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)]
-    return np.array(signs) / np.sqrt(size)
+    matrix: NDArray[np.float64] = np.array(signs) / np.sqrt(size)
+    return matrix
 
 
 def rotated(x: Floats) -> Floats:

@@ -65,7 +65,12 @@ def build(
     for weight in program.slots:
         weights.put(weight, 0, host_tensor(arrays[weight.name]))
     limits = StepLimits(bench.max_tokens, 16, bench.max_tokens, 4096)
-    kv = KvConfig(bench.block_size, (bench.num_blocks,) * len(program.kv_groups), bench.kv_dtype, bench.rotates_keys)
+    kv = KvConfig(
+        bench.block_size,
+        (bench.num_blocks,) * len(program.kv_groups),
+        bench.kv_dtype,
+        bench.rotates_keys,
+    )
     return CpuExecutor(program, weights, limits, kv, bench.threads, bench.isa)
 
 

@@ -299,13 +299,12 @@ def _mix_codes(scores: torch.Tensor, coded: Coded, repeats: int) -> torch.Tensor
     codes = coded.codes.repeat_interleave(repeats, dim=1)
     scales = coded.scales.repeat_interleave(repeats, dim=1)
     weights = _powers(scores)
-    parts = [
-        torch.einsum("hnl,lhd->nhd", (weights * scale.T[:, None]).bfloat16().float(), columns)
-        for scale, columns in zip(
-            scales.unbind(-1),
-            codes.split(codes.shape[-1] if scales.shape[-1] == 1 else KV_SCALE_COLUMNS, dim=-1),
-        )
-    ]
+    width = codes.shape[-1]
+    size = width if scales.shape[-1] == 1 else KV_SCALE_COLUMNS
+    parts = []
+    for group, first in enumerate(range(0, width, size)):
+        scaled = (weights * scales[..., group].T[:, None]).bfloat16().float()
+        parts.append(torch.einsum("hnl,lhd->nhd", scaled, codes[..., first : first + size]))
     return torch.cat(parts, dim=-1) / weights.sum(-1).T[..., None]
 
 

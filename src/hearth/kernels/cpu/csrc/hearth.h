@@ -27,7 +27,8 @@ enum {
   HEARTH_E_SYSTEM = 4
 };
 enum { HEARTH_F32 = 0, HEARTH_BF16 = 1, HEARTH_F16 = 2 };
-// Keys and values may also be codes, with scales of each token and head; see kv_layout.h. FP8 is e4m3.
+// Keys and values may also be codes, with scales of each token and head; see kv_layout.h. FP8 is
+// e4m3.
 enum { HEARTH_KV_INT8 = 3, HEARTH_KV_INT4 = 4, HEARTH_KV_FP8 = 5 };
 enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
 // Of an encoder: IMAGE rows are all those of an image, and stay from run to run; MERGED ones are

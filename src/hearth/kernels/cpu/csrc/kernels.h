@@ -114,7 +114,7 @@ struct AttendArgs {
   int64_t position;  // absolute index of the first row; a row sees the keys up to its own
   int window;        // the last so many of them; 0: all
   float scale;
-  float soft_cap;  // 0: none
+  float soft_cap;         // 0: none
   int storage;            // HEARTH_F32, HEARTH_BF16, HEARTH_KV_*
   bool rotated;           // queries are rotated as stored keys are
   bool rounded;           // but with F32: queries and weights are rounded to bfloat16
@@ -178,7 +178,8 @@ struct Kernels {
                     float* out);
 };
 
-// A tile of codes takes them as bfloat16, and V in 4 bits softmax weights for each group of columns.
+// A tile of codes takes them as bfloat16, and V in 4 bits softmax weights for each group of
+// columns.
 inline int64_t attend_scratch_floats(int64_t queries, int head_dim, int storage) {
   KvLayout l = kv_layout(storage, kTile, head_dim);
   int64_t floats = queries * (3 * l.padded + kTile + 4);

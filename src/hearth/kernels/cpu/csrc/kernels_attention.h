@@ -137,8 +137,7 @@ void tile_scores(const AttendArgs& a, const AttendState& s, const T& tile, int q
 template <class T, class O>
 inline O* weights_of(const AttendState& s, int query, int column) {
   if constexpr (T::kGrouped)
-    return as_operands<O>(s.weights +
-                          (query * s.value_groups + column / kScaleColumns) * kTile);
+    return as_operands<O>(s.weights + (query * s.value_groups + column / kScaleColumns) * kTile);
   else
     return as_operands<O>(s.scores + query * kTile);
 }
@@ -295,8 +294,7 @@ void attend_tile(const AttendArgs& a, const AttendState& s, const T& tile, int q
 }
 
 template <int Q, class T, class O>
-void attend_rest(const AttendArgs& a, const AttendState& s, const T& tile, int query,
-                 int last) {
+void attend_rest(const AttendArgs& a, const AttendState& s, const T& tile, int query, int last) {
   if constexpr (Q > 0) {
     if (last - query == Q) return attend_tile<Q, T, O>(a, s, tile, query);
     attend_rest<Q - 1, T, O>(a, s, tile, query, last);

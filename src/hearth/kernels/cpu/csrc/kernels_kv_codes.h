@@ -150,8 +150,8 @@ inline void write_value_codes(const KvWriteArgs& a, float* x) {
               to_codes(x + first, count, a.storage));
   }
   int padded = static_cast<int>(l.padded), bytes = is_int4 ? padded / 2 : padded;
-  auto* out = reinterpret_cast<uint8_t*>(a.part + l.values) + a.offset / 2 * bytes * 2 +
-              a.offset % 2;
+  auto* out =
+      reinterpret_cast<uint8_t*>(a.part + l.values) + a.offset / 2 * bytes * 2 + a.offset % 2;
   for (int d = 0; d < bytes; d++)
     out[2 * d] = is_int4 ? to_nibbles(x[d], x[d + bytes]) : to_byte(x[d], a.storage);
 }
@@ -182,19 +182,35 @@ inline Vec from_e4m3(Int code) {
 
 // `count` bytes, a multiple of 16, as bfloat16 in the same order; in 4 bits the low codes of all,
 // then the high ones.
+HEARTH_INLINE void decode_int4(const uint8_t* codes, int count, uint16_t* out) {
+  int i = 0;
+#if defined(HEARTH_WORD_DECODERS)
+  for (; i + 32 <= count; i += 32) decode_int4_words(codes + i, out + i, out + count + i);
+#endif
+  for (; i < count; i += kLanes) {
+    Int both = iload_bytes(codes + i);
+    vstore_high(out + i, vsub(vfloat(ibits(both, 0, 15)), vset(8.0f)));
+    vstore_high(out + count + i, vsub(vfloat(ibits(both, 4, 15)), vset(8.0f)));
+  }
+}
+HEARTH_INLINE void decode_fp8(const uint8_t* codes, int count, uint16_t* out) {
+  int i = 0;
+#if defined(HEARTH_WORD_DECODERS)
+  for (; i + 32 <= count; i += 32) decode_e4m3_words(codes + i, out + i);
+#endif
+  for (; i < count; i += kLanes) vstore_high(out + i, from_e4m3(iload_bytes(codes + i)));
+}
+HEARTH_INLINE void decode_int8(const uint8_t* codes, int count, uint16_t* out) {
+  int i = 0;
+#if defined(HEARTH_WORD_DECODERS)
+  for (; i + 32 <= count; i += 32) decode_int8_words(codes + i, out + i);
+#endif
+  for (; i < count; i += kLanes) vstore_high(out + i, vfloat(iload_signed_bytes(codes + i)));
+}
 inline void decode(const uint8_t* codes, int count, int storage, uint16_t* out) {
-  if (storage == HEARTH_KV_INT4)
-    for (int i = 0; i < count; i += kLanes) {
-      Int both = iload_bytes(codes + i);
-      vstore_high(out + i, vsub(vfloat(ibits(both, 0, 15)), vset(8.0f)));
-      vstore_high(out + count + i, vsub(vfloat(ibits(both, 4, 15)), vset(8.0f)));
-    }
-  else if (storage == HEARTH_KV_FP8)
-    for (int i = 0; i < count; i += kLanes)
-      vstore_high(out + i, from_e4m3(iload_bytes(codes + i)));
-  else
-    for (int i = 0; i < count; i += kLanes)
-      vstore_high(out + i, vfloat(iload_signed_bytes(codes + i)));
+  if (storage == HEARTH_KV_INT4) return decode_int4(codes, count, out);
+  if (storage == HEARTH_KV_FP8) return decode_fp8(codes, count, out);
+  decode_int8(codes, count, out);
 }
 
 // K and V of 16 neighbouring keys as bfloat16, laid out as stored bfloat16 is.

@@ -33,7 +33,8 @@ void Model::create_attend_scratch() {
   for (const auto& op : ops_) {
     if (op.kind != HEARTH_OP_ATTEND) continue;
     int heads = op.heads / op.kv_heads;
-    int64_t floats = hearth::attend_scratch_floats(attend_rows_ * heads, op.head_dim, limits_.kv_dtype);
+    int64_t floats =
+        hearth::attend_scratch_floats(attend_rows_ * heads, op.head_dim, limits_.kv_dtype);
     attend_scratch_floats_ = std::max(attend_scratch_floats_, (floats + 63) / 64 * 64);
     auto& work = attend_work_[attend_work(op)];
     work.most_heads = std::max(work.most_heads, heads);
@@ -225,10 +226,9 @@ void Model::kv_write(const hearth_op& op, int index, int first_head, int last_he
   for (int h = std::max(first_head, op.heads); h < last_head; h++) {
     bool is_key = h < op.heads + op.kv_heads;
     const float* x = row(op.x, index) + h * op.head_dim;
-    kernels_.kv_write({is_key ? x : nullptr, is_key ? nullptr : x, op.head_dim,
-                       limits_.kv_dtype, rotates_keys(),
-                       layer + (h - op.heads) % op.kv_heads * g.layout.bytes, g.layout,
-                       limits_.block_size, slot % limits_.block_size});
+    kernels_.kv_write({is_key ? x : nullptr, is_key ? nullptr : x, op.head_dim, limits_.kv_dtype,
+                       rotates_keys(), layer + (h - op.heads) % op.kv_heads * g.layout.bytes,
+                       g.layout, limits_.block_size, slot % limits_.block_size});
   }
 }
 
