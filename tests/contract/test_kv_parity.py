@@ -26,17 +26,14 @@ from hearth.kernels.reference.weights import ReferenceWeights
 from hearth.models.loader import load_model_spec
 
 CODED = [KvDType.INT8, KvDType.FP8, KvDType.INT4]
-VOCAB = 61
 LENGTH = 150
 
 
 def sampled(program: StepProgram) -> StepProgram:
     """A program whose logits are the rows of buffer 1."""
-    width = program.buffers[1].width
-    buffers = (*program.buffers, BufferSpec("logits", width, BufferRows.LOGITS))
-    return replace(
-        program, buffers=buffers, ops=(*program.ops, Select(1, 2), Sample(2)), vocab_size=width
-    )
+    logits = BufferSpec("logits", program.buffers[1].width, BufferRows.LOGITS)
+    ops = (*program.ops, Select(1, 2), Sample(2))
+    return replace(program, buffers=(*program.buffers, logits), ops=ops)
 
 
 def rows_of(executor: Executor, tokens: list[int]) -> NDArray[np.float32]:
@@ -63,10 +60,11 @@ def test_attention_over_the_same_codes_is_the_same(
     isa: str, dtype: KvDType, rounded: bool, heads: Heads
 ) -> None:
     heads = replace(heads, rounded=rounded)
-    program = sampled(attention_program(VOCAB, heads))
+    num_rows = heads.num_heads * heads.head_dim  # of the table: a logit for each
+    program = sampled(attention_program(num_rows, heads))
     random = np.random.default_rng(5)
-    table = random.normal(0, 1, (VOCAB, program.buffers[0].width)).astype(np.float32)
-    tokens = random.integers(0, VOCAB, LENGTH).tolist()
+    table = random.normal(0, 1, (num_rows, program.buffers[0].width)).astype(np.float32)
+    tokens = random.integers(0, num_rows, LENGTH).tolist()
     bench = Bench(2, isa, max_tokens=LENGTH, kv_dtype=dtype)
     kernels = rows_of(build(program, {"table": table}, bench), tokens)
     weights = ReferenceWeights(program)

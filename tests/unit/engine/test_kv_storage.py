@@ -27,8 +27,8 @@ from hearth.models.loader import load_model_spec
 CPU = BackendChoice("cpu", "test")
 REFERENCE = BackendChoice("reference", "no compiler")
 ODD: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
+    "architectures": ["Glm4ForCausalLM"],
+    "model_type": "glm4",
     "hidden_size": 60,
     "intermediate_size": 64,
     "num_attention_heads": 4,
