@@ -158,9 +158,7 @@ def test_heads_of_an_odd_width_cannot_be_four_bits_and_the_others_are_named(
 
 
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
-    with pytest.raises(
-        ConfigError, match="is 'q8_0'; permitted: auto, bf16, int8, int4"
-    ):
+    with pytest.raises(ConfigError, match="is 'q8_0'; permitted: auto, bf16, int8, int4"):
         check_settings(config_of("q8_0"))
     assert set(OFFERED) <= set(KV_CACHE_DTYPES)
     for name in KV_CACHE_DTYPES:

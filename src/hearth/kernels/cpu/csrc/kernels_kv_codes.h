@@ -229,6 +229,20 @@ inline void decode_values(const AttendArgs& a, const char* part, int offset, uin
     decode(codes + (offset / 2 + pair) * padded, padded, a.storage, out + pair * 2 * padded);
 }
 
+// Asks for the codes of 16 neighbouring keys, which lie in another block, perhaps, than what is
+// read now: what fetches ahead by itself does not cross pages.
+inline void fetch_ahead(const AttendArgs& a, int64_t key) {
+  const char* part = key_part(a, key);
+  int64_t of_keys = a.layout.key_scales * kKeyGroup / a.block_size;
+  int64_t of_values = (a.layout.value_scales - a.layout.values) * kKeyGroup / a.block_size;
+  int64_t group = key % a.block_size / kKeyGroup;
+  constexpr int line = 64, second_level = 2;
+  for (int64_t i = 0; i < of_keys; i += line)
+    __builtin_prefetch(part + group * of_keys + i, 0, second_level);
+  for (int64_t i = 0; i < of_values; i += line)
+    __builtin_prefetch(part + a.layout.values + group * of_values + i, 0, second_level);
+}
+
 // As Tile, of codes: 64 keys are taken apart once for all queries that look at them, into memory
 // that stays in the first-level cache.
 template <bool GROUPED>
@@ -256,6 +270,7 @@ struct CodeTile {
         continue;
       }
       before = key;
+      if (key + kTile <= last) fetch_ahead(a, key + kTile);
       const char* part = key_part(a, key);
       int offset = static_cast<int>(key % a.block_size);
       decode_keys(a, part, offset, decoded + g * key_size);
