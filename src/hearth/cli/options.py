@@ -125,7 +125,7 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     option(
         "--dtype",
-        "Precision of weights, and of the KV cache without --kv-cache-dtype.",
+        "Precision of weights; the KV cache follows it by itself.",
         rich_help_panel="Model",
     ),
 ]
