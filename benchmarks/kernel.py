@@ -41,7 +41,7 @@ from benchmarks.kernel_cases import (
 from benchmarks.kernel_steps import POINTS, StepRig, loaded
 from benchmarks.machine import machine
 
-from hearth.core.spec import DType
+from hearth.core.spec import KvDType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import round_up
 from hearth.engine.synthetic import Segment, plan_of
@@ -85,9 +85,12 @@ class Row:
 class Rig:
     """The two executors of a bed, their weights filled and their KV written."""
 
-    def __init__(self, bed: Bed, threads: int, isa: str) -> None:
+    def __init__(
+        self, bed: Bed, threads: int, isa: str, kv_dtype: KvDType = KvDType.BFLOAT16
+    ) -> None:
         """Takes the memory of both."""
         self._bed = bed
+        self._kv_dtype = kv_dtype
         self._executors = [self._executor(full, threads, isa) for full in (False, True)]
 
     def _executor(self, full: bool, threads: int, isa: str) -> CpuExecutor:
@@ -98,9 +101,8 @@ class Rig:
             weights.fill_random(slot, seed)
         most_rows = max([WARM_CHUNK, *(p.rows for p in bed.points)])
         kv_tokens = round_up(max(bed.warm_kv_tokens, most_rows), WARM_CHUNK)
-        kv = KvConfig(
-            BLOCK_SIZE, (kv_tokens // BLOCK_SIZE,) * len(program.kv_groups), DType.BFLOAT16
-        )
+        num_blocks = (kv_tokens // BLOCK_SIZE,) * len(program.kv_groups)
+        kv = KvConfig(BLOCK_SIZE, num_blocks, self._kv_dtype)
         limits = StepLimits(most_rows, 64, 1, 1 << 20)
         return CpuExecutor(program, weights, limits, kv, threads, isa)
 

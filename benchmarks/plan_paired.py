@@ -23,6 +23,7 @@ from pathlib import Path
 
 from benchmarks.plan_check import NEW_TOKENS, Case, Served, Streamed
 
+from hearth.core.spec import KvDType
 from hearth.engine.speeds import (
     STEP_S,
     Attention,
@@ -77,7 +78,7 @@ def predicted(cost: ProgramCost, speeds: list[Speeds], streams: int) -> float:
 def run(case: Case, windows: int, flags: list[str]) -> None:
     """Two lines."""
     loaded = load_model_spec(case.model, quantize=case.scheme)
-    cost = program_cost(loaded.program, loaded.dtype.num_bytes)
+    cost = program_cost(loaded.program, KvDType(loaded.dtype))
     names = sorted({linear.precision for linear in cost.linears})
     layers = num_layers(last_cache_bytes())
     choose = random.Random(1)

@@ -1,12 +1,15 @@
 """What quantization loses, against the same model in float32 arithmetic on its own weights.
 
     python -m benchmarks.quantization_loss [MODEL --text FILE] [--only SCHEME …] [--outliers]
+                                           [--kv-only] [--kv-dtype NAME,…]
 
 Perplexity, KL divergence, the share of positions whose best token stays, and how far greedy
 answers stay equal. Of the small text model: conversations of a seed that its training never saw,
 once over the tokens of the answers, which is what it was trained on, and once over all tokens,
 where it is unsure and small changes show more. Of another model: the text, in pieces.
 
+`--kv-dtype`: how keys and values are stored meanwhile; several, a row for each. "int4-plain" is
+int4 whose keys are not rotated. `--kv-only`: of the unquantized model.
 `--parts`: one part of the model at a time, weights or activations alone, to see what costs.
 `--outliers`: some channels of each norm's gain are multiplied by s and the columns that read them
 divided by s. The function stays the same; activations get outliers, as large models have them.
@@ -27,7 +30,7 @@ from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.core.config import DEFAULT_CODES, CodesConfig
 from hearth.core.program import Linear, Norm, StepProgram
-from hearth.core.spec import DType, QuantSpec, WeightSlot
+from hearth.core.spec import DType, KvDType, QuantSpec, WeightSlot
 from hearth.core.step import Executor, KvConfig, StepLimits
 from hearth.engine.plain_steps import Greedy, forced_logits, greedy_answers, layout_of
 from hearth.kernels.cpu.executor import CpuExecutor
@@ -41,6 +44,7 @@ from hearth.quant.quality import equal_length
 
 LIMITS = StepLimits(512, 16, 512, 4096)
 LAYOUT = layout_of(32, 1024, LIMITS.max_sequences, LIMITS.max_tokens)
+KV_NAMES = ("float32", "bfloat16", "int8", "fp8", "int4", "int4-plain")
 SEED = 20_261  # of the conversations; training took 1 and 2
 NUM_NEW_TOKENS = 64
 PIECE_TOKENS = 256
@@ -181,12 +185,14 @@ def loaded_as(path: Path, how: Scheme) -> LoadedSpec:
 
 
 def build(
-    path: Path, how: Scheme, outlier_scale: float, kv_dtype: DType = DType.FLOAT32
+    path: Path, how: Scheme, outlier_scale: float, kv_name: str = KvDType.FLOAT32
 ) -> Executor:
     """An executor of the model; the kernels where they can do it, else torch."""
     loaded = loaded_as(path, how)
     program = loaded.program
-    kv = KvConfig(LAYOUT.block_size, (LAYOUT.num_blocks,) * len(program.kv_groups), kv_dtype)
+    kv_dtype, _, plain = kv_name.partition("-")
+    num_blocks = (LAYOUT.num_blocks,) * len(program.kv_groups)
+    kv = KvConfig(LAYOUT.block_size, num_blocks, KvDType(kv_dtype), not plain)
 
     def fill(sink: WeightSink) -> None:
         wrapped = Outliers(sink, program, outlier_scale) if outlier_scale != 1 else sink
@@ -316,10 +322,18 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="what another model is measured on")
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--only", default="", help="schemes whose name holds this")
-    parser.add_argument("--kv-dtype", type=DType, default=DType.FLOAT32, help="bfloat16: as served")
+    parser.add_argument(
+        "--kv-dtype",
+        type=lambda text: text.split(","),
+        default=["float32"],
+        help=f"of {', '.join(KV_NAMES)}; bfloat16: as served",
+    )
+    parser.add_argument("--kv-only", action="store_true")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--outliers", action="store_true")
     given = parser.parse_args()
+    for wrong in {*given.kv_dtype} - {*KV_NAMES}:
+        parser.error(f"{wrong!r} is none of {', '.join(KV_NAMES)}")
     if given.text is None:
         samples = conversations(given.model, given.samples)
     else:
@@ -337,11 +351,15 @@ def main() -> None:
     print("| scheme | perplexity | KL | same best | all: perplexity | KL | same best | greedy |")
     print("|---|---|---|---|---|---|---|---|")
     schemes = OF_OUTLIERS if given.outliers else PARTS if given.parts else SCHEMES
+    if given.kv_only:
+        schemes = [Scheme("unquantized")]
     for scale in OUTLIER_SCALES if given.outliers else (1,):
         for how in schemes:
-            if given.only in how.name:
-                executor = build(given.model, how, scale, given.kv_dtype)
+            for kv_name in given.kv_dtype if given.only in how.name else ():
+                executor = build(given.model, how, scale, kv_name)
                 name = f"s = {scale}: {how.name}" if given.outliers else how.name
+                if given.kv_dtype != ["float32"]:
+                    name += f", KV {kv_name}"
                 report(name, base, executor, samples, ends)
                 executor.close()
     if given.outliers:

@@ -189,12 +189,20 @@ class BatchDependent:
 class Audit:
     """All runs of one model in one precision."""
 
-    def __init__(self, loaded: LoadedSpec, *, isa: str = "auto", falsify: bool = False) -> None:
+    def __init__(
+        self,
+        loaded: LoadedSpec,
+        *,
+        isa: str = "auto",
+        falsify: bool = False,
+        kv_dtype: str | None = None,  # None: that of the weights
+    ) -> None:
         from hearth.kernels.cpu.weights import CpuWeights
 
         self._loaded = loaded
         self._falsify = falsify
         self._isa = isa
+        self._kv_dtype = kv_dtype or str(loaded.dtype)
         self._weights = CpuWeights(loaded.program)
         load_weights(loaded, self._weights, "dummy", seed=5)
         self._ledger: dict[bytes, int] = {}
@@ -235,7 +243,7 @@ class Audit:
         kv = KvConfig(
             sizes.block_size,
             (sizes.num_blocks,) * len(self._loaded.program.kv_groups),
-            self._loaded.dtype,
+            self._kv_dtype,
         )
         inner: Executor = CpuExecutor(
             self._loaded.program,
@@ -337,6 +345,49 @@ def test_other_instruction_sets_keep_it_too(
     audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS // 2)], requests)
     assert audit.num_rows > audit.num_contexts
     assert audit.num_preemptions > 0
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "quantize", "config"),
+    [
+        ("int8", "none", LLAMA),
+        ("int8", "int4", GLM4),
+        ("fp8", "int8", QWEN3),
+        ("fp8", "none", GEMMA2),
+        ("int4", "none", GEMMA2),
+        ("int4", "int8", LLAMA),
+    ],
+    ids=[
+        "int8-llama",
+        "int8-glm4-w4",
+        "fp8-qwen3-w8",
+        "fp8-gemma2",
+        "int4-gemma2",
+        "int4-llama-w8",
+    ],
+)
+def test_keys_and_values_as_codes_keep_it_too(
+    tmp_path: Path, config: dict[str, Any], quantize: str, kv_dtype: str
+) -> None:
+    audit = Audit(load(tmp_path, config, "bfloat16", quantize), kv_dtype=kv_dtype)
+    random = np.random.default_rng(11)
+    requests = requests_of(random)
+    audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS // 2)], requests)
+    assert audit.num_rows > audit.num_contexts
+    assert audit.num_preemptions > 0
+    assert audit.num_hit_tokens > 0
+    assert 50 < audit.num_accepted_tokens < audit.num_draft_tokens - 20
+    assert audit.num_distinct_tokens > 50
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize("isa", ISAS[:-1])
+def test_codes_keep_it_on_other_instruction_sets(tmp_path: Path, isa: str, kv_dtype: str) -> None:
+    audit = Audit(load(tmp_path, QWEN3, "float32"), isa=isa, kv_dtype=kv_dtype)
+    random = np.random.default_rng(11)
+    requests = requests_of(random)
+    audit.run_all([random_run(random, len(requests)) for _ in range(NUM_RUNS // 4)], requests)
+    assert audit.num_rows > audit.num_contexts
 
 
 def test_the_audit_notices_an_executor_whose_bits_depend_on_the_batch(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -103,6 +103,14 @@ Measure = Annotated[
         prefix=_PREFIX,
     ),
 ]
+KvCacheDtype = Annotated[
+    Literal["auto", "bf16", "int8", "int4", "fp8", "bfloat16", "fp8_e4m3"],
+    option(
+        "--kv-cache-dtype",
+        "Plan for keys and values that are stored so. auto: as the weights' float type.",
+        prefix=_PREFIX,
+    ),
+]
 AsJson = Annotated[bool, option("--json", "The plan as JSON.", prefix=_PREFIX)]
 
 
@@ -124,6 +132,7 @@ class PlanFlags:
     cpu_bind: str
     numa: str
     isa: str
+    kv_cache_dtype: str = "auto"
 
 
 def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
@@ -141,6 +150,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     cpu_bind: CpuBind = "auto",
     numa: Numa = "auto",
     isa: Isa = "auto",
+    kv_cache_dtype: KvCacheDtype = "auto",
     as_json: AsJson = False,
     config: Config = None,  # noqa: ARG001 -- read before all others
 ) -> None:
@@ -166,6 +176,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
         cpu_bind,
         numa,
         isa,
+        kv_cache_dtype,
     )
     report: PlanReport = make_report(flags)
     (write_json if as_json else write_text)(report, sys.stdout)

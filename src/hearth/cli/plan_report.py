@@ -15,6 +15,7 @@ from hearth.cli.plan import PlanFlags
 from hearth.cli.quantity import parse_quantity
 from hearth.cli.storage import storage_directory
 from hearth.core.config import (
+    CacheConfig,
     DeviceConfig,
     EngineConfig,
     ImagesConfig,
@@ -23,9 +24,11 @@ from hearth.core.config import (
 )
 from hearth.core.errors import ConfigError, UnreachableError
 from hearth.core.units import MIB, format_bytes, format_count
-from hearth.engine.executor import choose_backend
+from hearth.engine.executor import BackendChoice, choose_backend
+from hearth.engine.kv_storage import kv_choice
 from hearth.engine.outlook import Load, Outlook, Site, describe_load, outlooks, spec_of
 from hearth.engine.phone_plan import LATER_STEP, PhoneStep, phone_steps
+from hearth.engine.planning import fit_request
 from hearth.host.facts.gpu import read_gpu
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
 from hearth.host.placement import Placement, place_threads
@@ -60,6 +63,7 @@ class PlanReport:
     phone: tuple[PhoneStep, ...]
     target_step_s: float | None
     notes: tuple[str, ...]
+    kv_cache_dtype: str = ""  # how keys and values are stored
     download: Description | None = None  # of a model that is on a hub
     stored: StoredWeights | None = None  # None: no weights' headers could be read
 
@@ -77,6 +81,7 @@ def _report_of(found: Described, flags: PlanFlags) -> PlanReport:
         device=DeviceConfig(flags.threads, "auto", flags.isa, flags.cpu_bind),
         scheduler=SchedulerConfig(max_num_seqs=max(_SCHEDULER.max_num_seqs, flags.concurrency)),
         images=ImagesConfig(max_pixels=flags.max_pixels),
+        cache=CacheConfig(dtype=flags.kv_cache_dtype),
     )
     backend = choose_backend(config.device, directory)
     if backend.name == "automodel":
@@ -109,8 +114,16 @@ def _report_of(found: Described, flags: PlanFlags) -> PlanReport:
         phone=steps,
         target_step_s=flags.target_step_s,
         notes=(*loaded.warnings, *weights.notes),
+        kv_cache_dtype=_describe_kv(backend, config, loaded),
         stored=weights.stored,
     )
+
+
+def _describe_kv(backend: BackendChoice, config: EngineConfig, loaded: LoadedSpec) -> str:
+    """`int8, 20.6 KiB a token (…)`. Raises ConfigError for what the model cannot have."""
+    request = fit_request(backend, config, loaded, 1)
+    choice = kv_choice(config, loaded, request)
+    return f"{choice.value} ({choice.reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +229,7 @@ def write_text(report: PlanReport, out: TextIO) -> None:
     if report.stored is not None:
         console.print(_stored_line(report.stored))
     console.print(f"asked for: {describe_load(report.load)}")
+    console.print(f"KV cache: {report.kv_cache_dtype}")
     console.print(f"memory: {report.memory}")
     console.print(f"speeds: {report.speeds}")
     table = Table(box=box.SIMPLE, pad_edge=False, title="by precision", title_justify="left")

@@ -63,6 +63,7 @@ class EngineFlags:
     enable_prefix_caching: bool
     speculative: str
     kv_cache_memory_bytes: int | None
+    kv_cache_dtype: str
     executor: str
     threads: int | None
     isa: str
@@ -183,6 +184,7 @@ def engine_config(model_dir: Path, flags: EngineFlags) -> EngineConfig:
             block_size=flags.block_size,
             enable_prefix_caching=flags.enable_prefix_caching,
             memory_bytes=flags.kv_cache_memory_bytes,
+            dtype=flags.kv_cache_dtype,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=flags.max_num_seqs,

@@ -49,11 +49,15 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """The KV cache. `memory_bytes` None: chosen from the host's free memory."""
+    """The KV cache. `memory_bytes` None: chosen from the host's free memory.
+
+    `dtype`: auto (the float type of the weights), bf16, int8, int4, fp8, or another name of these.
+    """
 
     block_size: int = 32
     enable_prefix_caching: bool = True
     memory_bytes: int | None = None
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +182,4 @@ class Resolved:
     images: ImageInfo | None = None  # None: the model takes none
     planned_bytes: int = 0  # memory of all processes of a server
     quality: QualitySummary | None = None  # what its quantization was measured to cost
+    kv_cache_dtype: str = ""  # how keys and values are stored

@@ -168,7 +168,9 @@ class Attend:
     all rows of its image, whose keys earlier steps have stored. `rounded`: where keys and values
     are stored as bfloat16, queries and softmax weights are rounded to it as well; the weights are
     those relative to a power of two (2^(s · log₂ e − m) with an integer m), before they are
-    divided by their sum, which is that of the rounded ones. Sums stay float32.
+    divided by their sum, which is that of the rounded ones. Sums stay float32. Where keys and
+    values are codes, a weight is multiplied by the scale of its value before it is rounded, and
+    the sum is that of the weights alone, unrounded.
     """
 
     qkv: int

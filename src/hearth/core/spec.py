@@ -23,6 +23,30 @@ class DType(StrEnum):
         return 4 if self is DType.FLOAT32 else 2
 
 
+class KvDType(StrEnum):
+    """How keys and values are stored: as floats, or as codes with a scale for each token and head.
+
+    `fp8` is e4m3. Of `int4` keys are rotated first, and values have a scale for every 64 elements.
+    """
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"  # of transformers' models on a GPU
+    INT8 = "int8"
+    INT4 = "int4"
+    FP8 = "fp8"
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether there are codes and scales."""
+        return self in {KvDType.INT8, KvDType.INT4, KvDType.FP8}
+
+    @property
+    def bits(self) -> int:
+        """Bits an element, without scales."""
+        return {KvDType.FLOAT32: 32, KvDType.INT4: 4, KvDType.INT8: 8, KvDType.FP8: 8}.get(self, 16)
+
+
 class RopePairing(StrEnum):
     """Which two elements of a head one angle rotates."""
 

@@ -115,11 +115,15 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class KvConfig:
-    """Shape of the KV cache: `num_blocks[g]` blocks of `block_size` tokens in group g."""
+    """Shape of the KV cache: `num_blocks[g]` blocks of `block_size` tokens in group g.
+
+    `dtype` is a KvDType. `rotates_keys` False is there to measure what int4 loses without it.
+    """
 
     block_size: int
     num_blocks: tuple[int, ...]
     dtype: str
+    rotates_keys: bool = True
 
 
 @dataclass(frozen=True, slots=True)

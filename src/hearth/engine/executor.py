@@ -14,7 +14,6 @@ from typing import Protocol, TypeAlias
 
 from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
-from hearth.core.spec import DType
 from hearth.core.step import Executor, ImageEncoder
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
@@ -209,14 +208,13 @@ def _create_cpu(
         logger.info("operations_not_fused pattern=%s reason=%s", pattern, reason)
     encoder = None
     if loaded.encoder is not None:
-        kv_dtype = DType(shape.kv.dtype)
         encoder = CpuEncoder(
             loaded.encoder,
             load.weights,
             run.max_patches,
             placement.num_threads,
             isa,
-            kv_dtype,
+            loaded.dtype,  # of keys and values, which are there for one image
             patterns_of(config),
         )
     binding, warnings = _bind(placement, (executor, encoder) if encoder else (executor,))

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 from hearth.core.config import EngineConfig
 from hearth.core.memory import MemoryItem
+from hearth.core.spec import KvDType
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, load_spec
+from hearth.engine.kv_storage import KV_CACHE_DTYPES
 from hearth.engine.planning import fit_request, image_info
 from hearth.host.cost import ProgramCost, program_cost
 from hearth.host.device_map import Assignment, Device, gpu, map_devices, parts_of
@@ -149,16 +151,17 @@ def spec_of(backend: BackendChoice, config: EngineConfig, scheme: str) -> Loaded
     return loaded
 
 
-def costs_of(loaded: LoadedSpec, step_tokens: int) -> Costs:
-    """From the programs that would run."""
+def costs_of(loaded: LoadedSpec, step_tokens: int, kv_dtype: KvDType | None = None) -> Costs:
+    """From the programs that would run. `kv_dtype` None: the float type of the weights."""
     encoder, window = loaded.encoder, 0
     if encoder is not None:
         # Pixels of a window's side are its tokens' times the merged ones of a token.
         window = encoder.window_tokens**2 * encoder.merge_rows
-    element = loaded.dtype.num_bytes  # keys and values are stored as the model computes
     return Costs(
-        text=program_cost(loaded.program, element),
-        encoder=program_cost(encoder.program, element) if encoder is not None else None,
+        text=program_cost(loaded.program, kv_dtype or KvDType(loaded.dtype)),
+        encoder=program_cost(encoder.program, KvDType(loaded.dtype))
+        if encoder is not None
+        else None,
         window_patches=window,
         step_tokens=step_tokens,
     )
@@ -173,7 +176,7 @@ def _outlook(scheme: str, config: EngineConfig, site: Site, load: Load) -> Outlo
     most = request.max_position_embeddings
     times = None
     if site.speeds is not None:
-        costs = costs_of(loaded, config.scheduler.max_num_batched_tokens)
+        costs = costs_of(loaded, config.scheduler.max_num_batched_tokens, request.stored_kv)
         times = predict(costs, site.speeds, load, largest_image(loaded, config))
     return Outlook(
         scheme=scheme,
@@ -257,7 +260,8 @@ def image_s(costs: Costs, speeds: Speeds, image: Image, behind: int) -> Predicti
 def expected_speed(loaded: LoadedSpec, config: EngineConfig, speeds: Speeds) -> str | None:
     """`59.8 tokens/s (52-64), a prompt of 1,024 …`, of one stream; None: it is not known."""
     prompt = min(1024, loaded.max_position_embeddings)
-    costs = costs_of(loaded, config.scheduler.max_num_batched_tokens)
+    kv_dtype = KV_CACHE_DTYPES[config.cache.dtype]
+    costs = costs_of(loaded, config.scheduler.max_num_batched_tokens, kv_dtype)
     times = predict(costs, speeds, Load(prompt, 1, prompt), None)
     if times.missing:
         return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hearth.core.config import EngineConfig
 from hearth.engine.executor import BackendChoice
 from hearth.engine.images.resize import Size, resized_size
+from hearth.engine.kv_storage import KV_CACHE_DTYPES
 from hearth.engine.outlook import Costs, Image, costs_of, spec_of
 from hearth.engine.planning import image_info
 from hearth.host.speed import Speeds, decode_s, encode_s, prefill_s
@@ -55,7 +56,11 @@ def phone_steps(
     steps: list[PhoneStep] = []
     for scheme in SCHEMES:
         loaded = spec_of(backend, config, scheme)
-        costs = costs_of(loaded, config.scheduler.max_num_batched_tokens)
+        costs = costs_of(
+            loaded,
+            config.scheduler.max_num_batched_tokens,
+            KV_CACHE_DTYPES[config.cache.dtype],
+        )
         if costs.encoder is None:
             return ()
         for max_pixels in _pixels(config):

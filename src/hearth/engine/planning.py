@@ -14,6 +14,7 @@ from hearth.core.images import ImageInfo
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
 from hearth.engine.images.decode import SMALL_BYTES
+from hearth.engine.kv_storage import kv_choice, resolve_kv_storage
 from hearth.host.fit import Fit, FitRequest, ImageRequest, fewer_images, fit, needed_bytes
 from hearth.host.memory import HostMemory, read_memory
 from hearth.kernels.fuse import fuse
@@ -67,16 +68,19 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
             return _plan_auto(backend, config, num_threads)
         planned = plan_model(backend, _with_scheme(config, "none"), num_threads)
         reason = f"--quantize auto: {backend.name} runs the model, codes need the C++ kernels"
-        return replace(planned, choices=(Choice("quantize", "none", reason),))
+        return replace(planned, choices=(Choice("quantize", "none", reason), *planned.choices))
     loaded = load_spec(backend, config)
-    fitted = fit(fit_request(backend, config, loaded, num_threads), memory_of(loaded))
+    request = fit_request(backend, config, loaded, num_threads)
+    fitted = fit(request, memory_of(loaded))
+    kv = kv_choice(config, loaded, request)
     scheme = config.model.quantize
     if not isinstance(loaded, LoadedSpec) or (scheme == "none" and loaded.stored is None):
-        return PlannedModel(loaded, fitted, ())
+        return PlannedModel(loaded, fitted, (kv,))
     if scheme == "none":
-        return PlannedModel(loaded, fitted, _stored_choices(loaded, config.model.codes))
+        choices = _stored_choices(loaded, config.model.codes)
+        return PlannedModel(loaded, fitted, (*choices, kv))
     choice = Choice("quantize", scheme, f"--quantize; {_of_matrices(loaded)}")
-    return PlannedModel(loaded, fitted, (choice, *_code_choices(config.model.codes)))
+    return PlannedModel(loaded, fitted, (choice, *_code_choices(config.model.codes), kv))
 
 
 def _stored_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
@@ -88,7 +92,8 @@ def _stored_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...
 def fit_request(
     backend: BackendChoice, config: EngineConfig, loaded: LoadedModel, num_threads: int
 ) -> FitRequest:
-    """What is to fit, as the settings have it."""
+    """What is to fit, as the settings have it. Raises ConfigError for a KV cache that cannot be."""
+    storage = resolve_kv_storage(backend, config, loaded)
     is_fused = backend.name == "cpu" and isinstance(loaded, LoadedSpec)
     info = image_info(loaded, config)
     images = None
@@ -109,6 +114,8 @@ def fit_request(
         fixed=loaded.fixed_memory if isinstance(loaded, AutoModelSpec) else None,
         fusion=fuse(loaded.program, num_threads, patterns_of(config)) if is_fused else None,
         images=images,
+        kv_dtype=storage.dtype,
+        smaller_kv=storage.smaller,
     )
 
 
@@ -166,11 +173,12 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
             f"--quantize auto: the most exact that fits: {needs} with {context}; "
             f"{memory.describe()}{_speed_of_others(candidate, candidates[-1])}"
         )
+        kv = kv_choice(config, candidate.loaded, candidate.request)
         if candidate.scheme == "none":
-            return PlannedModel(candidate.loaded, fitted, (Choice("quantize", "none", reason),))
+            return PlannedModel(candidate.loaded, fitted, (Choice("quantize", "none", reason), kv))
         choice = Choice("quantize", candidate.scheme, f"{reason}; {_of_matrices(candidate.loaded)}")
         codes = _code_choices(config.model.codes)
-        return PlannedModel(candidate.loaded, fitted, (choice, *codes))
+        return PlannedModel(candidate.loaded, fitted, (choice, *codes, kv))
     raise CapacityError(
         f"the model fits in no precision with {context}: it needs {needs}; {memory.describe()}",
         hint="free memory, lower --max-model-len or --kv-cache-memory-bytes, or serve a smaller "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hearth.core.config import EngineConfig, ModelConfig
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
+from hearth.engine.kv_storage import KV_CACHE_DTYPES, OFFERED
 from hearth.kernels.packing import BLOCK_SIZES
 from hearth.models.quantize import ACTIVATIONS, GROUP_SIZES, SCHEMES
 
@@ -29,6 +30,11 @@ def check_settings(config: EngineConfig) -> None:
     if config.cache.block_size not in BLOCK_SIZES:
         permitted = ", ".join(map(str, BLOCK_SIZES))
         raise ConfigError(f"--block-size is {config.cache.block_size}; permitted: {permitted}")
+    if config.cache.dtype not in KV_CACHE_DTYPES:
+        raise ConfigError(
+            f"--kv-cache-dtype is {config.cache.dtype!r}; permitted: {', '.join(OFFERED)}",
+            param="kv_cache_dtype",
+        )
     scheduler = config.scheduler
     _check_range("--max-num-seqs", scheduler.max_num_seqs, 1, MAX_SEQUENCES)
     _check_range(

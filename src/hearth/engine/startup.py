@@ -328,6 +328,7 @@ def _resolve(
         choices=(*choices, *fitted.choices),
         warnings=(*warnings, *fitted.plan.warnings),
         planned_bytes=fitted.plan.total_bytes,
+        kv_cache_dtype=str(fitted.kv.dtype),
     )
 
 

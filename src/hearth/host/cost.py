@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from hearth.core.program import Attend, BufferRows, Experts, Linear, Op, StepProgram
-from hearth.core.spec import QuantSpec, WeightSlot
-from hearth.kernels.packing import matrix_bytes, packed_bytes
+from hearth.core.spec import KvDType, QuantSpec, WeightSlot
+from hearth.kernels.packing import kv_head_bytes, matrix_bytes, packed_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def precision_of(quant: QuantSpec) -> str:
     return f"int{quant.bits}" + ("" if quant.int8_rows else " with float32 rows")
 
 
-def program_cost(program: StepProgram, kv_element_bytes: int = 2) -> ProgramCost:
+def program_cost(program: StepProgram, kv_dtype: KvDType = KvDType.BFLOAT16) -> ProgramCost:
     """Of a decoder's program, or of an encoder's."""
     slots = {slot.name: slot for slot in program.slots}
     token_bytes, wanted_bytes = defaultdict[str, int](int), defaultdict[str, int](int)
@@ -93,7 +93,7 @@ def program_cost(program: StepProgram, kv_element_bytes: int = 2) -> ProgramCost
         experts=_expert_costs(program.ops, slots),
         attend_flops=sum(flops[:-1]),
         wanted_attend_flops=flops[-1] if flops else 0,
-        kv_bytes=sum(2 * op.num_kv_heads * op.head_dim * kv_element_bytes for op in attends),
+        kv_bytes=sum(op.num_kv_heads * kv_head_bytes(op.head_dim, kv_dtype) for op in attends),
         num_layers=len(attends),
     )
 

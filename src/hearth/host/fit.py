@@ -9,14 +9,14 @@ requests use the same. What does not fit is refused here, before anything is loa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hearth.core.blocks import max_blocks_held
 from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
 from hearth.core.program import EncoderProgram, StepProgram
-from hearth.core.spec import DType
+from hearth.core.spec import DType, KvDType
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
@@ -60,8 +60,9 @@ class ImageRequest:
 class FitRequest:
     """What is to fit. `max_model_len` and `kv_memory_bytes` None: chosen here.
 
-    `fixed`: what is needed whatever the context; None: weights and buffers of the program, but for
-    the buffers that `fusion` keeps within tiles (None: operations run one by one, unsplit).
+    `kv_dtype`: of keys and values, None: `dtype`; `smaller_kv`: what they could be as well, for
+    hints. `fixed`: what is needed whatever the context; None: weights and buffers of the program,
+    but for the buffers that `fusion` keeps within tiles (None: operations run one by one, unsplit).
     """
 
     program: StepProgram
@@ -76,6 +77,13 @@ class FitRequest:
     fixed: tuple[MemoryItem, ...] | None = None
     fusion: Fusion | None = None
     images: ImageRequest | None = None
+    kv_dtype: KvDType | None = None
+    smaller_kv: tuple[KvDType, ...] = ()
+
+    @property
+    def stored_kv(self) -> KvDType:
+        """How keys and values are stored."""
+        return self.kv_dtype or KvDType(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,7 @@ def fit(request: FitRequest, memory: HostMemory) -> Fit:
         Choice("max_model_len", format_count(limits.max_model_len), max_model_len.reason),
         Choice("kv_cache", format_bytes(kv_bytes), kv_item.reason),
     )
-    return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.dtype), choices)
+    return Fit(plan, limits, KvConfig(request.block_size, num_blocks, request.stored_kv), choices)
 
 
 def needed_bytes(request: FitRequest, num_tokens: int) -> int:
@@ -184,7 +192,8 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     patches, program = format_count(images.max_patches), images.encoder.program
     blocks = ceil_div(images.max_patches, ENCODER_BLOCK_ROWS)
     keys = blocks * sum(
-        kv_block_bytes(group, ENCODER_BLOCK_ROWS, request.dtype) for group in program.kv_groups
+        kv_block_bytes(group, ENCODER_BLOCK_ROWS, KvDType(request.dtype))
+        for group in program.kv_groups
     )
     threads = request.num_threads
     is_fused = request.fusion is not None and bool(request.fusion.groups)
@@ -261,17 +270,18 @@ def _resolve_model_len(request: FitRequest, budget: _KvBudget) -> _ModelLen:
         reason = "the model's max_position_embeddings" if asked is None else "--max-model-len"
         return _ModelLen(wanted, reason)
     fitting = longest_fitting(request, budget.num_bytes, wanted)
+    smaller = _smaller_cache(request, budget, wanted)
     shortage = (
         f"the KV cache of one sequence of {format_count(wanted)} tokens needs "
         f"{format_bytes(needed)}, {format_bytes(budget.num_bytes)} may be used for it "
         f"({budget.reason})"
     )
     if fitting < min(wanted, LEAST_MODEL_LEN):
-        raise CapacityError(shortage, hint=f"free memory{_more_cache(needed, budget)}")
+        raise CapacityError(shortage, hint=f"free memory{_more_cache(needed, budget)}{smaller}")
     if asked is not None:
         hint = f"set --max-model-len ≤ {format_count(fitting)}{_more_cache(needed, budget)}"
-        raise CapacityError(shortage, hint=hint)
-    return _ModelLen(fitting, f"reduced from the model's {format_count(most)}: {shortage}")
+        raise CapacityError(shortage, hint=f"{hint}{smaller}")
+    return _ModelLen(fitting, f"reduced from the model's {format_count(most)}: {shortage}{smaller}")
 
 
 def _more_cache(needed_bytes: int, budget: _KvBudget) -> str:
@@ -279,6 +289,25 @@ def _more_cache(needed_bytes: int, budget: _KvBudget) -> str:
     if needed_bytes > budget.free_bytes:
         return budget.fewer_images
     return f", or set --kv-cache-memory-bytes ≥ {needed_bytes}"
+
+
+def _smaller_cache(request: FitRequest, budget: _KvBudget, wanted: int) -> str:
+    """What smaller keys and values would allow, as an addition to a sentence; or ""."""
+    shown = [
+        f"--kv-cache-dtype {dtype} allows {format_count(num_tokens)} tokens"
+        for dtype in request.smaller_kv
+        if (
+            num_tokens := longest_fitting(
+                replace(request, kv_dtype=dtype), budget.num_bytes, wanted
+            )
+        )
+    ]
+    return f"; {', '.join(shown)} (docs/kv-cache.md: what it loses)" if shown else ""
+
+
+def token_bytes(request: FitRequest) -> float:
+    """Bytes of one token's keys and values in all layers, scales included."""
+    return sum(_block_bytes(request)) / request.block_size
 
 
 def longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:
@@ -296,7 +325,7 @@ def longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:
 def _block_bytes(request: FitRequest) -> list[int]:
     """Bytes of one block of each group."""
     groups = request.program.kv_groups
-    return [kv_block_bytes(group, request.block_size, request.dtype) for group in groups]
+    return [kv_block_bytes(group, request.block_size, request.stored_kv) for group in groups]
 
 
 def _sequence_blocks(request: FitRequest, num_tokens: int) -> list[int]:

@@ -14,7 +14,8 @@ groups, each its int8 codes, then a float32 scale and minus the sum of the codes
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16]; in bfloat16 elements
-that are multiplied together lie in pairs (csrc/kernels_kv.h).
+that are multiplied together lie in pairs (csrc/kernels_kv.h). Codes lie as bfloat16 does, each part
+followed by its scales (csrc/kv_layout.h, kernels_kv_codes.h).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from hearth.core.spec import DType, SlotKind
-from hearth.core.units import round_up
+from hearth.core.spec import DType, KvDType, SlotKind
+from hearth.core.units import ceil_div, round_up
 from hearth.kernels.packed_file import PAGE_BYTES, PackedTensor
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ _LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR
 # built-in model's matrices, groups of 128: 0.93 % with 8 near steps, 0.91 % with the 8 wide ones of
 # kernels_fit.h, 0.90 % with 30 over any range, 0.87 % with zero points.)
 SCALE_CANDIDATES = 8
+KV_SCALE_COLUMNS = 64  # elements of a value in 4 bits that share a scale
+KV_SCALE_BYTES = 2  # bfloat16
+MOST_CODED_HEAD_DIM = 512
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 # An encoder's keys and values lie in blocks of so many patches; so many patches go together at
 # most: two tiles of a linear layer.
@@ -148,8 +152,27 @@ def arena_bytes(slots: Sequence[WeightSlot]) -> int:
     return max(PAGE_BYTES, sum(round_up(packed_bytes(slot), PAGE_BYTES) for slot in slots))
 
 
-def kv_block_bytes(group: KvGroupSpec, block_size: int, dtype: DType) -> int:
-    """Bytes of one block of a KV group, over all its layers."""
-    k_part = block_size * round_up(group.head_dim, 4 // dtype.num_bytes)
-    v_part = block_size * round_up(group.head_dim, LANES)
-    return group.num_layers * group.num_kv_heads * (k_part + v_part) * dtype.num_bytes
+def kv_block_bytes(group: KvGroupSpec, block_size: int, dtype: KvDType) -> int:
+    """Bytes of one block of a KV group, over all its layers; scales included."""
+    token_bytes = kv_head_bytes(group.head_dim, dtype)
+    return group.num_layers * group.num_kv_heads * block_size * token_bytes
+
+
+def kv_head_bytes(head_dim: int, dtype: KvDType) -> int:
+    """Bytes of one token's key and value in one head; scales included."""
+    together = {KvDType.FLOAT32: 1, KvDType.INT4: 4}.get(dtype, 2)
+    columns = round_up(head_dim, LANES)
+    elements = round_up(head_dim, together) + columns
+    num_scales = 0
+    if dtype.is_coded:
+        num_scales = 1 + (ceil_div(columns, KV_SCALE_COLUMNS) if dtype is KvDType.INT4 else 1)
+    return elements * dtype.bits // 8 + num_scales * KV_SCALE_BYTES
+
+
+def kv_refusal(dtype: KvDType, head_dim: int) -> str:
+    """Why heads of this width cannot be stored so; empty: they can."""
+    if dtype.is_coded and head_dim > MOST_CODED_HEAD_DIM:
+        return f"heads are {head_dim} wide; permitted: up to {MOST_CODED_HEAD_DIM}"
+    if dtype is KvDType.INT4 and head_dim % 2:
+        return f"heads are {head_dim} wide; permitted: even widths, of which two codes share a byte"
+    return ""

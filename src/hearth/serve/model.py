@@ -40,6 +40,7 @@ class ServedModel:
     separates_reasoning: bool = False  # from the content of a chat's answers
     planned_bytes: int = 0  # memory of the server, by its plan
     quality: QualitySummary | None = None  # what its quantization was measured to cost
+    kv_cache_dtype: str = ""  # how keys and values are stored
 
     def resolve_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotServedError."""
@@ -97,4 +98,5 @@ def served_model(
         separates_reasoning=separates_reasoning,
         planned_bytes=resolved.planned_bytes,
         quality=resolved.quality,
+        kv_cache_dtype=resolved.kv_cache_dtype,
     )

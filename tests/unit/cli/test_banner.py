@@ -34,6 +34,7 @@ FLAGS = EngineFlags(
     enable_prefix_caching=True,
     speculative="auto",
     kv_cache_memory_bytes=None,
+    kv_cache_dtype="auto",
     executor="auto",
     threads=None,
     isa="auto",

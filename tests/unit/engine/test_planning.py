@@ -89,7 +89,12 @@ def test_exact_activations_take_no_room_for_rounded_rows(monkeypatch: pytest.Mon
     ]
     assert coded[0] == 0 < coded[1]
     said = [(choice.name, choice.value) for choice in exact.choices]
-    assert said == [("quantize", "int4"), ("activations", "float32"), ("group size", "64")]
+    assert said == [
+        ("quantize", "int4"),
+        ("activations", "float32"),
+        ("group size", "64"),
+        ("kv_cache_dtype", "bfloat16, 1.50 KiB a token"),
+    ]
 
 
 def test_the_plan_has_room_for_the_images_of_a_request(

@@ -21,7 +21,7 @@ from hearth.core.program import (
     Select,
     StepProgram,
 )
-from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
+from hearth.core.spec import DType, KvDType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.step import KvConfig, StepLimits
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.library import runnable_isas
@@ -40,7 +40,8 @@ class Bench:
     max_tokens: int = 256
     block_size: int = 16
     num_blocks: int = 64
-    kv_dtype: DType = DType.FLOAT32
+    kv_dtype: DType | KvDType = DType.FLOAT32
+    rotates_keys: bool = True
 
 
 def slot(
@@ -64,7 +65,12 @@ def build(
     for weight in program.slots:
         weights.put(weight, 0, host_tensor(arrays[weight.name]))
     limits = StepLimits(bench.max_tokens, 16, bench.max_tokens, 4096)
-    kv = KvConfig(bench.block_size, (bench.num_blocks,) * len(program.kv_groups), bench.kv_dtype)
+    kv = KvConfig(
+        bench.block_size,
+        (bench.num_blocks,) * len(program.kv_groups),
+        bench.kv_dtype,
+        bench.rotates_keys,
+    )
     return CpuExecutor(program, weights, limits, kv, bench.threads, bench.isa)
 
 

@@ -12,6 +12,7 @@ from hearth.core.program import BufferRows
 from hearth.core.spec import (
     Activation,
     DType,
+    KvDType,
     RopePairing,
     RouterScoring,
     SlotKind,
@@ -20,6 +21,13 @@ from hearth.core.spec import (
 
 ABI_VERSION = 13
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
+KV_CODES = {
+    KvDType.FLOAT32: 0,
+    KvDType.BFLOAT16: 1,
+    KvDType.INT8: 3,
+    KvDType.INT4: 4,
+    KvDType.FP8: 5,
+}
 KIND_CODES = {SlotKind.LINEAR: 0, SlotKind.TABLE: 1, SlotKind.VECTOR: 2}
 ROW_CODES = {
     BufferRows.TOKENS: 0,
@@ -194,6 +202,7 @@ class CModelDesc(CStructure):
         ("max_model_len", c_int32),
         ("block_size", c_int32),
         ("kv_dtype", c_int32),
+        ("kv_rotated", c_int32),
         ("max_image_rows", c_int32),
         ("merge_rows", c_int32),
         ("num_threads", c_int32),

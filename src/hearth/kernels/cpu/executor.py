@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
 from hearth.core.program import Embed, StepProgram
-from hearth.core.spec import DType
+from hearth.core.spec import KvDType
 from hearth.core.step import (
     ExecutorInfo,
     KvConfig,
@@ -104,7 +104,8 @@ class CpuExecutor:
         self._threads = threads
         self._fusion = fuse(program, threads, tiling.patterns)
         encoded = encode_program(program, weights, limits, kv, self._fusion)
-        encoded.desc.kv_dtype = abi.DTYPE_CODES[DType(kv.dtype)]
+        encoded.desc.kv_dtype = abi.KV_CODES[KvDType(kv.dtype)]
+        encoded.desc.kv_rotated = kv.rotates_keys
         encoded.desc.num_threads = threads
         chosen = resolve_isa(isa)
         encoded.desc.isa = chosen.encode()

@@ -38,10 +38,12 @@ from hearth.core.program import (
     SoftCap,
     StepProgram,
 )
-from hearth.core.spec import Activation, RopePairing, RopeSpec
+from hearth.core.spec import Activation, KvDType, RopePairing, RopeSpec
+from hearth.kernels.packing import KV_SCALE_COLUMNS
 from hearth.kernels.reference.experts import ExpertWeights, mix, route
 from hearth.kernels.reference.grid import sample_grid
 from hearth.kernels.reference.kv import KvPlace, KvStore, StepTensors
+from hearth.kernels.reference.kv_codes import Coded, rotate
 from hearth.kernels.reference.quantize import rounded_rows
 
 
@@ -267,7 +269,9 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     keys = stored.keys.repeat_interleave(repeats, dim=1)
     values = stored.values.repeat_interleave(repeats, dim=1)
     own = queries[rows.first_row : rows.last_row]
-    rounded = op.rounded and run.kv.is_bfloat16
+    if run.kv.rotates_keys:
+        own = rotate(own)
+    rounded = op.rounded and run.kv.dtype is not KvDType.FLOAT32
     if rounded:
         own = own.bfloat16().float()
     scores = torch.einsum("nhd,lhd->hnl", own, keys) * op.scale
@@ -285,14 +289,34 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     if op.window:
         hidden |= key <= row - op.window
     scores = scores.masked_fill(hidden, float("-inf"))
+    if rounded and stored.coded is not None:
+        return _mix_codes(scores, stored.coded, repeats)
     return torch.einsum("hnl,lhd->nhd", _softmax(scores, rounded=rounded), values)
+
+
+def _mix_codes(scores: torch.Tensor, coded: Coded, repeats: int) -> torch.Tensor:
+    """Values as codes, weighted: a weight is rounded when it has been multiplied by the scale."""
+    codes = coded.codes.repeat_interleave(repeats, dim=1)
+    scales = coded.scales.repeat_interleave(repeats, dim=1)
+    weights = _powers(scores)
+    width = codes.shape[-1]
+    size = width if scales.shape[-1] == 1 else KV_SCALE_COLUMNS
+    parts = []
+    for group, first in enumerate(range(0, width, size)):
+        scaled = (weights * scales[..., group].T[:, None]).bfloat16().float()
+        parts.append(torch.einsum("hnl,lhd->nhd", scaled, codes[..., first : first + size]))
+    return torch.cat(parts, dim=-1) / weights.sum(-1).T[..., None]
+
+
+def _powers(scores: torch.Tensor) -> torch.Tensor:
+    """Weights relative to a power of two near the largest."""
+    powers = scores * log2(e)
+    return (powers - powers.amax(dim=-1, keepdim=True).round()).exp2()
 
 
 def _softmax(scores: torch.Tensor, *, rounded: bool) -> torch.Tensor:
     """Weights of the keys, [heads, rows, keys]; see `Attend.rounded`."""
     if not rounded:
         return scores.softmax(dim=-1)
-    powers = scores * log2(e)
-    powers = powers - powers.amax(dim=-1, keepdim=True).round()
-    weights = powers.exp2().bfloat16().float()
+    weights = _powers(scores).bfloat16().float()
     return weights / weights.sum(dim=-1, keepdim=True)

@@ -14,8 +14,10 @@ from typing import Protocol
 import torch
 
 from hearth.core.program import KvGroupSpec
-from hearth.core.spec import DType
+from hearth.core.spec import DType, KvDType
 from hearth.core.step import KvConfig
+from hearth.kernels.packing import KV_SCALE_COLUMNS
+from hearth.kernels.reference.kv_codes import Coded, code_keys, code_values
 from hearth.kernels.reference.weights import torch_dtype
 
 
@@ -62,11 +64,15 @@ class StepTensors:
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """Keys and values [n, num_kv_heads, head_dim], float32, from token `first_index` on."""
+    """Keys and values [n, num_kv_heads, head_dim], float32, from token `first_index` on.
+
+    `coded`: the codes and scales of the values, where they are stored as such.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     first_index: int
+    coded: Coded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,13 @@ class KvStore(Protocol):
     """Takes the keys and values of a pass in and gives those of a sequence."""
 
     @property
-    def is_bfloat16(self) -> bool:
-        """Whether they are rounded to it."""
+    def dtype(self) -> KvDType:
+        """How they are stored."""
+        ...
+
+    @property
+    def rotates_keys(self) -> bool:
+        """Whether keys are stored rotated, so that queries have to be."""
         ...
 
     def write(
@@ -97,29 +108,42 @@ class KvStore(Protocol):
 
 
 class PagedKv:
-    """Blocks of every group in torch tensors, [layers, blocks · block_size, kv heads, dim]."""
+    """Blocks of every group in torch tensors, [layers, blocks · block_size, kv heads, dim].
+
+    Codes are kept as the float32 numbers they are, their scales beside them.
+    """
 
     def __init__(
         self, groups: Sequence[KvGroupSpec], config: KvConfig, device: str = "cpu"
     ) -> None:
         self._block_size = config.block_size
-        dtype = self._dtype = torch_dtype(DType(config.dtype))
+        self._dtype = KvDType(config.dtype)
+        self._rotates_keys = config.rotates_keys and self._dtype is KvDType.INT4
+        is_coded = self._dtype.is_coded
+        dtype = torch.float32 if is_coded else torch_dtype(DType(config.dtype))
         shapes = [
             (g.num_layers, num_blocks * config.block_size, g.num_kv_heads, g.head_dim)
             for g, num_blocks in zip(groups, config.num_blocks)
         ]
         self._keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self._values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self._scales = [_scales(shape, self._dtype) for shape in shapes] if is_coded else []
 
     @property
-    def is_bfloat16(self) -> bool:
+    def dtype(self) -> KvDType:
         """See `KvStore`."""
-        return self._dtype is torch.bfloat16
+        return self._dtype
+
+    @property
+    def rotates_keys(self) -> bool:
+        """See `KvStore`."""
+        return self._rotates_keys
 
     def copy_block(self, group: int, source: int, target: int) -> None:
         """Copies one block, all layers."""
         size = self._block_size
-        for stored in (self._keys[group], self._values[group]):
+        scales = self._scales[group] if self._scales else ()
+        for stored in (self._keys[group], self._values[group], *scales):
             rows = stored[:, source * size : (source + 1) * size]
             stored[:, target * size : (target + 1) * size] = rows.clone()
 
@@ -128,6 +152,14 @@ class PagedKv:
     ) -> None:
         """See `KvStore.write`."""
         slots = step.groups[place.group].slots
+        if self._dtype.is_coded:
+            coded = (
+                code_keys(keys, self._dtype, rotated=self._rotates_keys),
+                code_values(values, self._dtype),
+            )
+            for scales, of in zip(self._scales[place.group], coded):
+                scales[place.layer][slots] = of.scales
+            keys, values = coded[0].codes, coded[1].codes
         for stored, rows in ((self._keys, keys), (self._values, values)):
             layer = stored[place.group][place.layer]
             layer[slots] = rows.to(layer.dtype)
@@ -148,16 +180,20 @@ class PagedKv:
 
     def gather(self, place: KvPlace, slots: torch.Tensor, first_index: int) -> KeysValues:
         """What a layer keeps at `slots`, the first of which is that of token `first_index`."""
-        keys, values = self._keys[place.group], self._values[place.group]
-        return KeysValues(
-            keys[place.layer][slots].float(), values[place.layer][slots].float(), first_index
-        )
+        keys = self._keys[place.group][place.layer][slots].float()
+        values = self._values[place.group][place.layer][slots].float()
+        if not self._dtype.is_coded:
+            return KeysValues(keys, values, first_index)
+        key_scales, value_scales = (s[place.layer][slots] for s in self._scales[place.group])
+        coded = Coded(values, value_scales)
+        return KeysValues(Coded(keys, key_scales).values, coded.values, first_index, coded)
 
 
 class PassKv:
     """The rows of one pass only; every sequence has context 0."""
 
-    is_bfloat16 = False
+    dtype = KvDType.FLOAT32
+    rotates_keys = False
 
     def __init__(self) -> None:
         self._rows: dict[KvPlace, KeysValues] = {}
@@ -174,3 +210,9 @@ class PassKv:
         rows, all_rows = step.sequences[index], self._rows[place]
         own = slice(rows.first_row, rows.last_row)
         return KeysValues(all_rows.keys[own], all_rows.values[own], 0)
+
+
+def _scales(shape: tuple[int, ...], dtype: KvDType) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of keys and of values, [layers, slots, kv heads, groups]."""
+    groups = -(-shape[-1] // KV_SCALE_COLUMNS) if dtype is KvDType.INT4 else 1
+    return torch.zeros((*shape[:-1], 1)), torch.zeros((*shape[:-1], groups))

@@ -51,6 +51,7 @@ def health_router(engine: EnginePort, model: ServedModel) -> APIRouter:
             status="UP" if is_up else "DOWN",
             model=model.names[0],
             executor=model.executor,
+            kv_cache_dtype=model.kv_cache_dtype,
             version=__version__,
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             running=running,

@@ -291,6 +291,7 @@ class Health(BaseModel):
     status: Literal["UP", "DOWN"]
     model: str
     executor: str
+    kv_cache_dtype: str = Field(description="How keys and values are stored.")
     version: str
     timestamp: str
     running: int

@@ -27,6 +27,9 @@ enum {
   HEARTH_E_SYSTEM = 4
 };
 enum { HEARTH_F32 = 0, HEARTH_BF16 = 1, HEARTH_F16 = 2 };
+// Keys and values may also be codes, with scales of each token and head; see kv_layout.h. FP8 is
+// e4m3.
+enum { HEARTH_KV_INT8 = 3, HEARTH_KV_INT4 = 4, HEARTH_KV_FP8 = 5 };
 enum { HEARTH_LINEAR = 0, HEARTH_TABLE = 1, HEARTH_VECTOR = 2 };
 // Of an encoder: IMAGE rows are all those of an image, and stay from run to run; MERGED ones are
 // the run's rows joined by merge_rows.
@@ -46,7 +49,7 @@ enum {
 };
 enum { HEARTH_SCORE_SOFTMAX = 0, HEARTH_SCORE_SIGMOID = 1 };
 // Flags of ATTEND: not causal, all rows of an image see each other; queries and softmax weights are
-// rounded to bfloat16 where keys and values are stored in it.
+// rounded to bfloat16 where keys and values are stored in it, or as codes.
 enum { HEARTH_ATTEND_IMAGE = 1, HEARTH_ATTEND_ROUNDED = 2 };
 enum { HEARTH_WANT_HASHES = 1, HEARTH_WANT_LOGITS = 2 };
 // Whether the keys of a sequence are split among threads: as the step needs it; never; always.
@@ -139,7 +142,9 @@ typedef struct hearth_model_desc {
   const float* inv_freq;
   int32_t vocab_size;
   int32_t max_tokens, max_sequences, max_logit_rows, max_model_len;
-  int32_t block_size, kv_dtype;
+  int32_t block_size;
+  int32_t kv_dtype;    // HEARTH_F32, HEARTH_BF16 or HEARTH_KV_*
+  int32_t kv_rotated;  // of HEARTH_KV_INT4, 1: keys are rotated before they become codes
   int32_t max_image_rows, merge_rows;  // of an encoder; 0 and 1: there are no such buffers
   int32_t num_threads;
   int32_t attend_split;  // HEARTH_SPLIT_*

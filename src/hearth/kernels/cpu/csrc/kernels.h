@@ -6,6 +6,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "kv_layout.h"
+
 namespace hearth {
 
 constexpr int kPanel = 64;           // output columns a weight panel
@@ -117,17 +119,18 @@ struct AttendArgs {
   int64_t position;  // absolute index of the first row; a row sees the keys up to its own
   int window;        // the last so many of them; 0: all
   float scale;
-  float soft_cap;  // 0: none
-  bool bf16;
-  bool rounded;           // with bf16: queries and weights are rounded to it as well
+  float soft_cap;         // 0: none
+  int storage;            // HEARTH_F32, HEARTH_BF16, HEARTH_KV_*
+  bool rotated;           // queries are rotated as stored keys are
+  bool rounded;           // but with F32: queries and weights are rounded to bfloat16
   const int32_t* blocks;  // ids; blocks[0] holds the keys from first_block · block_size on
   int64_t first_block;
   int block_size;
   const char* pool;      // of the group
   int64_t block_stride;  // bytes a block
   int64_t part_offset;   // bytes from a block's begin to this (layer, kv head)
-  int64_t value_offset;  // bytes from the K part to the V part
-  float* scratch;        // attend_scratch_floats(rows · heads, head_dim)
+  KvLayout layout;
+  float* scratch;  // attend_scratch_floats(rows · heads, head_dim, storage)
   // Null: all keys that the rows see are reduced, and `out` is written. Else those of segments
   // first_segment … last_segment−1 (absolute), whose results go to their places among
   // attend_partial_floats(rows · heads, head_dim) for each segment that any row sees.
@@ -140,9 +143,11 @@ struct KvWriteArgs {
   const float* k;  // [head_dim]; null: the token's key is left as it is
   const float* v;  // likewise
   int head_dim;
-  bool bf16;
-  char* part;  // K part of (block, layer, kv head)
-  int64_t value_offset;
+  int storage;
+  bool rotated;
+  char* part;  // of (block, layer, kv head)
+  KvLayout layout;
+  int block_size;
   int offset;  // of the token within the block
 };
 
@@ -178,9 +183,14 @@ struct Kernels {
                     float* out);
 };
 
-inline int64_t attend_scratch_floats(int queries, int head_dim) {
-  int64_t padded = (head_dim + 15) / 16 * 16;
-  return queries * (3 * padded + kTile + 4);
+// A tile of codes takes them as bfloat16, and V in 4 bits softmax weights for each group of
+// columns.
+inline int64_t attend_scratch_floats(int64_t queries, int head_dim, int storage) {
+  KvLayout l = kv_layout(storage, kTile, head_dim);
+  int64_t floats = queries * (3 * l.padded + kTile + 4);
+  if (is_coded(storage)) floats += kTile * (l.key_rows + l.padded) / 2;
+  if (storage == HEARTH_KV_INT4) floats += queries * l.value_groups * kTile;
+  return floats;
 }
 
 // The results of one segment: sums of values, largest scores, sums of weights.

@@ -8,8 +8,10 @@
 // together, several queries for each load of K and V; every query still sees its own keys alone, in
 // order.
 //
-//   scratch: | total [queries][padded] | segment [queries][padded] | queries [queries][padded] |
+//   scratch: | of codes: the tile as bfloat16 |
+//            | total [queries][padded] | segment [queries][padded] | queries [queries][padded] |
 //            | scores, then weights [queries][64] | m l M L |
+//            | of 4-bit codes: weights [queries][groups of columns][64] |
 //
 // Weights are powers of two: 2^(t − m) with t = score · log₂ e and an integer m near the largest t
 // so far. So bringing earlier sums to a new m, and merging segments, multiplies by a power of two,
@@ -18,6 +20,9 @@
 // `rounded`: queries and weights are rounded to bfloat16, as keys and values are stored, so that
 // products need no conversion, and where the processor has dot products of pairs half as many
 // instructions. Sums stay float32. Powers of two make this rounding independent of m.
+//
+// Codes: products are taken with codes; a key's scale multiplies its scores, a value's scale its
+// weights, before they are rounded. What weights sum to is what they were without it.
 //
 // One long sequence has few tiles of rows and heads, so segments may be shared out among threads:
 // each leaves its sums, m and l among the partials, and whoever is last merges them, in the same
@@ -37,7 +42,9 @@ constexpr int kMostQueries = kAttendSums / kScoreVecs;
 struct AttendState {
   float *total, *segment, *queries, *scores;
   float *m, *l, *total_m, *total_l;
-  int padded;
+  float* weights;     // of 4-bit codes
+  uint16_t* decoded;  // of codes
+  int padded, value_groups;
 };
 
 // Queries and weights as products want them (O), in the memory of a float32 array.
@@ -65,6 +72,12 @@ void copy_queries(const AttendArgs& a, const AttendState& s) {
   for (int i = 0; i < a.rows * a.heads; i++) {
     const float* q = query_of(a, i);
     O* out = as_operands<O>(s.queries) + i * s.padded;
+    float turned[kMostCodedDim + kPanel];
+    if (a.rotated) {
+      memcpy(turned, q, sizeof(float) * static_cast<size_t>(a.head_dim));
+      rotate(turned, a.head_dim);
+      q = turned;
+    }
     int d = 0;
     for (; d + kLanes <= a.head_dim; d += kLanes) store_operands(out + d, vload(q + d));
     for (; d < s.padded; d++) put(out + d, d < a.head_dim ? q[d] : 0.0f);
@@ -73,9 +86,10 @@ void copy_queries(const AttendArgs& a, const AttendState& s) {
 
 // scores[query][64] of the tile at `base` for Q queries, times log₂ e; lanes outside their spans
 // are −infinity.
-template <int Q, class E, class O>
-void tile_scores(const AttendArgs& a, const AttendState& s, const Tile<E>& tile, int query,
+template <int Q, class T, class O>
+void tile_scores(const AttendArgs& a, const AttendState& s, const T& tile, int query,
                  const Span* spans) {
+  using E = typename T::Element;
   using P = Products<E, O>;
   constexpr int together = kTogether<E>;
   const O* q = as_operands<O>(s.queries) + query * s.padded;
@@ -106,6 +120,8 @@ void tile_scores(const AttendArgs& a, const AttendState& s, const Tile<E>& tile,
       Span span = spans[number];
       int first = lane + v * kLanes;
       Vec scaled = acc[number][v];
+      if constexpr (T::kScaled)
+        scaled = vmul(scaled, vload(tile.key_scales[first / kKeyGroup] + first % kKeyGroup));
       if (a.soft_cap > 0.0f)
         scaled = vmul(capped(vmul(scaled, vset(a.scale)), a.soft_cap), vset(kLog2E));
       else
@@ -117,10 +133,32 @@ void tile_scores(const AttendArgs& a, const AttendState& s, const Tile<E>& tile,
   }
 }
 
+// Where the weights of a query lie, for the columns from `column` on.
+template <class T, class O>
+inline O* weights_of(const AttendState& s, int query, int column) {
+  if constexpr (T::kGrouped)
+    return as_operands<O>(s.weights + (query * s.value_groups + column / kScaleColumns) * kTile);
+  else
+    return as_operands<O>(s.scores + query * kTile);
+}
+
+// Weights of the lanes first … of a tile, times the values' scales; whatever scale a key has that
+// is not seen, its weight is zero.
+template <class T, class O>
+inline void store_scaled(const AttendState& s, const T& tile, int query, int first, Vec weight,
+                         Span span) {
+  const uint16_t* scales = tile.value_scales[first / kKeyGroup] + first % kKeyGroup;
+  for (int g = 0; g < (T::kGrouped ? s.value_groups : 1); g++) {
+    Vec scaled = vmul(weight, vload(scales + g * tile.group_step));
+    if (!span.is_whole()) scaled = vkeep(scaled, vzero(), span.lo - first, span.hi - first);
+    store_operands(weights_of<T, O>(s, query, g * kScaleColumns) + first, scaled);
+  }
+}
+
 // Turns the scores of a query into weights, which take their place, and brings what was summed
 // before to their scale.
-template <class O>
-inline void tile_weights(const AttendState& s, int query, Span span) {
+template <class T, class O>
+inline void tile_weights(const AttendState& s, const T& tile, int query, Span span) {
   float* scores = s.scores + query * kTile;
   Vec most = vload(scores);
   for (int v = 1; v < kTileVecs; v++) most = vmax(most, vload(scores + v * kLanes));
@@ -131,7 +169,12 @@ inline void tile_weights(const AttendState& s, int query, Span span) {
     Vec weight = vexp2(vsub(vload(scores + v * kLanes), vset(m)));
     if (!span.is_whole())
       weight = vkeep(weight, vzero(), span.lo - v * kLanes, span.hi - v * kLanes);
-    sum = vadd(sum, store_operands(as_operands<O>(scores) + v * kLanes, weight));
+    if constexpr (T::kScaled) {
+      store_scaled<T, O>(s, tile, query, v * kLanes, weight, span);
+      sum = vadd(sum, weight);
+    } else {
+      sum = vadd(sum, store_operands(as_operands<O>(scores) + v * kLanes, weight));
+    }
   }
   if (m != before && before != kMinusInfinity) {  // else the factor is 1, or there is nothing yet
     float factor = exp2_scalar(before - m);
@@ -145,14 +188,18 @@ inline void tile_weights(const AttendState& s, int query, Span span) {
 }
 
 // segment[query] += weights · V over keys first … last−1 of the tile, N vectors from `column`.
-template <int Q, int N, class E, class O>
-HEARTH_INLINE void add_columns(const AttendState& s, const Tile<E>& tile, int query, int column,
+template <int Q, int N, class T, class O>
+HEARTH_INLINE void add_columns(const AttendState& s, const T& tile, int query, int column,
                                int first, int last) {
+  using E = typename T::Element;
   using P = Products<E, O>;
   constexpr int together = kTogether<E>;
   float* sums = s.segment + query * s.padded + column;
-  const O* weights = as_operands<O>(s.scores + query * kTile);
-  constexpr int weights_row = kTile * static_cast<int>(sizeof(float) / sizeof(O));
+  const O* weights = weights_of<T, O>(s, query, column);
+  constexpr int of_scale = kTile * static_cast<int>(sizeof(float) / sizeof(O));
+  const int weights_row = T::kGrouped ? s.value_groups * of_scale : of_scale;
+  // Vectors that share weights: all, or those of the columns that share a scale.
+  constexpr int sharing = T::kGrouped && kScaleColumns / kLanes < N ? kScaleColumns / kLanes : N;
   Vec acc[Q][N];
   unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
     constexpr int number = i.value / N, n = i.value % N;
@@ -160,9 +207,13 @@ HEARTH_INLINE void add_columns(const AttendState& s, const Tile<E>& tile, int qu
   });
   auto add = [&](auto part, const auto& values, int key) HEARTH_LAMBDA {
     unroll<Q>([&](auto i) HEARTH_LAMBDA {
-      auto weight = P::template all<part.value>(weights + i.value * weights_row + key);
-      unroll<N>([&](auto n) HEARTH_LAMBDA {
-        acc[i.value][n.value] = P::add(acc[i.value][n.value], values[n.value], weight);
+      unroll<N / sharing>([&](auto g) HEARTH_LAMBDA {
+        const O* of_query = weights + i.value * weights_row + g.value * of_scale;
+        auto weight = P::template all<part.value>(of_query + key);
+        unroll<sharing>([&](auto v) HEARTH_LAMBDA {
+          constexpr int n = g.value * sharing + v.value;
+          acc[i.value][n] = P::add(acc[i.value][n], values[n], weight);
+        });
       });
     });
   };
@@ -203,50 +254,50 @@ HEARTH_INLINE void add_columns(const AttendState& s, const Tile<E>& tile, int qu
   });
 }
 
-template <int Q, class E, class O>
-void add_values(const AttendState& s, const Tile<E>& tile, int query, int first, int last) {
+template <int Q, class T, class O>
+void add_values(const AttendState& s, const T& tile, int query, int first, int last) {
   if (first >= last) return;
   constexpr int most = Q <= 2 && kAttendSums / Q >= 8 ? 8 : 4;
   int column = 0;
   for (; column + most * kLanes <= s.padded; column += most * kLanes)
-    add_columns<Q, most, E, O>(s, tile, query, column, first, last);
+    add_columns<Q, most, T, O>(s, tile, query, column, first, last);
   for (; column + 2 * kLanes <= s.padded; column += 2 * kLanes)
-    add_columns<Q, 2, E, O>(s, tile, query, column, first, last);
+    add_columns<Q, 2, T, O>(s, tile, query, column, first, last);
   for (; column < s.padded; column += kLanes)
-    add_columns<Q, 1, E, O>(s, tile, query, column, first, last);
+    add_columns<Q, 1, T, O>(s, tile, query, column, first, last);
 }
 
 // One tile for Q neighbouring queries. The keys that all of them see are added for all at once;
 // those before and behind, at the edge of a window and at the diagonal, for each alone: a key
 // that a query does not see is not even multiplied by zero, since it may be anybody's. Keys that
 // lie together stay together, whoever else is there.
-template <int Q, class E, class O>
-void attend_tile(const AttendArgs& a, const AttendState& s, const Tile<E>& tile, int query) {
+template <int Q, class T, class O>
+void attend_tile(const AttendArgs& a, const AttendState& s, const T& tile, int query) {
+  using E = typename T::Element;
   Span spans[Q];
   for (int i = 0; i < Q; i++) spans[i] = span_of(a, query + i, tile.base);
-  tile_scores<Q, E, O>(a, s, tile, query, spans);
+  tile_scores<Q, T, O>(a, s, tile, query, spans);
   int lo = 0, hi = kTile;
   for (int i = 0; i < Q; i++) {
     lo = spans[i].lo > lo ? spans[i].lo : lo;
     hi = spans[i].hi < hi ? spans[i].hi : hi;
-    tile_weights<O>(s, query + i, spans[i]);
+    tile_weights<T, O>(s, tile, query + i, spans[i]);
   }
   lo = (lo + kTogether<E> - 1) / kTogether<E> * kTogether<E>;
   hi = hi / kTogether<E> * kTogether<E>;
   hi = hi < lo ? lo : hi;
   for (int i = 0; i < Q; i++)
-    add_values<1, E, O>(s, tile, query + i, spans[i].lo, spans[i].hi < lo ? spans[i].hi : lo);
-  add_values<Q, E, O>(s, tile, query, lo, hi);
+    add_values<1, T, O>(s, tile, query + i, spans[i].lo, spans[i].hi < lo ? spans[i].hi : lo);
+  add_values<Q, T, O>(s, tile, query, lo, hi);
   for (int i = 0; i < Q; i++)
-    add_values<1, E, O>(s, tile, query + i, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
+    add_values<1, T, O>(s, tile, query + i, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
 }
 
-template <int Q, class E, class O>
-void attend_rest(const AttendArgs& a, const AttendState& s, const Tile<E>& tile, int query,
-                 int last) {
+template <int Q, class T, class O>
+void attend_rest(const AttendArgs& a, const AttendState& s, const T& tile, int query, int last) {
   if constexpr (Q > 0) {
-    if (last - query == Q) return attend_tile<Q, E, O>(a, s, tile, query);
-    attend_rest<Q - 1, E, O>(a, s, tile, query, last);
+    if (last - query == Q) return attend_tile<Q, T, O>(a, s, tile, query);
+    attend_rest<Q - 1, T, O>(a, s, tile, query, last);
   }
 }
 
@@ -277,24 +328,28 @@ inline void seeing(const AttendArgs& a, int64_t begin, int64_t end, int& first, 
   while (last > first && first_of(a, last - 1) >= end) last -= a.heads;
 }
 
-template <class E, class O>
+template <class T, class O>
 void attend_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
   int64_t end = smaller(begin + kSegment, end_of(a, a.rows * a.heads - 1));
   for (int64_t base = larger(begin, first_of(a, 0) / kTile * kTile); base < end; base += kTile) {
-    Tile<E> tile(a, base, s.padded);
+    T tile(a, base, s.decoded);
     int query, last;
     seeing(a, base, base + kTile, query, last);
     for (; query + kMostQueries <= last; query += kMostQueries)
-      attend_tile<kMostQueries, E, O>(a, s, tile, query);
-    attend_rest<kMostQueries - 1, E, O>(a, s, tile, query, last);
+      attend_tile<kMostQueries, T, O>(a, s, tile, query);
+    attend_rest<kMostQueries - 1, T, O>(a, s, tile, query, last);
   }
 }
 
 inline AttendState state_of(const AttendArgs& a) {
   AttendState s;
   int64_t queries = int64_t{a.rows} * a.heads;
-  s.padded = (a.head_dim + kKeyGroup - 1) / kKeyGroup * kKeyGroup;
-  s.total = a.scratch;
+  s.padded = static_cast<int>(a.layout.padded);
+  s.value_groups = a.layout.value_groups;
+  s.decoded = reinterpret_cast<uint16_t*>(a.scratch);
+  int64_t of_tile =
+      hearth::is_coded(a.storage) ? kTile * (a.layout.key_rows + a.layout.padded) / 2 : 0;
+  s.total = a.scratch + of_tile;
   s.segment = s.total + queries * s.padded;
   s.queries = s.segment + queries * s.padded;
   s.scores = s.queries + queries * s.padded;
@@ -302,6 +357,7 @@ inline AttendState state_of(const AttendArgs& a) {
   s.l = s.m + queries;
   s.total_m = s.l + queries;
   s.total_l = s.total_m + queries;
+  s.weights = s.total_l + queries;
   return s;
 }
 
@@ -314,12 +370,12 @@ inline void use_partial(const AttendArgs& a, AttendState& s, int64_t segment) {
   s.l = s.m + queries;
 }
 
-template <class E, class O>
+template <class T, class O>
 void reduce_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
   int first, last;
   seeing(a, begin, begin + kSegment, first, last);
   for (int i = first; i < last; i++) clear(s.segment, s.m, s.l, i, s.padded);
-  attend_segment<E, O>(a, s, begin);
+  attend_segment<T, O>(a, s, begin);
 }
 
 inline void clear_totals(const AttendArgs& a, const AttendState& s) {
@@ -342,29 +398,36 @@ inline void write_totals(const AttendArgs& a, const AttendState& s) {
   }
 }
 
-template <class E, class O>
+template <class T, class O>
 void attend_as(const AttendArgs& a) {
   AttendState s = state_of(a);
   copy_queries<O>(a, s);
   if (a.partials) {
     for (int64_t segment = a.first_segment; segment < a.last_segment; segment++) {
       use_partial(a, s, segment);
-      reduce_segment<E, O>(a, s, segment * kSegment);
+      reduce_segment<T, O>(a, s, segment * kSegment);
     }
     return;
   }
   clear_totals(a, s);
   int64_t end = end_of(a, a.rows * a.heads - 1);
   for (int64_t begin = first_of(a, 0) / kSegment * kSegment; begin < end; begin += kSegment) {
-    reduce_segment<E, O>(a, s, begin);
+    reduce_segment<T, O>(a, s, begin);
     merge_segments(a, s, begin);
   }
   write_totals(a, s);
 }
 
+template <class T>
+void attend_stored(const AttendArgs& a) {
+  a.rounded ? attend_as<T, uint16_t>(a) : attend_as<T, float>(a);
+}
+
 void attend(const AttendArgs& a) {
-  if (!a.bf16) return attend_as<float, float>(a);
-  a.rounded ? attend_as<uint16_t, uint16_t>(a) : attend_as<uint16_t, float>(a);
+  if (a.storage == HEARTH_F32) return attend_as<Tile<float>, float>(a);
+  if (a.storage == HEARTH_BF16) return attend_stored<Tile<uint16_t>>(a);
+  if (a.storage == HEARTH_KV_INT4) return attend_stored<CodeTile<true>>(a);
+  attend_stored<CodeTile<false>>(a);
 }
 
 void attend_merge(const AttendArgs& a) {

@@ -95,20 +95,13 @@ void kv_write_as(const KvWriteArgs& a) {
   int key_rows = (a.head_dim + together - 1) / together * together;
   E* k = reinterpret_cast<E*>(a.part) + static_cast<int64_t>(group) * key_rows * kKeyGroup +
          lane * together;
-  E* v = reinterpret_cast<E*>(a.part + a.value_offset) +
+  E* v = reinterpret_cast<E*>(a.part + a.layout.values) +
          static_cast<int64_t>(a.offset / together) * padded * together + a.offset % together;
   if (a.k)
     for (int d = 0; d < key_rows; d++)
       put(k + d / together * together * kKeyGroup + d % together, d < a.head_dim ? a.k[d] : 0.0f);
   if (!a.v) return;
   for (int d = 0; d < padded; d++) put(v + d * together, d < a.head_dim ? a.v[d] : 0.0f);
-}
-
-void kv_write(const KvWriteArgs& a) {
-  if (a.bf16)
-    kv_write_as<uint16_t>(a);
-  else
-    kv_write_as<float>(a);
 }
 
 inline const char* key_part(const AttendArgs& a, int64_t key) {
@@ -127,7 +120,7 @@ inline const E* key_group(const AttendArgs& a, int64_t key) {
 // V of `key` and of those that lie together with it.
 template <class E>
 inline const E* values_of(const AttendArgs& a, int64_t key, int padded) {
-  return reinterpret_cast<const E*>(key_part(a, key) + a.value_offset) +
+  return reinterpret_cast<const E*>(key_part(a, key) + a.layout.values) +
          key % a.block_size / kTogether<E> * padded * kTogether<E>;
 }
 
@@ -144,11 +137,14 @@ inline int64_t first_of(const AttendArgs& a, int query) {
 // lies that a row does: its scores are masked, and blocks outside may be gone.
 template <class E>
 struct Tile {
+  using Element = E;
+  static constexpr bool kScaled = false, kGrouped = false;
   int64_t base;
   const E* keys[kTile / kKeyGroup];
   const E* values[kTile / kKeyGroup];
 
-  Tile(const AttendArgs& a, int64_t base, int padded) : base(base) {
+  Tile(const AttendArgs& a, int64_t base, uint16_t*) : base(base) {
+    int padded = static_cast<int>(a.layout.padded);
     int64_t first = first_of(a, 0), last = end_of(a, a.rows * a.heads - 1) - 1;
     for (int g = 0; g < kTile / kKeyGroup; g++) {
       int64_t key = smaller(larger(base + g * kKeyGroup, first), last) / kKeyGroup * kKeyGroup;
@@ -157,5 +153,20 @@ struct Tile {
     }
   }
 };
+
+}  // namespace
+
+#include "kernels_kv_codes.h"
+
+namespace {
+
+void kv_write(const KvWriteArgs& a) {
+  if (hearth::is_coded(a.storage))
+    kv_write_codes(a);
+  else if (a.storage == HEARTH_BF16)
+    kv_write_as<uint16_t>(a);
+  else
+    kv_write_as<float>(a);
+}
 
 }  // namespace

@@ -106,15 +106,19 @@ void Model::create_buffers(const hearth_model_desc& desc) {
 }
 
 void Model::create_groups(const hearth_model_desc& desc) {
-  int64_t element = desc.kv_dtype == HEARTH_BF16 ? 2 : 4;
+  int storage = desc.kv_dtype;
+  require(storage == HEARTH_F32 || storage == HEARTH_BF16 ||
+              (storage >= HEARTH_KV_INT8 && storage <= HEARTH_KV_FP8),
+          "kv_dtype is none of those that keys and values may have");
   for (int i = 0; i < desc.num_groups; i++) {
     Group g;
     g.shape = desc.groups[i];
-    int64_t padded = round_up(g.shape.head_dim, kKeyGroup);
-    int64_t key_rows = round_up(g.shape.head_dim, 4 / element);  // bfloat16 lies in pairs
-    g.value_offset = desc.block_size * key_rows * element;
-    g.head_bytes = g.value_offset + desc.block_size * padded * element;
-    g.block_bytes = g.head_bytes * g.shape.kv_heads * g.shape.layers;
+    require(!is_coded(storage) || g.shape.head_dim <= kMostCodedDim,
+            "keys and values of so wide heads cannot be codes");
+    require(storage != HEARTH_KV_INT4 || g.shape.head_dim % 2 == 0,
+            "keys and values of an odd width cannot be 4-bit codes");
+    g.layout = kv_layout(storage, desc.block_size, g.shape.head_dim);
+    g.block_bytes = g.layout.bytes * g.shape.kv_heads * g.shape.layers;
     g.pool = std::make_unique<Arena>(static_cast<size_t>(g.block_bytes * g.shape.blocks));
     groups_.push_back(std::move(g));
   }

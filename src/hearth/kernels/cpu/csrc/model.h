@@ -111,7 +111,8 @@ class Model {
   struct Group {
     hearth_group shape;
     std::unique_ptr<Arena> pool;
-    int64_t value_offset, head_bytes, block_bytes;
+    KvLayout layout;  // of one layer and key/value head
+    int64_t block_bytes;
   };
   // Pairs of a row and one of its experts, grouped by expert: row · top_k + place in `routes`.
   struct ExpertPairs {
@@ -221,6 +222,7 @@ class Model {
   AttendArgs attend_args(const hearth_op& op, const RowTile& rows, int kv_head, int thread);
   void attend_tile(const Step& step, int tile, int thread);
   void kv_write(const hearth_op& op, int row, int first_head, int last_head);
+  bool rotates_keys() const { return limits_.kv_dtype == HEARTH_KV_INT4 && limits_.kv_rotated; }
   // ops_experts.cpp
   int expert_tiles(const hearth_op& op, int part) const;
   void experts(const hearth_op& op, int part, int tile, int thread);

@@ -33,7 +33,8 @@ void Model::create_attend_scratch() {
   for (const auto& op : ops_) {
     if (op.kind != HEARTH_OP_ATTEND) continue;
     int heads = op.heads / op.kv_heads;
-    int64_t floats = hearth::attend_scratch_floats(attend_rows_ * heads, op.head_dim);
+    int64_t floats =
+        hearth::attend_scratch_floats(attend_rows_ * heads, op.head_dim, limits_.kv_dtype);
     attend_scratch_floats_ = std::max(attend_scratch_floats_, (floats + 63) / 64 * 64);
     auto& work = attend_work_[attend_work(op)];
     work.most_heads = std::max(work.most_heads, heads);
@@ -170,15 +171,16 @@ AttendArgs Model::attend_args(const hearth_op& op, const RowTile& rows, int kv_h
   args.window = op.window;
   args.scale = op.scale;
   args.soft_cap = op.soft_cap;
-  args.bf16 = limits_.kv_dtype == HEARTH_BF16;
+  args.storage = limits_.kv_dtype;
+  args.rotated = rotates_keys();
   args.rounded = op.flag & HEARTH_ATTEND_ROUNDED;
   args.blocks = plan_->blocks + plan_->block_start[of_group];
   args.first_block = plan_->first_block[op.group * plan_->num_sequences + sequence];
   args.block_size = limits_.block_size;
   args.pool = g.pool->data();
   args.block_stride = g.block_bytes;
-  args.part_offset = (static_cast<int64_t>(op.layer) * op.kv_heads + kv_head) * g.head_bytes;
-  args.value_offset = g.value_offset;
+  args.part_offset = (static_cast<int64_t>(op.layer) * op.kv_heads + kv_head) * g.layout.bytes;
+  args.layout = g.layout;
   args.scratch =
       reinterpret_cast<float*>(attend_scratch_->data()) + thread * attend_scratch_floats_;
   return args;
@@ -220,14 +222,13 @@ void Model::kv_write(const hearth_op& op, int index, int first_head, int last_he
   const Group& g = groups_[op.group];
   int32_t slot = plan_->slots[op.group * plan_->num_tokens + index];
   char* layer = g.pool->data() + slot / limits_.block_size * g.block_bytes +
-                op.layer * op.kv_heads * g.head_bytes;
+                op.layer * op.kv_heads * g.layout.bytes;
   for (int h = std::max(first_head, op.heads); h < last_head; h++) {
     bool is_key = h < op.heads + op.kv_heads;
     const float* x = row(op.x, index) + h * op.head_dim;
-    kernels_.kv_write({is_key ? x : nullptr, is_key ? nullptr : x, op.head_dim,
-                       limits_.kv_dtype == HEARTH_BF16,
-                       layer + (h - op.heads) % op.kv_heads * g.head_bytes, g.value_offset,
-                       slot % limits_.block_size});
+    kernels_.kv_write({is_key ? x : nullptr, is_key ? nullptr : x, op.head_dim, limits_.kv_dtype,
+                       rotates_keys(), layer + (h - op.heads) % op.kv_heads * g.layout.bytes,
+                       g.layout, limits_.block_size, slot % limits_.block_size});
   }
 }
 

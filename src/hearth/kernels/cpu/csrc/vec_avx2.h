@@ -132,6 +132,21 @@ inline void istore(void* p, Int v) {
 inline Int iload_bytes(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
+inline Int iload_signed_bytes(const uint8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec vfrom_bits(Int v) {
+  return _mm256_castsi256_ps(v);
+}
+inline Int ito_bits(Vec v) {
+  return _mm256_castps_si256(v);
+}
+// Stores values that bfloat16 holds exactly.
+inline void vstore_high(uint16_t* p, Vec v) {
+  __m256i high = _mm256_srli_epi32(_mm256_castps_si256(v), 16);
+  __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), h);
+}
 inline Int imul(Int a, Int b) {
   return _mm256_mullo_epi32(a, b);
 }

@@ -144,6 +144,20 @@ inline void istore(void* p, Int v) {
 inline Int iload_bytes(const uint8_t* p) {  // one unsigned byte a lane
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline Int iload_signed_bytes(const uint8_t* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec vfrom_bits(Int v) {
+  return _mm512_castsi512_ps(v);
+}
+inline Int ito_bits(Vec v) {
+  return _mm512_castps_si512(v);
+}
+// Stores values that bfloat16 holds exactly.
+inline void vstore_high(uint16_t* p, Vec v) {
+  __m256i h = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), h);
+}
 inline Int imul(Int a, Int b) {
   return _mm512_mullo_epi32(a, b);
 }
@@ -176,6 +190,44 @@ inline Vec dot_pairs(Vec acc, Int x, Int y) {
   return acc;
 }
 #endif
+// Of 32 codes of keys or values the bfloat16 that each stands for, in their order: signed bytes;
+// e4m3; the low and the high halves of bytes, 8 for zero.
+#define HEARTH_WORD_DECODERS
+inline Int words_of(const uint8_t* p) {
+  return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void decode_int8_words(const uint8_t* p, uint16_t* out) {
+  Vec a = _mm512_cvtepi32_ps(iload_signed_bytes(p));
+  Vec b = _mm512_cvtepi32_ps(iload_signed_bytes(p + 16));
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+#else
+  vstore_high(out, a);
+  vstore_high(out + 16, b);
+#endif
+}
+inline void decode_e4m3_words(const uint8_t* p, uint16_t* out) {
+  // Multiples of 2^−9 below 2^−6, by the low bits of the code.
+  const Int small = _mm512_broadcast_i32x4(
+      _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+  Int code = words_of(p), size = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
+  Int value = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(0x3c00));
+  __mmask32 is_small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
+  value = _mm512_mask_permutexvar_epi16(value, is_small, code, small);
+  Int sign = _mm512_and_si512(_mm512_slli_epi16(code, 8), _mm512_set1_epi16(-0x8000));
+  _mm512_storeu_si512(out, _mm512_or_si512(value, sign));
+}
+inline void decode_int4_words(const uint8_t* p, uint16_t* low, uint16_t* high) {
+  // −8 … 7 twice: an index counts by its low five bits, of which the fifth is the neighbour's.
+  const Int numbers = _mm512_broadcast_i64x4(_mm256_setr_epi16(
+      static_cast<int16_t>(0xc100), static_cast<int16_t>(0xc0e0), static_cast<int16_t>(0xc0c0),
+      static_cast<int16_t>(0xc0a0), static_cast<int16_t>(0xc080), static_cast<int16_t>(0xc040),
+      static_cast<int16_t>(0xc000), static_cast<int16_t>(0xbf80), 0, 0x3f80, 0x4000, 0x4040, 0x4080,
+      0x40a0, 0x40c0, 0x40e0));
+  Int both = words_of(p);
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi16(both, numbers));
+  _mm512_storeu_si512(high, _mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), numbers));
+}
 inline Vec vfloat(Int v) {
   return _mm512_cvtepi32_ps(v);
 }

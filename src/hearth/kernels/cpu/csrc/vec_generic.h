@@ -132,6 +132,21 @@ inline void istore(void* p, Int v) {
 inline Int iload_bytes(const uint8_t* p) {
   return Int{p[0], p[1], p[2], p[3]};
 }
+inline Int iload_signed_bytes(const uint8_t* p) {
+  auto* s = reinterpret_cast<const int8_t*>(p);
+  return Int{s[0], s[1], s[2], s[3]};
+}
+inline Vec vfrom_bits(Int v) {
+  return reinterpret_cast<Vec>(v);
+}
+inline Int ito_bits(Vec v) {
+  return reinterpret_cast<Int>(v);
+}
+// Stores values that bfloat16 holds exactly.
+inline void vstore_high(uint16_t* p, Vec v) {
+  auto bits = reinterpret_cast<IntVec>(v);
+  for (int i = 0; i < 4; i++) p[i] = static_cast<uint16_t>(bits[i] >> 16);
+}
 inline Int imul(Int a, Int b) {
   return a * b;
 }
