@@ -124,7 +124,7 @@ ShutdownTimeout = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
+    Literal["auto", "float32", "bfloat16", "float16"],
     option(
         "--dtype",
         "Precision of weights; the KV cache follows it by itself.",

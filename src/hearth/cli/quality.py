@@ -111,6 +111,7 @@ def quality(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     quantize: flag.Quantize = "none",
     activations: flag.Activations = "auto",
     quantize_group_size: flag.QuantizeGroupSize = DEFAULT_CODES.group_size,
+    kv_cache_dtype: flag.KvCacheDtype = "auto",
     max_model_len: flag.MaxModelLen = None,
     window: flag.Window = None,
     weight_cache_dir: flag.WeightCacheDir = "",
@@ -140,6 +141,7 @@ def quality(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
             window=window,
         ),
         device=DeviceConfig(threads, executor, isa),
+        cache=CacheConfig(dtype=kv_cache_dtype),
         weight_cache=WeightCacheConfig(weight_cache_dir, weight_cache_bytes),
     )
     reference = _reference(own, against, against_quantize)

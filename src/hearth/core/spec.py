@@ -47,6 +47,14 @@ class KvDType(StrEnum):
         return {KvDType.FLOAT32: 32, KvDType.INT4: 4, KvDType.INT8: 8, KvDType.FP8: 8}.get(self, 16)
 
 
+def float_kv(dtype: DType) -> KvDType:
+    """How the kernels keep keys and values of a model without codes.
+
+    There are none for float16 ones, which float32 holds.
+    """
+    return KvDType.FLOAT32 if dtype is DType.FLOAT16 else KvDType(dtype)
+
+
 class RopePairing(StrEnum):
     """Which two elements of a head one angle rotates."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hearth.core.config import Choice, EngineConfig
 from hearth.core.errors import ConfigError
-from hearth.core.spec import KvDType
+from hearth.core.spec import KvDType, float_kv
 from hearth.core.units import format_bytes
 from hearth.engine.executor import BackendChoice, LoadedModel
 from hearth.host.fit import FitRequest, token_bytes
@@ -43,7 +43,7 @@ def resolve_kv_storage(
     backend: BackendChoice, config: EngineConfig, loaded: LoadedModel
 ) -> KvStorage:
     """Raises ConfigError for a form that this model, or what runs it, cannot have."""
-    own = KvDType(loaded.dtype)
+    own = _own(loaded)
     asked = KV_CACHE_DTYPES[config.cache.dtype]
     chosen = asked or own
     if refusal := _refusal(chosen, backend, loaded):
@@ -59,6 +59,12 @@ def resolve_kv_storage(
     return KvStorage(chosen, smaller)
 
 
+def _own(loaded: LoadedModel) -> KvDType:
+    """Without anything that is asked for."""
+    is_foreign = isinstance(loaded, AutoModelSpec)
+    return KvDType(loaded.dtype) if is_foreign else float_kv(loaded.dtype)
+
+
 def kv_choice(config: EngineConfig, loaded: LoadedModel, request: FitRequest) -> Choice:
     """`int8, 20.6 KiB a token`, and why."""
     dtype, asked = request.stored_kv, config.cache.dtype
@@ -66,6 +72,8 @@ def kv_choice(config: EngineConfig, loaded: LoadedModel, request: FitRequest) ->
     value = f"{dtype}, {format_bytes(round(size))} a token"
     if asked == "auto":
         reason = f"auto: as the weights' float type, {loaded.dtype}"
+        if dtype is not KvDType(loaded.dtype):
+            reason += ", of which there are no keys and values: float32 holds them"
         if any(d is KvDType.INT8 for d in request.smaller_kv):
             reason += "; --kv-cache-dtype int8 takes about half of bfloat16 and loses a little"
         return Choice("kv_cache_dtype", value, reason)
@@ -85,7 +93,7 @@ def _permitted(backend: BackendChoice, loaded: LoadedModel) -> tuple[KvDType, ..
 
 def _refusal(dtype: KvDType, backend: BackendChoice, loaded: LoadedModel) -> str:
     """Why it cannot be; empty: it can."""
-    if dtype is KvDType(loaded.dtype):
+    if dtype is _own(loaded):
         return ""
     if isinstance(loaded, AutoModelSpec):
         return f"transformers runs the model, which stores {loaded.dtype}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from hearth.core.config import EngineConfig
 from hearth.core.memory import MemoryItem
-from hearth.core.spec import KvDType
+from hearth.core.spec import KvDType, float_kv
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, load_spec
 from hearth.engine.kv_storage import KV_CACHE_DTYPES
@@ -158,8 +158,8 @@ def costs_of(loaded: LoadedSpec, step_tokens: int, kv_dtype: KvDType | None = No
         # Pixels of a window's side are its tokens' times the merged ones of a token.
         window = encoder.window_tokens**2 * encoder.merge_rows
     return Costs(
-        text=program_cost(loaded.program, kv_dtype or KvDType(loaded.dtype)),
-        encoder=program_cost(encoder.program, KvDType(loaded.dtype))
+        text=program_cost(loaded.program, kv_dtype or float_kv(loaded.dtype)),
+        encoder=program_cost(encoder.program, float_kv(loaded.dtype))
         if encoder is not None
         else None,
         window_patches=window,

@@ -16,7 +16,7 @@ from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
 from hearth.core.program import EncoderProgram, StepProgram
-from hearth.core.spec import DType, KvDType
+from hearth.core.spec import DType, KvDType, float_kv
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
 from hearth.host.memory import HostMemory
@@ -83,7 +83,7 @@ class FitRequest:
     @property
     def stored_kv(self) -> KvDType:
         """How keys and values are stored."""
-        return self.kv_dtype or KvDType(self.dtype)
+        return self.kv_dtype or float_kv(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     patches, program = format_count(images.max_patches), images.encoder.program
     blocks = ceil_div(images.max_patches, ENCODER_BLOCK_ROWS)
     keys = blocks * sum(
-        kv_block_bytes(group, ENCODER_BLOCK_ROWS, KvDType(request.dtype))
+        kv_block_bytes(group, ENCODER_BLOCK_ROWS, float_kv(request.dtype))
         for group in program.kv_groups
     )
     threads = request.num_threads

@@ -8,7 +8,7 @@ from hearth.core.errors import ConfigError, ModelError
 from hearth.core.spec import DType
 from hearth.models.config_json import ConfigJson, shown
 
-PERMITTED = ("auto", DType.FLOAT32.value, DType.BFLOAT16.value)
+PERMITTED = ("auto", *(dtype.value for dtype in DType))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +36,28 @@ def checkpoint_dtype(config: ConfigJson) -> DType | None:
         ) from None
 
 
-def resolve_dtype(requested: str, checkpoint: DType | None) -> DTypeChoice:
+def resolve_dtype(
+    requested: str, checkpoint: DType | None, *, has_float16: bool = True
+) -> DTypeChoice:
     """Resolves `--dtype` against what the checkpoint declares (None: nothing).
 
-    `auto` keeps float32 and bfloat16. float16 has more mantissa bits than bfloat16, so only
-    float32 keeps it exactly. Raises ConfigError for an unknown or unsupported request.
+    `auto` keeps what it is. Without `has_float16` float32 stands for float16, which it holds
+    exactly. Raises ConfigError for an unknown or unsupported request.
     """
-    if requested not in PERMITTED:
+    permitted = [name for name in PERMITTED if has_float16 or name != DType.FLOAT16]
+    if requested not in permitted:
         hint = None
         if requested in ("float16", "half"):
-            hint = "float16 arithmetic is not offered; float32 keeps a float16 checkpoint exactly"
+            hint = "this is not offered here; float32 keeps a float16 checkpoint exactly"
         raise ConfigError(
-            f"--dtype is {requested!r}; permitted: {', '.join(PERMITTED)}", hint=hint, param="dtype"
+            f"--dtype is {requested!r}; permitted: {', '.join(permitted)}", hint=hint, param="dtype"
         )
     if requested != "auto":
         stored = f", the checkpoint is {checkpoint}" if checkpoint else ""
         return DTypeChoice(DType(requested), f"--dtype {requested}{stored}")
     if checkpoint is None:
         return DTypeChoice(DType.FLOAT32, "config.json names no dtype: transformers' default")
-    if checkpoint is DType.FLOAT16:
+    if checkpoint is DType.FLOAT16 and not has_float16:
         return DTypeChoice(
             DType.FLOAT32,
             "the checkpoint is float16: kept exactly; --dtype bfloat16 halves the memory",

@@ -287,8 +287,8 @@ def test_head_dim_is_derived_where_it_is_absent(tmp_path: Path) -> None:
         (
             "auto",
             {"dtype": "float16"},
-            DType.FLOAT32,
-            "the checkpoint is float16: kept exactly; --dtype bfloat16 halves the memory",
+            DType.FLOAT16,
+            "the checkpoint is float16",
         ),
         ("auto", {"dtype": ...}, DType.FLOAT32, "names no dtype"),
         ("bfloat16", {}, DType.BFLOAT16, "--dtype bfloat16, the checkpoint is float32"),
@@ -304,11 +304,12 @@ def test_the_precision_comes_with_its_reason(
     assert kinds == {"linear": dtype, "table": dtype, "vector": DType.FLOAT32}
 
 
-@pytest.mark.parametrize("requested", ["float16", "fp8", ""])
+@pytest.mark.parametrize("requested", ["half", "fp8", ""])
 def test_an_unknown_precision_is_refused(requested: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_dtype(requested, None)
-    assert caught.value.message == (f"--dtype is {requested!r}; permitted: auto, float32, bfloat16")
+    permitted = "auto, float32, bfloat16, float16"
+    assert caught.value.message == f"--dtype is {requested!r}; permitted: {permitted}"
 
 
 def test_reading_a_model_imports_neither_torch_nor_numpy() -> None:

@@ -77,7 +77,7 @@ def load_automodel_spec(config_json: ConfigJson, path: Path, request: LoadReques
     Raises UnknownArchitectureError (with what cannot be honoured), ModelError, ConfigError.
     """
     interface.register()
-    choice = resolve_dtype(request.dtype, checkpoint_dtype(config_json))
+    choice = resolve_dtype(request.dtype, checkpoint_dtype(config_json), has_float16=False)
     architecture = str(config_json.values["architectures"][0])
     config = _read_config(path, architecture)
     _check_config(config, architecture)
