@@ -38,20 +38,21 @@ from benchmarks.quantization_rows import (
     rows_of,
     write_gguf,
 )
-from benchmarks.step_plans import BLOCKS_A_SEQUENCE, STEP_SEQUENCES, STEP_TOKENS, logits_of
 from tokenizers import Tokenizer
 
 from hearth.core.config import CodesConfig
 from hearth.core.errors import HearthError
 from hearth.core.spec import DType
 from hearth.core.step import KvConfig, StepLimits
+from hearth.engine.plain_steps import forced_logits, layout_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.models.loader import load_model_spec
 from hearth.models.weights import load_weights
 
-LIMITS = StepLimits(STEP_TOKENS, STEP_SEQUENCES, STEP_TOKENS, 4096)
-NUM_BLOCKS = STEP_SEQUENCES * BLOCKS_A_SEQUENCE
+STEP_TOKENS = 512
+LIMITS = StepLimits(STEP_TOKENS, 1, STEP_TOKENS, 4096)
+LAYOUT = layout_of(32, STEP_TOKENS, 1, STEP_TOKENS)
 HEADER = (
     "| weights | method | group | perplexity | KL, nats | same best | file, MB | memory, MB "
     "| quantized in, s | peak, MB |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -100,7 +101,7 @@ def executor_of(
     loaded = load_model_spec(model, row.dtype, quantize=row.quantize, codes=codes)
     weights = CpuWeights(loaded.program)
     load_weights(loaded, weights)
-    kv = KvConfig(32, (NUM_BLOCKS,) * len(loaded.program.kv_groups), kv_dtype)
+    kv = KvConfig(LAYOUT.block_size, (LAYOUT.num_blocks,) * len(loaded.program.kv_groups), kv_dtype)
     with closing(CpuExecutor(loaded.program, weights, LIMITS, kv, threads)) as executor:
         yield executor, weights.num_bytes
 
@@ -108,7 +109,7 @@ def executor_of(
 def each_logits(executor: CpuExecutor, sequences: Sequence[Sequence[int]]) -> Iterator[Logits]:
     """Of one sequence at a time."""
     for one in sequences:
-        yield logits_of(executor, [one])[0]
+        yield next(forced_logits(executor, one, LAYOUT))
 
 
 class Table:
