@@ -2,9 +2,8 @@
 
     python -m benchmarks.quantize_worker MODEL OUT --scheme w4a16 --group-size 128 --method rtn
 
-Runs `hearth quantize` in this process. A hearth without that command is left its round-to-nearest
-by `quantize_directory`. The last line printed is JSON: `seconds` (imports left out where that
-command makes none), `peak_bytes` and `how`, or `refused` with hearth's own message.
+Runs `hearth quantize` in this process. The last line printed is JSON: `seconds` (what that command
+imports included) and `peak_bytes`, or `refused` with hearth's own message.
 """
 
 from __future__ import annotations
@@ -21,31 +20,13 @@ from pathlib import Path
 
 from benchmarks.peers.workers.protocol import status_bytes
 
-from hearth.core.errors import ConfigError, HearthError
+from hearth.core.errors import HearthError
 
-# What `quantize_directory` can make: scheme → its name there, zero points.
-_DIRECT = {"w4a16": ("int4", False), "w4a16-asym": ("int4", True), "w8a16": ("int8", False)}
 _FRAME = re.compile(r"[│╭╮╰╯─]+")
 
 
-def has_command() -> bool:
-    """Whether this hearth has `quantize`."""
-    from hearth.cli.main import app
-
-    commands = app.registered_commands
-    return "quantize" in {one.name or getattr(one.callback, "__name__", "") for one in commands}
-
-
-def quantize(given: argparse.Namespace) -> str:
-    """Makes the checkpoint; returns how. Raises HearthError."""
-    if has_command():
-        _by_command(given)
-        return "hearth quantize"
-    _directly(given)
-    return "quantize_directory"
-
-
-def _by_command(given: argparse.Namespace) -> None:
+def quantize(given: argparse.Namespace) -> None:
+    """Makes the checkpoint by the command line. Raises HearthError with what it said."""
     from hearth.cli.main import main as hearth
 
     arguments = ["quantize", str(given.model), "--scheme", given.scheme, "--method", given.method]
@@ -70,16 +51,6 @@ def message_of(errors: str) -> str:
     return " ".join(text.split()) or "no message"
 
 
-def _directly(given: argparse.Namespace) -> None:
-    from hearth.quant.checkpoint import quantize_directory, scheme_of
-
-    if given.method != "rtn" or given.scheme not in _DIRECT:
-        raise ConfigError(f"this hearth has no {given.scheme} by {given.method}")
-    name, zero_points = _DIRECT[given.scheme]
-    scheme = scheme_of(name, given.group_size or 128, zero_points=zero_points)
-    quantize_directory(given.model, given.out, scheme, lambda _done, _total: None)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -92,13 +63,13 @@ def main() -> None:
     given = parser.parse_args()
     begin = time.monotonic()
     try:
-        how = quantize(given)
+        quantize(given)
     except HearthError as error:
         print(json.dumps({"refused": str(error)}))
         sys.exit(1)
     seconds = time.monotonic() - begin
     peak = status_bytes(os.getpid(), "VmHWM")
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "how": how}))
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
 
 
 if __name__ == "__main__":
