@@ -105,3 +105,16 @@ def test_float32_matrices_are_rounded_to_nearest_for_bfloat16(tmp_path: Path, bu
     full = save_full(4, tmp_path)
     difference = compare_logits([full.logits], logits_of(build, full, "bfloat16", "float32"))
     assert difference.is_close, difference
+
+
+@pytest.mark.parametrize("case_index", [2, 4])
+def test_a_float16_checkpoint_is_served_in_two_bytes_and_exactly(
+    tmp_path: Path, build: Build, case_index: int
+) -> None:
+    """Weights stay float16; keys and values, of which there are no such kernels, are float32."""
+    rounded = save_rounded(case_index, torch.float16, tmp_path)
+    loaded = load_model_spec(rounded.path)
+    assert loaded.dtype is DType.FLOAT16
+    assert {s.quant.dtype for s in loaded.program.slots if s.cols > 1} == {DType.FLOAT16}
+    difference = compare_logits([rounded.logits], logits_of(build, rounded, "auto", "float32"))
+    assert difference.is_close, difference
