@@ -15,7 +15,7 @@ from tests.support.vision_models import MERGE, ExpectedVision, Picture, expect_v
 from tests.unit.kernels.programs import ISAS
 
 from hearth.core.errors import KernelError
-from hearth.core.spec import Activation, DType
+from hearth.core.spec import Activation, KvDType
 from hearth.engine.images.patches import patch_rows
 from hearth.kernels.cpu.encoder import CpuEncoder
 from hearth.kernels.cpu.weights import CpuWeights
@@ -65,7 +65,9 @@ class Pair:
         for slot in loaded.program.slots:
             if slot.quant.bits:
                 weights.put_packed(slot, self.packed.packed(slot))
-        self.cpu = CpuEncoder(loaded.encoder, self.packed, MAX_PATCHES, threads, isa, DType.FLOAT32)
+        self.cpu = CpuEncoder(
+            loaded.encoder, self.packed, MAX_PATCHES, threads, isa, KvDType.FLOAT32
+        )
         self.reference = ReferenceEncoder(loaded.encoder, weights, MAX_PATCHES)
 
 

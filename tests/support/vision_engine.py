@@ -250,9 +250,9 @@ def _encoder_of(name: str, loaded: LoadedSpec, executor: Executor) -> ImageEncod
         assert isinstance(executor, ReferenceExecutor)
         assert executor._weights is not None
         return ReferenceEncoder(loaded.encoder, executor._weights, MAX_PATCHES)
-    from hearth.core.spec import DType
+    from hearth.core.spec import KvDType
     from hearth.kernels.cpu.encoder import CpuEncoder
     from hearth.kernels.cpu.executor import CpuExecutor
 
     assert isinstance(executor, CpuExecutor)
-    return CpuEncoder(loaded.encoder, executor._weights, MAX_PATCHES, 2, kv_dtype=DType.FLOAT32)
+    return CpuEncoder(loaded.encoder, executor._weights, MAX_PATCHES, 2, kv_dtype=KvDType.FLOAT32)

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
+from hearth.core.spec import float_kv
 from hearth.core.step import Executor, ImageEncoder
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
@@ -214,7 +215,7 @@ def _create_cpu(
             run.max_patches,
             placement.num_threads,
             isa,
-            loaded.dtype,  # of keys and values, which are there for one image
+            float_kv(loaded.dtype),  # of keys and values, which are there for one image
             patterns_of(config),
         )
     binding, warnings = _bind(placement, (executor, encoder) if encoder else (executor,))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
 from hearth.core.program import EncoderProgram
-from hearth.core.spec import DType, KvDType
+from hearth.core.spec import KvDType
 from hearth.core.step import KvConfig, PatchSource, StepLimits
 from hearth.core.units import ceil_div
 from hearth.kernels.cpu import abi
@@ -44,7 +44,7 @@ class CpuEncoder:
         max_patches: int,
         threads: int,
         isa: str = "auto",
-        kv_dtype: DType = DType.BFLOAT16,
+        kv_dtype: KvDType = KvDType.BFLOAT16,
         patterns: Iterable[Pattern] = ALL_PATTERNS,
     ) -> None:
         """Raises ConfigError, KernelError, CapacityError."""
@@ -65,7 +65,7 @@ class CpuEncoder:
             fuse(program.program, threads, patterns, program.phases),
         )
         desc = encoded.desc
-        desc.kv_dtype = abi.KV_CODES[KvDType(kv_dtype)]
+        desc.kv_dtype = abi.KV_CODES[kv_dtype]
         desc.max_image_rows, desc.merge_rows = max_patches, program.merge_rows
         desc.num_threads = threads
         desc.isa = resolve_isa(isa).encode()

@@ -15,6 +15,10 @@ from hearth.core.units import format_count
 from hearth.engine.text.tokenizer import Tokenizer
 
 BUILTIN = "builtin"
+# Of a text: some two million tokens, far more than calibration takes. A larger one is read here and
+# there.
+MOST_BYTES = 8 << 20
+PLACES = 64
 _BUILTIN_FILE = Path(__file__).with_name("builtin.txt")
 
 
@@ -35,7 +39,7 @@ def read_calibration(source: str, model: Path, num_sequences: int, length: int) 
     """
     path = _BUILTIN_FILE if source == BUILTIN else Path(source).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
     except OSError as error:
         raise ConfigError(f"--calibration {source} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -45,6 +49,21 @@ def read_calibration(source: str, model: Path, num_sequences: int, length: int) 
         ) from error
     ids = Tokenizer.load(model).encode(text)
     return sequences_of(ids, source, num_sequences, length)
+
+
+def _read(path: Path) -> str:
+    """All of a text, or of a large one whole lines from places spread evenly over it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= MOST_BYTES:
+            return file.read().decode("utf-8")
+        parts, window = [], MOST_BYTES // PLACES
+        for place in range(PLACES):
+            file.seek(place * (size - window) // (PLACES - 1))
+            lines = file.read(window)
+            first, last = lines.find(b"\n") + 1 if place else 0, lines.rfind(b"\n") + 1
+            parts.append(lines[first:last].decode("utf-8"))
+    return "".join(parts)
 
 
 def sequences_of(ids: Sequence[int], source: str, num_sequences: int, length: int) -> Calibration:
