@@ -62,5 +62,4 @@ def _other_precision(loaded: LoadedSpec, used: Counter[DType]) -> tuple[str, ...
     served = f"the weights are stored as {name} and served as {loaded.dtype}"
     if loaded.dtype is not DType.FLOAT32:
         return (f"{served} ({loaded.dtype_reason}): they are rounded when they are loaded",)
-    exactly = "exactly, " if stored is DType.BFLOAT16 else "rounded, "
-    return (f"{served} ({loaded.dtype_reason}): --dtype bfloat16 keeps them {exactly}in half",)
+    return (f"{served} ({loaded.dtype_reason}): --dtype {stored} keeps them exactly, in half",)

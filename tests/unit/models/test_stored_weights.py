@@ -88,7 +88,11 @@ def test_tensors_that_nobody_reads_are_noted(tmp_path: Path) -> None:
     [
         (np.float32, "bfloat16", "stored as F32 and served as bfloat16 .* they are rounded"),
         (np.float16, "bfloat16", "stored as F16 and served as bfloat16 .* they are rounded"),
-        (np.float16, "float16", "stored as F16 and served as float32 .* rounded, in half"),
+        (
+            np.float16,
+            ...,
+            "stored as F16 and served as float32 .* float16 keeps .* in half",
+        ),
         (np.uint16, ..., "stored as BF16 and served as float32 .* exactly, in half"),
     ],
 )
@@ -105,4 +109,5 @@ def test_the_precision_that_most_bytes_have_is_the_checkpoints(tmp_path: Path) -
     tensors["model.norm.weight"] = llama_tensors()["model.norm.weight"]
     found = stored(tmp_path, tensors, dtype="bfloat16")
     assert found.notes == ()
+    assert stored(tmp_path, as_kind(llama_tensors(), np.float16), dtype="float16").notes == ()
     assert list(found.dtypes) == ["BF16", "F32"]
