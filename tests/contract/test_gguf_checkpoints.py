@@ -165,8 +165,8 @@ def test_logits_are_those_of_the_dequantized_model(
 def test_floating_point_is_served_as_it_is(tmp_path: Path, kind: Type) -> None:
     path, _ = save(tmp_path, "llama", lambda _: kind)
     loaded = load_model_spec(path)
-    expected = "bfloat16" if kind is Type.BF16 else "float32"
-    assert loaded.dtype.value == expected
+    names = {Type.F32: "float32", Type.F16: "float16", Type.BF16: "bfloat16"}
+    assert loaded.dtype.value == names[kind]
     assert not any(slot.quant.bits for slot in loaded.spec.slots)
     assert load_model_spec(path, quantize="int4").spec.slots[1].quant.bits in (4, 8)
 
