@@ -100,12 +100,12 @@ def test_killed_again_and_again_it_ends_with_the_same_files(
     arguments = (model, "-o", target, "--method", method, *SMALL)
     killed_when(target / "layer-00000.safetensors", 0.0, *arguments)
     assert not (target / "config.json").exists()
-    killed_when(target / "layer-00002.safetensors", 0.05, *arguments)
-    kept = (target / "layer-00001.safetensors").stat().st_mtime_ns
+    killed_when(target / "layer-00001.safetensors", 0.0, *arguments)
+    kept = (target / "layer-00000.safetensors").stat().st_mtime_ns
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "goes on with layer" in done.stderr
-    assert (target / "layer-00001.safetensors").stat().st_mtime_ns == kept
+    assert "goes on" in done.stderr  # a quick machine may have done all layers by then
+    assert (target / "layer-00000.safetensors").stat().st_mtime_ns == kept
     assert contents(target) == whole[method]
 
 

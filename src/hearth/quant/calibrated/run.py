@@ -124,8 +124,9 @@ class _Run:
         first = self._first()
         room = self._conversion.expected_bytes + 2 * self._states.num_bytes
         check_room(self._order.target, [p.name for p in self._order.target.iterdir()], room)
-        self._observer.begin(f"layers {first + 1} to {self.num_layers}", self.num_layers - first)
         if first < self.num_layers:
+            what = f"layers {first + 1} to {self.num_layers}"
+            self._observer.begin(what, self.num_layers - first)
             self._model.begin(self._order.calibration.tokens)
             self._embed(first)
         for index in range(first, self.num_layers):
@@ -163,7 +164,10 @@ class _Run:
         first = 0
         while first < self.num_layers and self._is_done(first):
             first += 1
-        if first in (0, self.num_layers):
+        if first == 0:
+            return first
+        if first == self.num_layers:
+            self._observer.note(f"all {first} layers are done: goes on behind them")
             return first
         if self._states.has(first):
             self._observer.note(f"goes on with layer {first + 1} of {self.num_layers}")
