@@ -1,7 +1,8 @@
 """A model as data: what a family file produces and `models/lower` consumes.
 
 Owns the vocabulary only: frozen dataclasses without arithmetic, without arrays, without files.
-Widths are in elements, `eps` and `theta` as the checkpoint's configuration gives them.
+Widths are in elements, `eps` and `theta` as the checkpoint's configuration gives them. A few lines
+over 400: it is one vocabulary, whose words refer to each other.
 """
 
 from __future__ import annotations
