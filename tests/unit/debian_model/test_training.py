@@ -79,6 +79,21 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert trainer.progress.num_tokens == 8 * 2 * 16
 
 
+def test_gradients_by_parts_of_the_logits_are_those_of_the_whole_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(options_in(tmp_path), ids_of(400))
+    batch = trainer.ids.draw(np.random.default_rng(0), 2, 16)
+    logits = trainer.model(input_ids=batch[:, :-1], use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    wanted = torch.autograd.grad(loss, list(trainer.model.parameters()))
+    monkeypatch.setattr(training, "LOSS_TOKENS", 5)
+    assert trainer._backward(batch) == pytest.approx(loss.item(), rel=1e-6)
+    for parameter, gradient in zip(trainer.model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = Trainer(options_in(tmp_path), ids_of(400))
     for _ in range(2):
