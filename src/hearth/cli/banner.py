@@ -105,11 +105,16 @@ class Banner:
         return found
 
 
-def curl_line(url: str, model_name: str) -> str:
-    """A command that can be copied to a shell and answers."""
-    body = {"model": model_name, "messages": [{"role": "user", "content": EXAMPLE}]}
+def curl_line(url: str, model_name: str, *, chats: bool = True) -> str:
+    """A command that can be copied to a shell and answers: a chat, or else a completion."""
+    body: dict[str, object] = {"model": model_name}
+    if chats:
+        body["messages"] = [{"role": "user", "content": EXAMPLE}]
+    else:
+        body |= {"prompt": EXAMPLE, "max_tokens": 32}
+    address = f"{url}/v1/{'chat/' if chats else ''}completions"
     data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {data}"
+    return f"curl {address} -H 'Content-Type: application/json' -d {data}"
 
 
 class _Stdout(Console):
@@ -136,7 +141,8 @@ def print_banner(banner: Banner, console: Console | None = None) -> None:
     console.print(Text(f"  {_timing_line(banner)}", style="dim"))
     console.print(f"  API documentation: {banner.url}/docs")
     console.print("  Try it:\n", style="bold")
-    console.print(Text(curl_line(banner.url, banner.model.names[0])))
+    chats = banner.model.text.template is not None
+    console.print(Text(curl_line(banner.url, banner.model.names[0], chats=chats)))
     console.print()
     console.file.flush()
 

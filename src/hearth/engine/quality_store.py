@@ -77,7 +77,8 @@ def find_quality(loaded: LoadedModel, config: EngineConfig) -> QualityNote:
     if not isinstance(loaded, LoadedSpec):
         return QualityNote()
     is_lossy = any(slot.quant.bits for slot in loaded.program.slots)
-    how = f"{_command(config, loaded.quantize)} measures it"
+    stored = is_stored_quantized(loaded)
+    how = f"{_command(config, loaded.quantize, is_stored=stored)} measures it"
     if config.model.load_format == "dummy":
         return QualityNote()
     try:
@@ -161,10 +162,12 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _command(config: EngineConfig, scheme: str) -> str:
-    """What the user types."""
+def _command(config: EngineConfig, scheme: str, *, is_stored: bool) -> str:
+    """What the user types; codes of a checkpoint are compared with what they were made from."""
     model = config.model
     parts = ["hearth quality", shlex.quote(model.path)]
+    if is_stored:
+        parts.append("--against REF")
     if scheme != "none":
         parts += ["--quantize", scheme]
     if model.codes.activations == "float32":

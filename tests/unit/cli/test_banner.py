@@ -126,3 +126,10 @@ def test_the_curl_line_is_one_line_even_on_a_narrow_screen() -> None:
 def test_the_curl_line_survives_any_model_name() -> None:
     name = 'it\'s "a" $model'
     assert json.loads(shlex.split(curl_line("http://x", name))[-1])["model"] == name
+
+
+def test_the_curl_line_of_a_model_without_a_template_is_a_completion() -> None:
+    line = next(x for x in banner_text(template=None).splitlines() if x.startswith("curl"))
+    words = shlex.split(line)
+    assert words[1] == "http://127.0.0.1:8123/v1/completions"
+    assert "prompt" in json.loads(words[-1])

@@ -116,6 +116,17 @@ def test_what_was_not_measured_says_how_to(config: EngineConfig) -> None:
     assert find_quality(loaded_as(plain), plain).choice is None  # nothing is lost
 
 
+def test_codes_of_a_checkpoint_are_compared_with_what_they_were_made_from(
+    model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "codes"
+    quantize_directory(model, target, scheme_of("int4", 64), lambda *_: None)
+    config = EngineConfig(ModelConfig(str(target)))
+    choice = find_quality(loaded_as(config), config).choice
+    assert choice is not None
+    assert choice.reason == f"hearth quality {target} --against REF --store measures it"
+
+
 def changed_weights(model: Path) -> None:
     """Other values in a file of the same size, header and name, as another method writes."""
     for name, content in sharded_model(1, lambda _, data: data[::-1]).items():
