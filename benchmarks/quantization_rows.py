@@ -42,6 +42,7 @@ class Row:
     dtype: str = "auto"
     activations: str = "auto"
     ftype: str = ""
+    is_read_here: bool = False  # llama.cpp's file, by hearth's kernels
 
     @property
     def label(self) -> str:
@@ -90,6 +91,10 @@ def rows_of() -> list[Row]:
         *(Row("INT4, embedding INT8", "at load", g, quantize="int4") for g in GROUP_SIZES),
         *(
             Row(f"llama.cpp {ftype}", kind=PEER, ftype=ftype)
+            for ftype in ("BF16", "F16", "Q8_0", "Q4_K_M", "Q4_0")
+        ),
+        *(
+            Row(f"llama.cpp's {ftype} file in hearth", kind=PEER, ftype=ftype, is_read_here=True)
             for ftype in ("BF16", "F16", "Q8_0", "Q4_K_M", "Q4_0")
         ),
     ]

@@ -47,6 +47,7 @@ from hearth.core.step import KvConfig, StepLimits
 from hearth.engine.plain_steps import forced_logits, layout_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.models.gguf.view import view_of
 from hearth.models.loader import load_model_spec
 from hearth.models.weights import load_weights
 
@@ -150,11 +151,23 @@ class Table:
         setting = self._setting
         plain = write_gguf(setting)
         made = make_gguf(setting, row, plain)
-        with peer_logits(setting, made.path, self._sequences, self._vocab_size) as logits:
-            score = self._reference.score(logits)
-        if made.path != plain:
-            made.path.unlink()
+        try:
+            if row.is_read_here:
+                return self._peers_file(row, made)
+            with peer_logits(setting, made.path, self._sequences, self._vocab_size) as logits:
+                score = self._reference.score(logits)
+        finally:
+            if made.path != plain:
+                made.path.unlink()
         return Result(row, made, made.file_bytes, score)
+
+    def _peers_file(self, row: Row, made: Made) -> Result:
+        """What llama.cpp wrote, read and multiplied here."""
+        setting = self._setting
+        view = view_of(made.path, {"XDG_CACHE_HOME": str(setting.work)})
+        with executor_of(view, row, DType.BFLOAT16, setting.threads) as (executor, size):
+            score = self._reference.score(each_logits(executor, self._sequences))
+        return Result(row, replace(made, seconds=0.0, peak_bytes=0), size, score)
 
     def close(self) -> None:
         """Removes the reference."""
