@@ -7,6 +7,7 @@ answers behind the beginnings of the text, until they part, and the error of sin
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -20,6 +21,7 @@ from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.plain_steps import Greedy, forced_logits, greedy_answers
 from hearth.quant.divergence import Divergence, DivergenceMeter, Estimate, PerplexityMeter
+from hearth.quant.held_out import SeenText
 from hearth.quant.layers import LayerReport, layer_report
 from hearth.quant.sides import Lengths, PlannedSide, Side, build_side, plan_sides, without_cache
 from hearth.quant.text import LEAST_TOKENS, CutText, TextIdentity, TextSource, prefix_of
@@ -33,6 +35,8 @@ class QualityRequest:
     """What is measured. `reference` None: the perplexity of the model alone.
 
     `num_answers` prompts of the text are answered with up to `answer_tokens` tokens by both.
+    `seen`: lines of the text that are left out. After `most_seconds` of measuring no other sequence
+    is begun.
     """
 
     model: EngineConfig
@@ -43,6 +47,8 @@ class QualityRequest:
     num_answers: int = 8
     answer_tokens: int = 64
     with_layers: bool = True
+    seen: SeenText | None = None
+    most_seconds: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def measure_quality(request: QualityRequest, observer: Observer) -> Quality:
     """
     started = time.monotonic()
     _check(request)
-    source = TextSource(request.text)
+    source = TextSource(request.text, request.seen)
     lengths = Lengths(request.context, PROMPT_TOKENS, request.answer_tokens, _num_answers(request))
     configs = [(MODEL, request.model)]
     if request.reference is not None:
@@ -193,7 +199,7 @@ def _encode(plans: Sequence[PlannedSide], text: str) -> list[int]:
 
 def _read_ahead(source: TextSource, plans: Sequence[PlannedSide], cut: CutText) -> None:
     """Reads the text's beginning before weights are: what is wrong with it is known at once."""
-    other = TextSource(str(source.path) if not source.is_builtin else "builtin")
+    other = source.again()
     beginning = CutText(cut.context, min(cut.num_tokens, cut.context), cut.prefix)
     for _ in other.sequences(lambda text: _encode(plans, text), beginning):
         return
@@ -207,8 +213,11 @@ def _measured(run: _Run, source: TextSource, cut: CutText, started: float) -> Qu
     layers: LayerReport | str = "left out"
     try:
         run.observer.note(f"measuring {format_count(request.num_tokens)} tokens of {request.text}")
+        end = time.monotonic() + request.most_seconds
         for sequence in source.sequences(lambda text: _encode(plans, text), cut):
             _force(run, sequence, len(cut.prefix))
+            if time.monotonic() > end:
+                break
         if len(sides) > 1:
             greedy = _greedy(run, len(cut.prefix))
             layers = _layers(run)
