@@ -22,7 +22,7 @@ import msgspec
 from hearth.core.config import Choice, EngineConfig
 from hearth.core.errors import ConfigError, HearthError, WeightsError
 from hearth.core.paths import home_expanded
-from hearth.core.quality import QualitySummary
+from hearth.core.quality import QualitySummary, RoundingLoss
 from hearth.engine.executor import LoadedModel
 from hearth.engine.weight_cache import default_directory
 from hearth.models.loader import LoadedSpec
@@ -72,8 +72,13 @@ def is_stored_quantized(loaded: LoadedSpec) -> bool:
     return any(slot.stored is not None for slot in loaded.program.slots)
 
 
-def find_quality(loaded: LoadedModel, config: EngineConfig) -> QualityNote:
-    """The report of a model that is to be served; what is unreadable is said, never raised."""
+def find_quality(
+    loaded: LoadedModel, config: EngineConfig, rounding: RoundingLoss | None = None
+) -> QualityNote:
+    """The report of a model that is to be served; what is unreadable is said, never raised.
+
+    `rounding`: what is said where nothing was measured on a text.
+    """
     if not isinstance(loaded, LoadedSpec):
         return QualityNote()
     is_lossy = any(slot.quant.bits for slot in loaded.program.slots)
@@ -87,12 +92,18 @@ def find_quality(loaded: LoadedModel, config: EngineConfig) -> QualityNote:
         note = Choice("quality", "not known", error.message)
         return QualityNote(None, note if is_lossy else None)
     if summary is not None and summary.weights_key != key:
-        text = f"what is stored is of other weights or settings: {how}"
-        return QualityNote(None, Choice("quality", "not measured", text))
+        how = f"what is stored is of other weights or settings: {how}"
+        return QualityNote(None, _unmeasured(how, rounding))
     if summary is None:
-        return QualityNote(None, Choice("quality", "not measured", how) if is_lossy else None)
+        return QualityNote(None, _unmeasured(how, rounding) if is_lossy else None)
     reason = f"{summary.text} text, {summary.num_tokens:,} tokens, {summary.measured_at[:10]}"
     return QualityNote(summary, Choice("quality", summary.line(), reason))
+
+
+def _unmeasured(how: str, rounding: RoundingLoss | None) -> Choice:
+    if rounding is None:
+        return Choice("quality", "not measured", how)
+    return Choice("quality", rounding.line(), f"perplexity not measured: {how}")
 
 
 def kv_dtype_of(config: EngineConfig, loaded: LoadedSpec) -> str:
