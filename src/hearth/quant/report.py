@@ -154,6 +154,7 @@ def as_json(quality: Quality) -> dict[str, Any]:
         "layers_missing": quality.layers_missing,
         "seconds": round(quality.seconds, 3),
         "is_whole": quality.is_whole,
+        "one_by_one": quality.one_by_one,
         "warnings": list(warnings_of(quality)),
     }
 
