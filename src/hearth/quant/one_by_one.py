@@ -138,6 +138,14 @@ class Recording:
     with_layers: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """Where its states lie, and which tokens it is of."""
+
+    place: int
+    digest: bytes
+
+
 @dataclass(slots=True)
 class RecordedReference:
     """A reference that ran before; its states, answers and head lie in a file."""
@@ -145,8 +153,7 @@ class RecordedReference:
     spool: Spool
     layout: Layout
     warnings: tuple[str, ...] = ()
-    digest: bytes = b""
-    places: list[int] = field(default_factory=list)  # of states, a sequence after the other
+    sequences: list[_Sequence] = field(default_factory=list)
     recorded_answers: list[Greedy] = field(default_factory=list)
     operations: list[_Place] = field(default_factory=list)
     layers_missing: str = ""
@@ -156,16 +163,21 @@ class RecordedReference:
     @property
     def is_at_end(self) -> bool:
         """See Reference."""
-        return self._next == len(self.places)
+        return self._next == len(self.sequences)
 
     def logits(self, tokens: Sequence[int]) -> Iterator[Logits]:
         """See Reference."""
         assert self.head is not None
-        place, width = self.places[self._next], self.head.width
+        recorded, width = self.sequences[self._next], self.head.width
         self._next += 1
+        if recorded.digest != _digest_of(tokens):
+            raise ConfigError(
+                "the text has changed while it was measured on",
+                hint="measure again, on a file that nobody writes to",
+            )
         for first in range(0, len(tokens), self.layout.step_tokens):
             piece = tokens[first : first + self.layout.step_tokens]
-            states = self.spool.read(place + 4 * width * first, (len(piece), width))
+            states = self.spool.read(recorded.place + 4 * width * first, (len(piece), width))
             yield self.head.logits(states)
 
     def answers(self, prompts: Sequence[Sequence[int]]) -> list[Greedy]:
@@ -263,7 +275,7 @@ def _record(
     executor = side.executor
     assert isinstance(executor, CpuExecutor)
     kept: list[list[int]] = []
-    digest, num_rows = hashlib.sha256(), 0
+    num_rows = 0
     states = _states_of(executor.program)
     isa = executor.info.detail.partition(",")[0]
     tiling = Tiling(patterns_of(side.plan.config), cuts=frozenset({states.end}))
@@ -276,29 +288,16 @@ def _record(
         for tokens in recording.sequences():
             if len(kept) < recording.num_kept:
                 kept.append(tokens)
-            digest.update(_digest_of(tokens))
-            recorded.places.append(recorded.spool.append(_states(cut, tokens, side.plan, states)))
+            place = recorded.spool.append(_states(cut, tokens, side.plan.layout, states))
+            recorded.sequences.append(_Sequence(place, _digest_of(tokens)))
             num_rows += len(tokens)
             advance(num_rows)
-    recorded.digest = digest.digest()
     recorded.recorded_answers = answers_of(side, recording.prompts_of(kept), recording.rules)
     recorded.layers_missing = _record_layers(side, model, recording, recorded, kept[0])
 
 
-def check_same(recorded: RecordedReference, sequences: Iterable[list[int]]) -> None:
-    """Whether the second pass reads what the first did. Raises ConfigError."""
-    digest = hashlib.sha256()
-    for tokens in sequences:
-        digest.update(_digest_of(tokens))
-    if digest.digest() != recorded.digest:
-        raise ConfigError(
-            "the text has changed while it was measured on",
-            hint="measure again, on a file that nobody writes to",
-        )
-
-
 def _digest_of(tokens: Sequence[int]) -> bytes:
-    return np.array([len(tokens), *tokens], np.int64).tobytes()
+    return hashlib.sha256(np.array(tokens, np.int64).tobytes()).digest()
 
 
 def _record_layers(
@@ -339,10 +338,10 @@ def _states_of(program: StepProgram) -> _States:
 
 
 def _states(
-    cut: CpuExecutor, tokens: Sequence[int], plan: PlannedSide, states: _States
+    cut: CpuExecutor, tokens: Sequence[int], layout: Layout, states: _States
 ) -> NDArray[np.float32]:
     """Normed hidden states at every position of a sequence, [length, width]."""
-    layout, found = plan.layout, []
+    found = []
     groups = len(cut.program.kv_groups)
     for first in range(0, len(tokens), layout.step_tokens):
         piece = tokens[first : first + layout.step_tokens]

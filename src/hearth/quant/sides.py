@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hearth.core.config import EngineConfig, SchedulerConfig, WeightCacheConfig
+from hearth.core.config import EngineConfig, SchedulerConfig
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.program import Linear, Norm, StepProgram
 from hearth.core.spec import WeightSlot
@@ -136,7 +136,7 @@ def build_side(plan: PlannedSide, on_progress: Progress) -> Side:
 
 def without_cache(config: EngineConfig) -> EngineConfig:
     """For a reference: packed to be read once, it is not worth a file."""
-    return replace(config, weight_cache=WeightCacheConfig(max_bytes=0))
+    return replace(config, weight_cache=replace(config.weight_cache, max_bytes=0))
 
 
 def _placement(config: EngineConfig) -> Placement:

@@ -82,7 +82,7 @@ class Spool:
 
     def write(self, place: int, values: NDArray[np.generic]) -> None:
         """Writes an array within what is reserved. Raises CapacityError."""
-        data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         try:
             done = 0
             while done < len(data):
@@ -98,7 +98,7 @@ class Spool:
     def read(self, place: int, shape: tuple[int, ...]) -> Floats:
         """An array of float32 that was appended, or the rows that it begins with; a copy."""
         values = np.empty(shape, np.float32)
-        data, done = memoryview(values.reshape(-1).view(np.uint8)), 0
+        data, done = values.reshape(-1).view(np.uint8).data, 0
         while done < len(data):
             count = os.preadv(self._file.fileno(), [data[done:]], place + done)
             assert count, "read behind the end"
