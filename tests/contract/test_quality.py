@@ -26,9 +26,12 @@ from hearth.core.config import (
 )
 from hearth.core.errors import CapacityError, ConfigError, KernelError, ModelError
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.host.disk import read_disk
+from hearth.host.fit import RUNTIME_BYTES
 from hearth.host.memory import HostMemory, MemoryFact
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.quant import sides, spool
+from hearth.quant.divergence import work_bytes
 from hearth.quant.quality import (
     PROMPT_TOKENS,
     Quality,
@@ -343,7 +346,7 @@ def between(first: EngineConfig, second: EngineConfig) -> HostMemory:
     both = sides.plan_sides([("MODEL", first), ("the reference", second)], lengths).sides
     most = max(side.num_bytes for side in both)
     least = min(side.num_bytes for side in both)
-    shared = sides.work_bytes(both[0].layout.step_tokens, texts.VOCAB_SIZE) + sides.RUNTIME_BYTES
+    shared = work_bytes(both[0].layout.step_tokens, texts.VOCAB_SIZE) + RUNTIME_BYTES
     return HostMemory((MemoryFact(most + shared + least * 3 // 4, "a test"),))
 
 
@@ -352,7 +355,7 @@ def test_one_after_the_other_gives_the_very_same_figures(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, quantize: str
 ) -> None:
     """With a head of its own and with a tied one."""
-    sizes = {"num_hidden_layers": 4, "tie_word_embeddings": quantize == "none"}
+    sizes: dict[str, Any] = {"num_hidden_layers": 4, "tie_word_embeddings": quantize == "none"}
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     save_text_model(tmp_path / "one", noisy_everywhere(0.02), **sizes)
@@ -409,7 +412,7 @@ def test_a_disk_without_room_for_the_first_model_is_an_error(
     )
     little = between(config, reference)
     monkeypatch.setattr(sides, "read_memory", lambda: little)
-    real = spool.read_disk
+    real = read_disk
     monkeypatch.setattr(spool, "read_disk", lambda path: replace(real(path), free_bytes=9))
     with pytest.raises(CapacityError, match=rf"needs .* of disk: {tmp_path} has .* free"):
         measured(config, reference, text)

@@ -227,9 +227,9 @@ def _use(program: StepProgram, found: Found) -> CpuLoad:
 
 
 def _rounding_of(note: bytes) -> RoundingLoss | None:
-    """None: the file is of a time before notes, or its note was lost."""
+    """None: nothing was rounded, or the file is of a time before notes, or its note was lost."""
     try:
-        return msgspec.json.decode(note, type=RoundingLoss | None)
+        return msgspec.json.decode(note, type=RoundingLoss)
     except msgspec.MsgspecError:
         return None
 
@@ -263,7 +263,8 @@ def _commit(draft: Draft, weights: CpuWeights, sources: _Sources, report: LoadRe
             draft.discard()
             logger.warning("weight_cache_discarded the model's files changed while they were read")
             return
-        draft.commit(msgspec.json.encode(report.rounding))
+        rounding = report.rounding
+        draft.commit(b"" if rounding is None else msgspec.json.encode(rounding))
     except HearthError as error:  # the model's files are gone
         draft.discard()
         logger.warning("weight_cache_discarded %s", error)
