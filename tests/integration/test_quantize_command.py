@@ -353,7 +353,7 @@ def test_what_it_cost_is_shown_and_kept_with_the_checkpoint(
     assert report["method"] == f"w4a16 by {method}"
     assert count > 4000
     # What was calibrated on tells nothing of what was lost.
-    held_out = "builtin, lines not calibrated on"
+    held_out = "unseen lines of builtin"
     assert report["text"] == ("builtin" if method == "rtn" else held_out)
     # It is the one that a server looks for.
     note = find_quality(load_model_spec(target), EngineConfig(ModelConfig(str(target))))
@@ -402,12 +402,12 @@ def test_the_rest_of_a_calibration_text_is_measured_on_where_there_is_one(
     text.write_text("".join(lines))
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert report_of(tmp_path / "q")["text"] == "mine.txt, lines not calibrated on"
+    assert report_of(tmp_path / "q")["text"] == "unseen lines of mine.txt"
     text.write_text("".join(lines[:60]))
     done = run(*arguments[:2], tmp_path / "short", *arguments[3:])
     assert done.returncode == 0, done.stderr
     assert "tokens that were not calibrated on: quality is measured on the builtin" in done.stderr
-    assert report_of(tmp_path / "short")["text"] == "builtin, lines not calibrated on"
+    assert report_of(tmp_path / "short")["text"] == "unseen lines of builtin"
 
 
 def test_a_checkpoint_that_cannot_be_measured_is_good_all_the_same(

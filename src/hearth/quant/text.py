@@ -61,7 +61,7 @@ class TextSource:
         self._seen = seen
         self._name = BUILTIN if self.is_builtin else self.path.name
         if seen is not None:
-            self._name += ", lines not calibrated on"
+            self._name = f"unseen lines of {self._name}"
         self._hash = hashlib.sha256()
         self._num_bytes = 0
         if self.path.is_dir():
