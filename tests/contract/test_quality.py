@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hearth.host.disk import read_disk
 from hearth.host.fit import RUNTIME_BYTES
 from hearth.host.memory import HostMemory, MemoryFact
 from hearth.kernels.cpu.executor import CpuExecutor
+from hearth.kernels.cpu.weights import CpuWeights
 from hearth.quant import sides, spool
 from hearth.quant.divergence import work_bytes
 from hearth.quant.quality import (
@@ -371,9 +373,15 @@ def test_one_after_the_other_gives_the_very_same_figures(
     monkeypatch.setattr(sides, "read_memory", lambda: little)
     loads, real = [], sides.build_side
 
+    weights: list[weakref.ref[CpuWeights]] = []
+
     def build(plan: sides.PlannedSide, progress: sides.Progress) -> sides.Side:
         loads.append(plan.label)
-        return real(plan, progress)
+        assert all(one() is None for one in weights), "the first model is still in memory"
+        side = real(plan, progress)
+        assert isinstance(side.executor, CpuExecutor)
+        weights.append(weakref.ref(side.executor.weights))
+        return side
 
     monkeypatch.setattr("hearth.quant.quality.build_side", build)
     monkeypatch.setattr("hearth.quant.one_by_one.build_side", build)

@@ -82,7 +82,8 @@ def find_quality(
     if not isinstance(loaded, LoadedSpec):
         return QualityNote()
     is_lossy = any(slot.quant.bits for slot in loaded.program.slots)
-    how = f"{_command(config, loaded.quantize)} measures it"
+    against = is_stored_quantized(loaded) and loaded.quantize == "none"
+    how = f"{_command(config, loaded.quantize, against=against)} measures it"
     if config.model.load_format == "dummy":
         return QualityNote()
     try:
@@ -172,10 +173,12 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _command(config: EngineConfig, scheme: str) -> str:
-    """What the user types."""
+def _command(config: EngineConfig, scheme: str, *, against: bool) -> str:
+    """What the user types. `against`: codes need to know what they were made from."""
     model = config.model
     parts = ["hearth quality", shlex.quote(model.path)]
+    if against:
+        parts += ["--against", "REF"]
     if scheme != "none":
         parts += ["--quantize", scheme]
     if model.codes.activations == "float32":

@@ -279,16 +279,16 @@ def _record(
     states = _states_of(executor.program)
     isa = executor.info.detail.partition(",")[0]
     tiling = Tiling(patterns_of(side.plan.config), cuts=frozenset({states.end}))
-    shape, threads = side.shape, side.plan.num_threads
+    shape, threads, layout = side.shape, side.plan.num_threads, side.plan.layout
+    one_place = (layout.place_blocks,) * len(shape.kv.num_blocks)
+    kv = replace(shape.kv, num_blocks=one_place)
     with closing(
-        CpuExecutor(
-            executor.program, executor.weights, shape.limits, shape.kv, threads, isa, tiling
-        )
+        CpuExecutor(executor.program, executor.weights, shape.limits, kv, threads, isa, tiling)
     ) as cut:
         for tokens in recording.sequences():
             if len(kept) < recording.num_kept:
                 kept.append(tokens)
-            place = recorded.spool.append(_states(cut, tokens, side.plan.layout, states))
+            place = recorded.spool.append(_states(cut, tokens, layout, states))
             recorded.sequences.append(_Sequence(place, _digest_of(tokens)))
             num_rows += len(tokens)
             advance(num_rows)

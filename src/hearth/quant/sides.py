@@ -262,7 +262,8 @@ def _check_memory(sides: tuple[PlannedSide, ...]) -> str:
     )
     if len(sides) > 1 and all(side.backend.name == "cpu" for side in sides):
         head = arena_bytes(head_slots(sides[1].loaded.program))
-        apart = max(sides[1].num_bytes, sides[0].num_bytes + head) + logits + RUNTIME_BYTES
+        second = sides[0].num_bytes + head + logits // 2  # the head's executor has logits, too
+        apart = max(sides[1].num_bytes, second) + logits + RUNTIME_BYTES
         if apart <= memory.available_bytes:
             return (
                 f"together they need {format_bytes(total)} ({parts}), one at a time "

@@ -39,6 +39,8 @@ class Spool:
                 disk = read_disk(directory)
                 if disk.is_in_memory:
                     problems.append(f"{directory} is in memory ({disk.file_system})")
+                elif disk.is_remote:
+                    problems.append(f"{directory} is on {disk.file_system}, which may be lost")
                 elif disk.free_bytes < num_bytes:
                     problems.append(f"{directory} has {format_bytes(disk.free_bytes)} free")
                 else:
