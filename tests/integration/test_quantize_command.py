@@ -396,7 +396,8 @@ def test_the_rest_of_a_calibration_text_is_measured_on_where_there_is_one(
 ) -> None:
     text = tmp_path / "mine.txt"
     lines = [
-        f"Line {i} says that {i * 7919 % 1000} is not {i * 104729 % 9973}.\n" for i in range(900)
+        f"Line {i} says once more that {i * 7919 % 1000} is not {i * 104729 % 9973}, nor will be.\n"
+        for i in range(900)
     ]
     arguments = (model, "-o", tmp_path / "q", "--method", "awq", "--calibration", text, *SMALL)
     text.write_text("".join(lines))
