@@ -15,7 +15,7 @@ from hearth.kernels.cpu.quantize import quantize_rows
 from hearth.kernels.packing import HostTensor
 from hearth.models.formats.placing import Losses
 
-ROWS, COLS = 2048, 512
+ROWS, COLS = 8192, 512
 
 
 def slot_of(bits: int, name: str = "w") -> WeightSlot:
@@ -43,7 +43,7 @@ def test_a_sample_tells_what_all_rows_lose(bits: int) -> None:
     before = rows.data.view(np.float32).reshape(ROWS, COLS)
     after = row_values(quantize_rows(slot, rows), slot.quant)
     exact = float(((after - before) ** 2).sum() / (before**2).sum())
-    assert found.errors == {f"int{bits}": pytest.approx(exact, rel=0.03)}
+    assert found.errors == {f"int{bits}": pytest.approx(exact, rel=0.06)}
 
 
 def test_pieces_count_by_their_rows() -> None:

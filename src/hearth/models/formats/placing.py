@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError, WeightsError
 from hearth.core.quality import RoundingLoss
-from hearth.core.spec import CodesForm, DType, WeightSlot
+from hearth.core.spec import CodesForm, DType, QuantSpec, WeightSlot
 from hearth.kernels.codes import row_values, widened
 from hearth.kernels.cpu.quantize import quantize_rows
 from hearth.kernels.packing import CodeRows, HostTensor, WeightSink
@@ -25,9 +25,9 @@ from hearth.models.formats.matrix import CodePiece, Maps, StoredRows
 _MIDDLE = 128  # of 8 bits
 _LARGEST = 127
 # Of rows that the sink rounds, one in so many is rounded once more to see what that loses, and in
-# pieces of few rows so many, at 7 % of what packing takes (2 % of a load). 64 rows of 4,096
-# columns tell the share of their matrix to a hundredth of it.
-SAMPLE_STRIDE, LEAST_SAMPLE = 128, 8
+# pieces of few rows so many, for 5 % of what packing takes. 16 rows of 4,096 columns tell the share
+# of their matrix to some hundredths of it, all together that of a model far better.
+SAMPLE_STRIDE, LEAST_SAMPLE = 256, 4
 
 
 @dataclass(slots=True)
@@ -79,7 +79,8 @@ class Losses:
         except KernelError:  # the sink is torch's, and there are no C++ kernels
             return
         before = _values(sampled)
-        error = row_values(codes, slot.quant)[:, : slot.cols] - before
+        error = _coded_values(codes, slot.quant)[:, : slot.cols]
+        error -= before
         weight = rows.shape[0] / sampled.shape[0]
         changed, total = (weight * float(np.vdot(x, x)) for x in (error, before))
         with self.lock:
@@ -212,6 +213,16 @@ def _as_kept(values: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
     if dtype is DType.BFLOAT16:
         return nearest_bfloat16(values)
     return values if dtype is DType.FLOAT32 else values.astype(np.float16).astype(np.float32)
+
+
+def _coded_values(rows: CodeRows, quant: QuantSpec) -> NDArray[np.float32]:
+    """As `row_values`, in half of its time: nothing is repeated."""
+    num_rows, groups = rows.scales.shape
+    grouped = rows.codes.reshape(num_rows, groups, quant.group_size).astype(np.float32)
+    grouped -= 1 << quant.bits - 1 if rows.zeros is None else rows.zeros[:, :, None]
+    grouped *= rows.scales[:, :, None]
+    values: NDArray[np.float32] = grouped.reshape(num_rows, -1)
+    return values
 
 
 def _sample_of(rows: HostTensor) -> HostTensor:
