@@ -18,6 +18,7 @@ from tests.support.executors import require_cpu_library
 from tests.support.texts import PROSE, noisy, noisy_everywhere, save_text_model
 from tests.unit.text import builders
 
+from hearth.cli.quality_view import write_table
 from hearth.core.config import (
     CodesConfig,
     DeviceConfig,
@@ -354,7 +355,11 @@ def between(first: EngineConfig, second: EngineConfig) -> HostMemory:
 
 @pytest.mark.parametrize("quantize", ["int4", "none"])
 def test_one_after_the_other_gives_the_very_same_figures(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, quantize: str
+    tmp_path: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quantize: str,
 ) -> None:
     """With a head of its own and with a tied one."""
     sizes: dict[str, Any] = {"num_hidden_layers": 4, "tie_word_embeddings": quantize == "none"}
@@ -395,7 +400,24 @@ def test_one_after_the_other_gives_the_very_same_figures(
     assert apart.layers == together.layers
     assert apart.layers is not None
     assert apart.num_sequences == together.num_sequences
+    write_table(apart)
+    assert f"one after the other: {apart.one_by_one}" in capsys.readouterr().out
     assert not list((tmp_path / "cache").glob("*"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_time_that_is_over_ends_behind_a_sequence(
+    base: tuple[Path, Any], text: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    config = engine(base[0], "int4")
+    if not fits:
+        little = between(config, engine(base[0]))
+        monkeypatch.setattr(sides, "read_memory", lambda: little)
+    found = measured(config, engine(base[0]), text, most_seconds=0.0)
+    assert bool(found.one_by_one) is not fits
+    assert found.num_sequences == 1
+    assert found.num_tokens == CONTEXT - 1
+    assert found.is_whole
 
 
 def test_layers_are_left_out_where_the_disk_has_no_room_for_them(
