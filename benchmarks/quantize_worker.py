@@ -30,7 +30,7 @@ def quantize(given: argparse.Namespace) -> None:
     from hearth.cli.main import main as hearth
 
     arguments = ["quantize", str(given.model), "--scheme", given.scheme, "--method", given.method]
-    arguments += ["-o", str(given.out)]
+    arguments += ["-o", str(given.out), "--no-quality"]
     if given.group_size:
         arguments += ["--group-size", str(given.group_size)]
     if given.method != "rtn" and given.calibration:

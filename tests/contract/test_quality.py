@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,30 @@ from tests.support.executors import require_cpu_library
 from tests.support.texts import PROSE, noisy, noisy_everywhere, save_text_model
 from tests.unit.text import builders
 
-from hearth.core.config import CodesConfig, DeviceConfig, EngineConfig, ModelConfig
+from hearth.cli.quality_view import write_table
+from hearth.core.config import (
+    CodesConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    WeightCacheConfig,
+)
 from hearth.core.errors import CapacityError, ConfigError, KernelError, ModelError
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.host.disk import read_disk
+from hearth.host.fit import RUNTIME_BYTES
 from hearth.host.memory import HostMemory, MemoryFact
 from hearth.kernels.cpu.executor import CpuExecutor
-from hearth.quant import sides
-from hearth.quant.quality import Quality, QualityRequest, equal_length, measure_quality
+from hearth.kernels.cpu.weights import CpuWeights
+from hearth.quant import sides, spool
+from hearth.quant.divergence import work_bytes
+from hearth.quant.quality import (
+    PROMPT_TOKENS,
+    Quality,
+    QualityRequest,
+    equal_length,
+    measure_quality,
+)
 
 CONTEXT, TOKENS = 64, 300
 
@@ -322,6 +341,160 @@ def test_what_does_not_fit_is_refused_before_a_weight_is_read(
     with pytest.raises(CapacityError, match="side by side") as error:
         measured(engine(base[0]), engine(base[0]), text)
     assert "--against none" in str(error.value.hint)
+
+
+def between(first: EngineConfig, second: EngineConfig) -> HostMemory:
+    """As much as the larger of two models needs, and a little more: too little for both."""
+    lengths = sides.Lengths(CONTEXT, PROMPT_TOKENS, 16, 3)
+    both = sides.plan_sides([("MODEL", first), ("the reference", second)], lengths).sides
+    most = max(side.num_bytes for side in both)
+    least = min(side.num_bytes for side in both)
+    shared = work_bytes(both[0].layout.step_tokens, texts.VOCAB_SIZE) + RUNTIME_BYTES
+    return HostMemory((MemoryFact(most + shared + least * 3 // 4, "a test"),))
+
+
+@pytest.mark.parametrize("quantize", ["int4", "none"])
+def test_one_after_the_other_gives_the_very_same_figures(
+    tmp_path: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quantize: str,
+) -> None:
+    """With a head of its own and with a tied one."""
+    sizes: dict[str, Any] = {"num_hidden_layers": 4, "tie_word_embeddings": quantize == "none"}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    save_text_model(tmp_path / "one", noisy_everywhere(0.02), **sizes)
+    save_text_model(tmp_path / "two", **sizes)
+    cache = WeightCacheConfig(directory=str(tmp_path / "cache"))
+    model, reference = (
+        replace(config, weight_cache=cache)
+        for config in (engine(tmp_path / "one", quantize), engine(tmp_path / "two"))
+    )
+    together = measured(model, reference, text)
+    assert not together.one_by_one
+    little = between(model, reference)
+    monkeypatch.setattr(sides, "read_memory", lambda: little)
+    loads, real = [], sides.build_side
+
+    weights: list[weakref.ref[CpuWeights]] = []
+
+    def build(plan: sides.PlannedSide, progress: sides.Progress) -> sides.Side:
+        loads.append(plan.label)
+        assert all(one() is None for one in weights), "the first model is still in memory"
+        side = real(plan, progress)
+        assert isinstance(side.executor, CpuExecutor)
+        weights.append(weakref.ref(side.executor.weights))
+        return side
+
+    monkeypatch.setattr("hearth.quant.quality.build_side", build)
+    monkeypatch.setattr("hearth.quant.one_by_one.build_side", build)
+    apart = measured(model, reference, text)
+    assert loads == ["the reference", "MODEL"]
+    assert "together they need" in apart.one_by_one
+    assert apart.divergence == together.divergence  # to the last bit
+    assert apart.divergence is not None
+    assert apart.divergence.kl.mean > 0
+    assert apart.greedy == together.greedy
+    assert apart.layers == together.layers
+    assert apart.layers is not None
+    assert apart.num_sequences == together.num_sequences
+    write_table(apart)
+    assert f"one after the other: {apart.one_by_one}" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_time_that_is_over_ends_behind_a_sequence(
+    base: tuple[Path, Any], text: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    config = engine(base[0], "int4")
+    if not fits:
+        little = between(config, engine(base[0]))
+        monkeypatch.setattr(sides, "read_memory", lambda: little)
+    found = measured(config, engine(base[0]), text, most_seconds=0.0)
+    assert bool(found.one_by_one) is not fits
+    assert found.num_sequences == 1
+    assert found.num_tokens == CONTEXT - 1
+    assert found.is_whole
+
+
+def test_layers_are_left_out_where_the_disk_has_no_room_for_them(
+    base: tuple[Path, Any], text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = engine(base[0], "int4")
+    little = between(config, engine(base[0]))
+    monkeypatch.setattr(sides, "read_memory", lambda: little)
+    monkeypatch.setattr(spool.Spool, "free_bytes", property(lambda _: 1000))
+    found = measured(config, engine(base[0]), text)
+    assert found.layers is None
+    assert "more than half of what is free" in found.layers_missing
+    assert found.divergence is not None
+
+
+def test_a_disk_without_room_for_the_first_model_is_an_error(
+    base: tuple[Path, Any], text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = WeightCacheConfig(directory=str(tmp_path))
+    config, reference = (
+        replace(engine(base[0], scheme), weight_cache=cache) for scheme in ("int4", "none")
+    )
+    little = between(config, reference)
+    monkeypatch.setattr(sides, "read_memory", lambda: little)
+    real = read_disk
+    monkeypatch.setattr(spool, "read_disk", lambda path: replace(real(path), free_bytes=9))
+    with pytest.raises(CapacityError, match=rf"needs .* of disk: {tmp_path} has .* free"):
+        measured(config, reference, text)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(spool, "read_disk", real)
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(CapacityError, match=f"{tmp_path} has become full"):
+        measured(config, reference, text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_changes_between_two_models_is_an_error(
+    base: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = engine(base[0], "int4")
+    little = between(config, engine(base[0]))
+    monkeypatch.setattr(sides, "read_memory", lambda: little)
+    changing = tmp_path / "text.txt"
+    changing.write_text(PROSE, encoding="utf-8")
+
+    class Meddler(Silent):
+        def note(self, text: str) -> None:
+            if text.startswith("measuring"):
+                changing.write_text(PROSE.replace("fox", "cat"), encoding="utf-8")
+
+    request = QualityRequest(config, engine(base[0]), str(changing), CONTEXT, TOKENS, 0)
+    with pytest.raises(ConfigError, match="has changed"):
+        measure_quality(request, Meddler())
+
+
+def test_an_interrupt_of_the_first_model_leaves_nothing(
+    base: tuple[Path, Any], text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = WeightCacheConfig(directory=str(tmp_path))
+    config, reference = (
+        replace(engine(base[0], scheme), weight_cache=cache) for scheme in ("int4", "none")
+    )
+    little = between(config, reference)
+    monkeypatch.setattr(sides, "read_memory", lambda: little)
+
+    class Impatient(Silent):
+        def advance(self, what: str, done: int, total: int) -> None:
+            if what == "tokens":
+                raise KeyboardInterrupt
+
+    request = QualityRequest(config, reference, str(text), CONTEXT, TOKENS, 0)
+    with pytest.raises(KeyboardInterrupt):
+        measure_quality(request, Impatient())
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_not_finite_are_an_error(

@@ -82,9 +82,15 @@ def test_json_and_plot(tmp_path: Path) -> None:
 def test_a_stored_report_is_shown_by_the_server(tmp_path: Path) -> None:
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     with Server(tmp_path, MODEL, "--quantize", "int4", *SMALL, **cache) as server:
-        assert "quality: not measured (hearth quality" in server.stdout
+        (line,) = [x for x in server.stdout.splitlines() if "quality:" in x]
+        assert "quality: 4-bit codes lose about " in line
+        assert "perplexity not measured: hearth quality" in line
         card = httpx.get(f"{server.url}/v1/models").json()["data"][0]
-        assert "quality" not in card
+        assert card["quality"]["perplexity"] is None
+        errors = card["quality"]["rounding"]["errors"]
+        assert 0.005 < errors["int4"] < 0.015  # groups of 64 and 128
+        assert errors["int8"] < 1e-4
+        assert card["quality"]["rounding"]["worst_error"] > errors["int4"]
     found = quality(MODEL, "--quantize", "int4", "--store", cache=tmp_path)
     assert "stored: " in found.stderr
     with Server(tmp_path, MODEL, "--quantize", "int4", *SMALL, **cache) as server:
@@ -98,7 +104,7 @@ def test_a_stored_report_is_shown_by_the_server(tmp_path: Path) -> None:
         assert 0 < card["quality"]["same_best_token"] < 1
         assert card["quality"]["text"] == "builtin"
     with Server(tmp_path, MODEL, "--quantize", "int8", *SMALL, **cache) as server:
-        assert "quality: not measured" in server.stdout  # that was of int4
+        assert "quality: 8-bit codes lose about" in server.stdout  # that was of int4
 
 
 def test_a_quantized_checkpoint_needs_to_know_what_it_is_compared_with(tmp_path: Path) -> None:

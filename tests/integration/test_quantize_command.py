@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,8 +19,14 @@ import torch
 from tests.support.hf_models import ModelCase, build_model
 from tools.demo_model import TEXT_MODEL_DIR
 
+from hearth.cli.quantize_quality import measure
+from hearth.core.config import EngineConfig, ModelConfig
+from hearth.engine.quality_store import FILE_NAME, find_quality
+from hearth.host.memory import HostMemory, MemoryFact
+from hearth.models.loader import load_model_spec
 from hearth.models.safetensors_file import read_checkpoint, read_header
 from hearth.models.safetensors_writer import SafetensorsWriter, TensorSpec
+from hearth.quant import sides
 
 SMALL = ("--calibration-sequences", "12", "--calibration-length", "96")
 TIMEOUT_S = 120
@@ -43,7 +50,9 @@ def environment() -> dict[str, str]:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    """Of the checkpoint: the report beside it has a date."""
+    paths = [path for path in directory.iterdir() if path.name != FILE_NAME]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def killed_when(path: Path, after_s: float, *arguments: str | Path) -> None:
@@ -320,3 +329,99 @@ def test_a_checkpoint_that_lacks_a_tensor_is_named(tmp_path: Path) -> None:
     done = run(source, "-o", tmp_path / "q", "--method", "gptq", *SMALL)
     assert done.returncode == 3
     assert "model.layers.3.self_attn.o_proj.weight" in done.stderr
+
+
+def report_of(directory: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((directory / FILE_NAME).read_text())
+    return found
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_what_it_cost_is_shown_and_kept_with_the_checkpoint(
+    tmp_path: Path, model: Path, method: str
+) -> None:
+    target = tmp_path / "q"
+    done = run(model, "-o", target, "--method", method, *SMALL)
+    assert done.returncode == 0, done.stderr
+    report = report_of(target)
+    kl, change, count = (report[name] for name in ("kl", "perplexity_change", "num_tokens"))
+    assert isinstance(kl, float)
+    assert isinstance(change, float)
+    assert isinstance(count, int)
+    assert kl > 0
+    assert f"quality: perplexity {100 * change:+.2f} %, KL {kl:.2g}," in done.stderr
+    assert report["method"] == f"w4a16 by {method}"
+    assert count > 4000
+    # What was calibrated on tells nothing of what was lost.
+    held_out = "unseen lines of builtin"
+    assert report["text"] == ("builtin" if method == "rtn" else held_out)
+    # It is the one that a server looks for.
+    note = find_quality(load_model_spec(target), EngineConfig(ModelConfig(str(target))))
+    assert note.summary is not None
+    assert note.summary.kl == kl
+
+
+def test_no_quality_measures_nothing(tmp_path: Path, model: Path) -> None:
+    done = run(model, "-o", tmp_path / "q", "--no-quality")
+    assert done.returncode == 0
+    assert "quality" not in done.stderr
+    assert not (tmp_path / "q" / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_killed_while_it_measures_it_does_not_quantize_again(
+    tmp_path: Path, model: Path, method: str
+) -> None:
+    target = tmp_path / "q"
+    arguments = (model, "-o", target, "--method", method, *SMALL)
+    killed_when(target / "config.json", 0.0, *arguments)
+    assert not (target / FILE_NAME).exists()
+    before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "is whole already, by the same order: measured only" in done.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
+    assert after.pop(FILE_NAME)
+    assert after == before
+    # Measured once, it is a model like others; and another order finds no place there.
+    assert run(*arguments).returncode == 2
+    (target / FILE_NAME).unlink()
+    done = run(*arguments, "--scheme", "w8a16")
+    assert done.returncode == 2
+    assert "holds a model already" in done.stderr
+
+
+def test_the_rest_of_a_calibration_text_is_measured_on_where_there_is_one(
+    tmp_path: Path, model: Path
+) -> None:
+    text = tmp_path / "mine.txt"
+    lines = [
+        f"Line {i} says once more that {i * 7919 % 1000} is not {i * 104729 % 9973}, nor will be.\n"
+        for i in range(900)
+    ]
+    arguments = (model, "-o", tmp_path / "q", "--method", "awq", "--calibration", text, *SMALL)
+    text.write_text("".join(lines))
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert report_of(tmp_path / "q")["text"] == "unseen lines of mine.txt"
+    text.write_text("".join(lines[:60]))
+    done = run(*arguments[:2], tmp_path / "short", *arguments[3:])
+    assert done.returncode == 0, done.stderr
+    assert "tokens that were not calibrated on: quality is measured on the builtin" in done.stderr
+    assert report_of(tmp_path / "short")["text"] == "unseen lines of builtin"
+
+
+def test_a_checkpoint_that_cannot_be_measured_is_good_all_the_same(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "it's"
+    assert run(model, "-o", target, "--no-quality").returncode == 0
+    none = HostMemory((MemoryFact(1, "a test"),))
+    monkeypatch.setattr(sides, "read_memory", lambda: none)
+    measure(model, target, "w4a16 by rtn", None)
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "quality:" in one]
+    assert line.startswith("quality: not measured: ")
+    assert line.endswith(
+        f"hearth quality {shlex.quote(str(target))} --against {model} --store measures it"
+    )
+    assert not (target / FILE_NAME).exists()

@@ -82,6 +82,8 @@ def write_table(quality: Quality) -> None:
         f"{format_count(quality.num_sequences)} sequences of {format_count(quality.context)}; "
         f"{quality.executor}; {quality.seconds:.1f} s\n"
     )
+    if quality.one_by_one:
+        print(f"  the models ran one after the other: {quality.one_by_one}\n")
     for row in rows_of(quality):
         line = f"  {row.name:<{_NAME_WIDTH}}{row.value:<{_VALUE_WIDTH}}{row.meaning}"
         print(line.rstrip())

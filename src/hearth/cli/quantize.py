@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from hearth.core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from hearth.cli.quantize_progress import QuantizeProgress
+    from hearth.cli.quantize_quality import Calibrated
     from hearth.quant.checkpoint import Scheme
 
 _CALIBRATION = "Calibration of gptq and awq"
@@ -107,6 +109,14 @@ Length = Annotated[
         rich_help_panel=_CALIBRATION,
     ),
 ]
+MeasureQuality = Annotated[
+    bool,
+    _flag(
+        "--quality/--no-quality",
+        "Measure what it cost against MODEL (perplexity, KL divergence; a minute at most, and the "
+        "loading of both), and keep the report with the new model.",
+    ),
+]
 
 
 def quantize(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
@@ -119,15 +129,15 @@ def quantize(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     calibration: CalibrationText = "builtin",
     calibration_sequences: Sequences = 128,
     calibration_length: Length = 512,
+    quality: MeasureQuality = True,
     config: Config = None,  # noqa: ARG001 -- read before all others
 ) -> None:
-    """Write a quantized checkpoint that hearth, transformers and vLLM load.
+    """Write a quantized checkpoint that hearth, transformers and vLLM load, and measure its loss.
 
     Goes on where an earlier run stopped. The new model's directory is printed to stdout.
     """
     from hearth.cli.interrupts import leave_on_signals
     from hearth.cli.pull import check
-    from hearth.cli.quantize_progress import QuantizeProgress
     from hearth.cli.settings import find_model
     from hearth.core.paths import home_expanded
     from hearth.quant.checkpoint import exclusive
@@ -135,30 +145,92 @@ def quantize(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
 
     leave_on_signals()  # what is on the disk is good for going on, whenever this ends
     wanted = scheme_named(scheme, group_size)
-    source, target = find_model(model), home_expanded(output)
-    patterns = tuple(ignore or ())
-    begun = time.monotonic()
-    with exclusive(target), QuantizeProgress() as progress:
-        if method == "rtn":
-            _round(source, target, wanted, patterns, progress)
-        else:
-            text = (calibration, calibration_sequences, calibration_length)
-            _calibrate(source, target, wanted, patterns, method, text, progress)
-    _report(source, target, f"{scheme} by {method}", time.monotonic() - begun)
-    num_errors = check(target)
-    print(target)
+    order = _Order(
+        find_model(model),
+        home_expanded(output),
+        wanted,
+        method,
+        tuple(ignore or ()),
+        _Text(calibration, calibration_sequences, calibration_length),
+        f"{scheme} by {method}",
+        with_quality=quality,
+    )
+    with exclusive(order.target):
+        calibrated = _written(order)
+        num_errors = check(order.target)
+        if quality:
+            from hearth.cli.quantize_quality import measure
+
+            measure(order.source, order.target, order.what, calibrated)
+    print(order.target)
     if num_errors:
         raise ModelError(
-            f"{target} was written, but its files do not fit together",
+            f"{order.target} was written, but its files do not fit together",
             hint="see the errors above: the unquantized model has the same ones",
         )
 
 
-def _round(
-    source: Path, target: Path, scheme: Scheme, ignore: tuple[str, ...], progress: QuantizeProgress
-) -> None:
-    from hearth.quant.checkpoint import quantize_directory
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What is calibrated on."""
 
+    source: str
+    num_sequences: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is wanted, from the flags."""
+
+    source: Path
+    target: Path
+    scheme: Scheme
+    method: str
+    ignore: tuple[str, ...]
+    text: _Text
+    what: str
+    with_quality: bool
+
+    @property
+    def is_to_go_on(self) -> bool:
+        """Whether a model that is there may be one that was not measured yet."""
+        from hearth.engine.quality_store import FILE_NAME
+
+        config, report = self.target / "config.json", self.target / FILE_NAME
+        return self.with_quality and config.exists() and not report.exists()
+
+
+def _written(order: _Order) -> Calibrated | None:
+    """Quantizes, unless an earlier run has and was ended while it measured; what was read for it.
+
+    Shows how large the model was and is.
+    """
+    from hearth.cli.quantize_progress import QuantizeProgress
+
+    begun = time.monotonic()
+    with QuantizeProgress() as progress:
+        if order.method == "rtn":
+            seen, is_new = None, _round(order, progress)
+        else:
+            seen, is_new = _calibrate(order, progress)
+    if is_new:
+        _report(order.source, order.target, order.what, time.monotonic() - begun)
+    return seen
+
+
+def _note_whole(progress: QuantizeProgress, target: Path) -> None:
+    progress.note(f"{target} is whole already, by the same order: measured only")
+
+
+def _round(order: _Order, progress: QuantizeProgress) -> bool:
+    """Whether there was anything to do."""
+    from hearth.quant.checkpoint import is_finished, quantize_directory
+
+    source, target, scheme = order.source, order.target, order.scheme
+    if order.is_to_go_on and is_finished(source, target, scheme, order.ignore):
+        _note_whole(progress, target)
+        return False
     before = 0
 
     def on_progress(done: int, total: int) -> None:
@@ -168,36 +240,40 @@ def _round(
         progress.advance(done - before)
         before = done
 
-    quantize_directory(source, target, scheme, on_progress, ignore)
+    quantize_directory(source, target, scheme, on_progress, order.ignore)
+    return True
 
 
-def _calibrate(
-    source: Path,
-    target: Path,
-    scheme: Scheme,
-    ignore: tuple[str, ...],
-    method: str,
-    text: tuple[str, int, int],
-    progress: QuantizeProgress,
-) -> None:
-    """By the optional packages, which are loaded here. Raises ConfigError without them."""
+def _calibrate(order: _Order, progress: QuantizeProgress) -> tuple[Calibrated, bool]:
+    """By the optional packages, which are loaded here; what it read, and if anything was to do.
+
+    Raises ConfigError without them.
+    """
+    from hearth.cli.quantize_quality import Calibrated
     from hearth.models.loader import load_model_spec
     from hearth.quant.calibrated import require_packages
     from hearth.quant.calibrated.text import read_calibration
 
-    require_packages(method)
+    require_packages(order.method)
+    source, text = order.source, order.text
     longest = load_model_spec(source).max_position_embeddings
-    if text[2] > longest:
+    if text.length > longest:
         raise ConfigError(
-            f"--calibration-length is {text[2]}; permitted: up to {longest:,}, the model's context"
+            f"--calibration-length is {text.length}; permitted: up to {longest:,}, the model's "
+            "context"
         )
-    calibration = read_calibration(text[0], source, text[1], text[2])
+    calibration = read_calibration(text.source, source, text.num_sequences, text.length)
     for note in calibration.notes:
         progress.note(f"warning: {note}")
-    from hearth.quant.calibrated.run import Order, quantize_calibrated
+    from hearth.quant.calibrated.run import Order, is_finished, quantize_calibrated
 
-    order = Order(source, target, scheme, method, calibration, ignore)
-    quantize_calibrated(order, progress)
+    wanted = Order(source, order.target, order.scheme, order.method, calibration, order.ignore)
+    seen = Calibrated(text.source, calibration)
+    if order.is_to_go_on and is_finished(wanted, progress):
+        _note_whole(progress, order.target)
+        return seen, False
+    quantize_calibrated(wanted, progress)
+    return seen, True
 
 
 def _report(source: Path, target: Path, what: str, seconds: float) -> None:

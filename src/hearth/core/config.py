@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hearth.core.images import ImageInfo
-from hearth.core.quality import QualitySummary
+from hearth.core.quality import QualitySummary, RoundingLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +182,5 @@ class Resolved:
     images: ImageInfo | None = None  # None: the model takes none
     planned_bytes: int = 0  # memory of all processes of a server
     quality: QualitySummary | None = None  # what its quantization was measured to cost
+    rounding: RoundingLoss | None = None  # what codes that were made while loading lose
     kv_cache_dtype: str = ""  # how keys and values are stored

@@ -1,4 +1,4 @@
-"""What a model's quantization was measured to cost: the short report that is kept with it.
+"""What a model's quantization costs: the short report that is kept with it, what rounding left.
 
 Owns the vocabulary only; `quant` measures, `engine/quality_store` keeps, servers show.
 """
@@ -6,6 +6,28 @@ Owns the vocabulary only; `quant` measures, `engine/quality_store` keeps, server
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingLoss:
+    """What codes lose of the squares of the weights that they were made of: Σ(w − w')² / Σ w².
+
+    `errors`: by storage, such as {"int4": 0.0091}, of a sample of the rows. `worst`: the weight
+    slot that lost most.
+    """
+
+    errors: dict[str, float]
+    worst: str
+    worst_error: float
+
+    def line(self) -> str:
+        """Such as `4-bit codes lose about 0.91 % of the weights' squares, 8-bit codes 0.0035 %`."""
+        first, *others = (
+            (f"{name.removeprefix('int')}-bit codes", f"{100 * error:.2g} %")
+            for name, error in sorted(self.errors.items())
+        )
+        begin = f"{first[0]} lose about {first[1]} of the weights' squares"
+        return ", ".join([begin, *(f"{name} {share}" for name, share in others)])
 
 
 @dataclass(frozen=True, slots=True)

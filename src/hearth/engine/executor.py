@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
+from hearth.core.quality import RoundingLoss
 from hearth.core.spec import float_kv
 from hearth.core.step import Executor, ImageEncoder
 from hearth.engine.engine import EngineShape
@@ -56,6 +57,7 @@ class CreatedExecutor:
     choices: tuple[Choice, ...]
     warnings: tuple[str, ...]
     encoder: ImageEncoder | None = None
+    rounding: RoundingLoss | None = None  # what codes that were made while loading lose
 
 
 def choose_backend(device: DeviceConfig, model_dir: Path) -> BackendChoice:
@@ -219,7 +221,8 @@ def _create_cpu(
             patterns_of(config),
         )
     binding, warnings = _bind(placement, (executor, encoder) if encoder else (executor,))
-    return CreatedExecutor(executor, (load.choice, binding), (*load.warnings, *warnings), encoder)
+    choices, warnings = (load.choice, binding), (*load.warnings, *warnings)
+    return CreatedExecutor(executor, choices, warnings, encoder, load.rounding)
 
 
 class _HasThreads(Protocol):
@@ -266,7 +269,7 @@ def _create_reference(
     encoder = None
     if loaded.encoder is not None:
         encoder = ReferenceEncoder(loaded.encoder, weights, max_patches)
-    return CreatedExecutor(executor, (), report.warnings, encoder)
+    return CreatedExecutor(executor, (), report.warnings, encoder, report.rounding)
 
 
 def _create_automodel(

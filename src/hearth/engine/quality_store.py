@@ -22,7 +22,7 @@ import msgspec
 from hearth.core.config import Choice, EngineConfig
 from hearth.core.errors import ConfigError, HearthError, WeightsError
 from hearth.core.paths import home_expanded
-from hearth.core.quality import QualitySummary
+from hearth.core.quality import QualitySummary, RoundingLoss
 from hearth.engine.executor import LoadedModel
 from hearth.engine.weight_cache import default_directory
 from hearth.models.loader import LoadedSpec
@@ -72,13 +72,18 @@ def is_stored_quantized(loaded: LoadedSpec) -> bool:
     return any(slot.stored is not None for slot in loaded.program.slots)
 
 
-def find_quality(loaded: LoadedModel, config: EngineConfig) -> QualityNote:
-    """The report of a model that is to be served; what is unreadable is said, never raised."""
+def find_quality(
+    loaded: LoadedModel, config: EngineConfig, rounding: RoundingLoss | None = None
+) -> QualityNote:
+    """The report of a model that is to be served; what is unreadable is said, never raised.
+
+    `rounding`: what is said where nothing was measured on a text.
+    """
     if not isinstance(loaded, LoadedSpec):
         return QualityNote()
     is_lossy = any(slot.quant.bits for slot in loaded.program.slots)
-    stored = is_stored_quantized(loaded)
-    how = f"{_command(config, loaded.quantize, is_stored=stored)} measures it"
+    against = is_stored_quantized(loaded) and loaded.quantize == "none"
+    how = f"{_command(config, loaded.quantize, against=against)} measures it"
     if config.model.load_format == "dummy":
         return QualityNote()
     try:
@@ -88,12 +93,18 @@ def find_quality(loaded: LoadedModel, config: EngineConfig) -> QualityNote:
         note = Choice("quality", "not known", error.message)
         return QualityNote(None, note if is_lossy else None)
     if summary is not None and summary.weights_key != key:
-        text = f"what is stored is of other weights or settings: {how}"
-        return QualityNote(None, Choice("quality", "not measured", text))
+        how = f"what is stored is of other weights or settings: {how}"
+        return QualityNote(None, _unmeasured(how, rounding))
     if summary is None:
-        return QualityNote(None, Choice("quality", "not measured", how) if is_lossy else None)
+        return QualityNote(None, _unmeasured(how, rounding) if is_lossy else None)
     reason = f"{summary.text} text, {summary.num_tokens:,} tokens, {summary.measured_at[:10]}"
     return QualityNote(summary, Choice("quality", summary.line(), reason))
+
+
+def _unmeasured(how: str, rounding: RoundingLoss | None) -> Choice:
+    if rounding is None:
+        return Choice("quality", "not measured", how)
+    return Choice("quality", rounding.line(), f"perplexity not measured: {how}")
 
 
 def kv_dtype_of(config: EngineConfig, loaded: LoadedSpec) -> str:
@@ -162,12 +173,12 @@ def _fingerprint(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _command(config: EngineConfig, scheme: str, *, is_stored: bool) -> str:
-    """What the user types; codes of a checkpoint are compared with what they were made from."""
+def _command(config: EngineConfig, scheme: str, *, against: bool) -> str:
+    """What the user types. `against`: codes need to know what they were made from."""
     model = config.model
     parts = ["hearth quality", shlex.quote(model.path)]
-    if is_stored:
-        parts.append("--against REF")
+    if against:
+        parts += ["--against", "REF"]
     if scheme != "none":
         parts += ["--quantize", scheme]
     if model.codes.activations == "float32":

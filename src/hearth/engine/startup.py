@@ -94,7 +94,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         images.max_patches if images else 0,
     )
     timer.end("weights")
-    quality = find_quality(loaded, config)
+    quality = find_quality(loaded, config, created.rounding)
     checks = _check_canary(config, loaded, created.executor, shape, quality)
     timer.end("canary")
     speculation = _choose_speculation(config, created.executor.info)
@@ -114,7 +114,10 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     if backend.name == "cpu":
         choices = (*choices, *_expected_speed(loaded, config, placement))
     resolved = replace(
-        _resolve(config, loaded, fitted, choices, warnings), images=images, quality=quality.summary
+        _resolve(config, loaded, fitted, choices, warnings),
+        images=images,
+        quality=quality.summary,
+        rounding=created.rounding,
     )
     _log_degraded(backend)
     timer.end("engine")

@@ -30,6 +30,7 @@ import numpy as np
 from hearth.core.config import Choice, WeightCacheConfig
 from hearth.core.errors import HearthError, KernelError
 from hearth.core.paths import home_expanded
+from hearth.core.quality import RoundingLoss
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.host.disk import DiskFacts, read_disk
@@ -66,6 +67,7 @@ class CpuLoad:
     weights: CpuWeights
     choice: Choice
     warnings: tuple[str, ...] = ()
+    rounding: RoundingLoss | None = None  # what codes that were made from floating point lose
 
     def with_warnings(self, more: tuple[str, ...]) -> CpuLoad:
         """The same, with `more` before its own."""
@@ -133,7 +135,8 @@ def pack_to_memory(program: StepProgram, fill: Fill, reason: str, isa: str = "au
     """Without a cache, for the `reason` that is shown. Raises what `fill` raises, CapacityError."""
     weights = CpuWeights(program, isa=isa)
     report = fill(weights)
-    return CpuLoad(weights, Choice("weight cache", "off", reason), report.warnings)
+    choice = Choice("weight cache", "off", reason)
+    return CpuLoad(weights, choice, report.warnings, report.rounding)
 
 
 def cache_key(slots: tuple[WeightSlot, ...], identities: tuple[FileIdentity, ...], isa: str) -> str:
@@ -219,7 +222,16 @@ def _use(program: StepProgram, found: Found) -> CpuLoad:
     weights = CpuWeights(program, found.memory)
     size = format_bytes(weights.num_bytes)
     reason = f"packed {_describe_age(found.age_s)}: {found.path}"
-    return CpuLoad(weights, Choice("weight cache", f"mapped, {size}", reason))
+    choice = Choice("weight cache", f"mapped, {size}", reason)
+    return CpuLoad(weights, choice, rounding=_rounding_of(found.note))
+
+
+def _rounding_of(note: bytes) -> RoundingLoss | None:
+    """None: nothing was rounded, or the file is of a time before notes, or its note was lost."""
+    try:
+        return msgspec.json.decode(note, type=RoundingLoss)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _pack_to_file(
@@ -236,13 +248,14 @@ def _pack_to_file(
     # Not a daemon: a process that ends early finishes the file first where it has the time, so that
     # what was packed once is not packed again.
     threading.Thread(
-        target=_commit, args=(draft, weights, sources), name="hearth-weight-cache"
+        target=_commit, args=(draft, weights, sources, report), name="hearth-weight-cache"
     ).start()
     size = format_bytes(weights.num_bytes)
-    return CpuLoad(weights, Choice("weight cache", f"written, {size}", ""), report.warnings)
+    choice = Choice("weight cache", f"written, {size}", "")
+    return CpuLoad(weights, choice, report.warnings, report.rounding)
 
 
-def _commit(draft: Draft, weights: CpuWeights, sources: _Sources) -> None:
+def _commit(draft: Draft, weights: CpuWeights, sources: _Sources, report: LoadReport) -> None:
     """The thread that makes a file durable; what the model is served from does not change."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
     try:
@@ -250,7 +263,8 @@ def _commit(draft: Draft, weights: CpuWeights, sources: _Sources) -> None:
             draft.discard()
             logger.warning("weight_cache_discarded the model's files changed while they were read")
             return
-        draft.commit()
+        rounding = report.rounding
+        draft.commit(b"" if rounding is None else msgspec.json.encode(rounding))
     except HearthError as error:  # the model's files are gone
         draft.discard()
         logger.warning("weight_cache_discarded %s", error)

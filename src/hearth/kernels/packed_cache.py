@@ -1,6 +1,7 @@
 """A directory of packed weights: found by key, written whole or not at all, bounded in bytes.
 
-Names: KEY.packed is complete, KEY.packing is being written. Locks (flock(2)) say who uses what:
+Names: KEY.packed is complete, KEY.packing is being written, KEY.note is what its writer wanted to
+be known of it, beside the bytes; it goes with the file. Locks (flock(2)) say who uses what:
 a file is shared-locked while it is mapped, exclusively while it is written; a lock ends with its
 process, however that ends.
 
@@ -37,7 +38,8 @@ from hearth.kernels.packed_file import (
     with_checksums,
 )
 
-COMPLETE, UNFINISHED = ".packed", ".packing"
+COMPLETE, UNFINISHED, NOTE = ".packed", ".packing", ".note"
+_MOST_NOTE_BYTES = 1 << 20
 
 
 class CacheError(Exception):
@@ -55,6 +57,7 @@ class Found:
     memory: mmap.mmap
     path: Path
     age_s: float  # since it was written
+    note: bytes = b""  # as `Draft.commit` got it; empty where it is lost
 
 
 class PackedCache:
@@ -190,9 +193,10 @@ class Draft:
         self._path = path
         self._final = final
 
-    def commit(self) -> Path:
+    def commit(self, note: bytes = b"") -> Path:
         """Makes the file durable and known; takes as long as the disk. `memory` stays valid.
 
+        `note` (up to a megabyte): what `find` will give beside the bytes.
         Call it once, when all is packed; the tensors must not change afterwards. Raises OSError
         when the disk refuses: then the pages in memory may not outlive memory pressure.
         """
@@ -200,6 +204,7 @@ class Draft:
             header = with_checksums(self._header, memoryview(self.memory))
             os.pwrite(self._fd, encode_header(header), 0)
             os.fsync(self._fd)
+            _write_note(self._final.with_suffix(NOTE), note)
             fcntl.flock(self._fd, fcntl.LOCK_SH)  # before others see it under its final name
             self._path.rename(self._final)
         except OSError:
@@ -236,7 +241,29 @@ def _found(fd: int, path: Path, memory: mmap.mmap, *, verify: bool) -> Found:
     written = os.fstat(fd).st_mtime_ns
     with contextlib.suppress(OSError):  # a directory for reading only
         os.utime(fd, ns=(time.time_ns(), written))
-    return Found(memory, path, max(0.0, time.time() - written / 1e9))
+    return Found(memory, path, max(0.0, time.time() - written / 1e9), _read_note(path))
+
+
+def _write_note(path: Path, note: bytes) -> None:
+    """Whole or not at all; none removes what another file of this name had. Raises OSError."""
+    if not note:
+        path.unlink(missing_ok=True)
+        return
+    draft = path.with_suffix(NOTE + ".part")
+    try:
+        draft.write_bytes(note)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _read_note(packed: Path) -> bytes:
+    try:
+        with packed.with_suffix(NOTE).open("rb") as file:
+            return file.read(_MOST_NOTE_BYTES)
+    except OSError:
+        return b""
 
 
 def _open_exclusively(path: Path) -> int:
@@ -266,6 +293,7 @@ def _remove_unused(path: Path) -> bool:
         if not _lock(fd, fcntl.LOCK_EX):
             return False
         path.unlink()
+        path.with_suffix(NOTE).unlink(missing_ok=True)
     except OSError:
         return False
     finally:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearth.core.errors import ConfigError, WeightsError
+from hearth.core.quality import RoundingLoss
 from hearth.core.spec import DType, WeightSlot
 from hearth.host.memory import read_memory
 from hearth.kernels.packing import HostTensor, WeightSink, arena_bytes
@@ -56,6 +57,7 @@ class LoadReport:
     num_tensors: int
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    rounding: RoundingLoss | None = None  # where floating point became codes
 
 
 def load_weights(
@@ -86,11 +88,12 @@ def load_weights(
     plan = plan_weights(loaded.spec, checkpoint)
     maps = {path: map_file(path) for path in {e.path for e in checkpoint.tensors.values()}}
     _check_tied_head(loaded, checkpoint, maps)
-    load = _Load(sink, maps, _Counter(plan.num_bytes, on_progress), Losses())
+    load = _Load(sink, maps, _Counter(plan.num_bytes, on_progress), Losses(with_rounding=True))
     with _read_ahead(loaded, plan) as ahead:
         _run([_pack_task(slot_plan, load, ahead) for slot_plan in plan.slots])
     warnings = (*plan.warnings, *load.losses.warnings())
-    return LoadReport(plan.num_bytes, plan.num_tensors, warnings, checkpoint.files)
+    rounding = load.losses.rounding()
+    return LoadReport(plan.num_bytes, plan.num_tensors, warnings, checkpoint.files, rounding)
 
 
 def check_weights(loaded: LoadedSpec) -> LoadReport:
@@ -183,7 +186,10 @@ def hand_over(
     if isinstance(piece, CodePiece):
         put_piece(slot, piece, maps, sink, losses)
     else:
-        sink.put(slot, piece.slot_row, _host_tensor(slot, piece, maps[piece.path]))
+        rows = _host_tensor(slot, piece, maps[piece.path])
+        sink.put(slot, piece.slot_row, rows)
+        if slot.quant.bits:
+            losses.sample(slot, rows)
 
 
 def _host_tensor(slot: WeightSlot, piece: Piece, mapped: mmap.mmap) -> HostTensor:

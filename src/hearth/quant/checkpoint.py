@@ -253,6 +253,18 @@ def quantize_directory(
     return conversion
 
 
+def is_finished(source: Path, target: Path, scheme: Scheme, ignore: Sequence[str] = ()) -> bool:
+    """Whether `quantize_directory` has done this before, with nothing changed since.
+
+    Raises ModelError, WeightsError, ConfigError.
+    """
+    if not (target / "config.json").exists():
+        return False
+    conversion = conversion_of(source, scheme, ignore)
+    files = weight_files(source)
+    return all(conversion.is_made(target / path.name, identity_of(path)) for path in files)
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files that hold a model's tensors. Raises WeightsError."""
     from hearth.models.safetensors_file import read_checkpoint

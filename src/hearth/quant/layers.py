@@ -9,8 +9,8 @@ relative squared ones: Σ(y − y_ref)² / Σ y_ref², over all rows of the text
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from hearth.engine.canary_weights import rounding_before
 from hearth.engine.plain_steps import Layout, Rows, step_plan
 from hearth.kernels.cpu.executor import CpuExecutor, Tiling
 from hearth.models.loader import LoadedSpec
-from hearth.quant.sides import Side
+from hearth.quant.sides import PlannedSide, Side
 
 MOST_TOKENS = 128
 
@@ -72,23 +72,60 @@ class LayerReport:
 
 def layer_report(model: Side, reference: Side, tokens: Sequence[int]) -> LayerReport | str:
     """Measures all layers on the first MOST_TOKENS of `tokens`, or says why it cannot."""
-    one, other = model.plan.loaded, reference.plan.loaded
+    if why := why_not(model.plan, reference.plan):
+        return why
+    tokens = layer_tokens(model.plan, tokens)
+    with closing(_run_of(reference, tokens)) as run:
+        return compare_layers(model, walk(run), tokens)
+
+
+def layer_tokens(plan: PlannedSide, tokens: Sequence[int]) -> Sequence[int]:
+    """Those that layers are measured on: one step."""
+    return tokens[: min(MOST_TOKENS, plan.layout.step_tokens)]
+
+
+def why_not(model: PlannedSide, reference: PlannedSide) -> str:
+    """Why layers of two models cannot be compared; empty: they can."""
+    one, other = model.loaded, reference.loaded
     if not isinstance(one, LoadedSpec) or not isinstance(other, LoadedSpec):
         return "a model that transformers runs has no program of single operations"
-    if not isinstance(model.executor, CpuExecutor) or not isinstance(
-        reference.executor, CpuExecutor
-    ):
+    if not model.backend.name == reference.backend.name == "cpu":
         return "only the C++ kernels run single operations"
     if _shape_of(one.program) != _shape_of(other.program):
         return "the models have different layers"
-    tokens = tokens[: min(MOST_TOKENS, model.plan.layout.step_tokens)]
-    with ExitStack() as stack:
-        runs = [
-            stack.enter_context(closing(_Run(side.executor, side.plan.loaded, side, tokens)))
-            for side in (model, reference)
-            if isinstance(side.executor, CpuExecutor) and isinstance(side.plan.loaded, LoadedSpec)
-        ]
-        return _compare(runs[0], runs[1], len(tokens))
+    return ""
+
+
+def compare_layers(
+    model: Side, seen: Iterable[SeenOperation], tokens: Sequence[int]
+) -> LayerReport:
+    """Of what the reference did on the same tokens, as `walk` gives it."""
+    with closing(_run_of(model, tokens)) as run:
+        return _compare(run, seen, len(tokens))
+
+
+@contextmanager
+def walked(reference: Side, tokens: Sequence[int]) -> Iterator[Iterator[SeenOperation]]:
+    """What a reference does on some tokens."""
+    with closing(_run_of(reference, tokens)) as run:
+        yield walk(run)
+
+
+def walk_bytes(plan: PlannedSide, num_tokens: int) -> int:
+    """What all of `walk` takes."""
+    program = plan.loaded.program
+    widths = [
+        program.buffers[i].width for part in _parts(program) for i in (*part.inputs, part.out)
+    ]
+    assert isinstance(plan.loaded, LoadedSpec)
+    hidden = plan.loaded.spec.hidden_size * (len(plan.loaded.spec.layers) + 1)
+    return 4 * num_tokens * (sum(widths) + hidden)
+
+
+def _run_of(side: Side, tokens: Sequence[int]) -> _Run:
+    assert isinstance(side.executor, CpuExecutor)
+    assert isinstance(side.plan.loaded, LoadedSpec)
+    return _Run(side.executor, side.plan.loaded, side, tokens)
 
 
 def relative_error(reference: Floats, other: Floats) -> float:
@@ -187,8 +224,21 @@ def _parts(program: StepProgram) -> list[_Part]:
     return found
 
 
-def _compare(model: _Run, reference: _Run, num_tokens: int) -> LayerReport:
-    states, matrices = _walk_reference(model, reference)
+@dataclass(frozen=True, slots=True)
+class SeenOperation:
+    """What an operation read and wrote, and, at a border, the residual stream before it.
+
+    `name` is empty, and the rest of no use, where the operation has no matrices.
+    """
+
+    state: Floats | None
+    name: str
+    inputs: tuple[Floats, ...]
+    out: Floats | None
+
+
+def _compare(model: _Run, seen: Iterable[SeenOperation], num_tokens: int) -> LayerReport:
+    states, matrices = _compare_matrices(model, seen)
     own = _layer_errors(model, states, fed=True)
     added = _layer_errors(model, states, fed=False)
     layers = [LayerError(i, *both) for i, both in enumerate(zip(own, added, strict=True))]
@@ -196,26 +246,37 @@ def _compare(model: _Run, reference: _Run, num_tokens: int) -> LayerReport:
     return LayerReport(tuple(layers), tuple(ranked), num_tokens)
 
 
-def _walk_reference(model: _Run, reference: _Run) -> tuple[list[Floats], list[MatrixError]]:
-    """The reference's residual stream at each border; meanwhile each matrix of the model."""
+def walk(reference: _Run) -> Iterator[SeenOperation]:
+    """Borders and operations with matrices, in order."""
     parts = {part.at: part for part in _parts(reference.program)}
-    counterparts = {part.name: part for part in _parts(model.program)}
     borders = {border.at: border for border in reference.borders}
-    head = len(borders) - 1
-    states: list[Floats] = []
-    matrices: list[MatrixError] = []
     for at in range(len(reference.program.ops) - 1):  # not the sampling
-        if at in borders:
-            states.append(reference.read(borders[at].hidden))
+        state = reference.read(borders[at].hidden) if at in borders else None
         part = parts.get(at)
-        inputs = [] if part is None else [reference.read(buffer) for buffer in part.inputs]
+        inputs = () if part is None else tuple(reference.read(buffer) for buffer in part.inputs)
         reference.run(at, at + 1)
         if part is not None:
-            actual = _fed(model, counterparts[part.name], inputs)
-            error = relative_error(reference.read(part.out), actual)
+            yield SeenOperation(state, part.name, inputs, reference.read(part.out))
+        elif state is not None:
+            yield SeenOperation(state, "", (), None)
+
+
+def _compare_matrices(
+    model: _Run, seen: Iterable[SeenOperation]
+) -> tuple[list[Floats], list[MatrixError]]:
+    """The reference's residual stream at each border; meanwhile each matrix of the model."""
+    counterparts = {part.name: part for part in _parts(model.program)}
+    head = len(model.borders) - 1
+    states: list[Floats] = []
+    matrices: list[MatrixError] = []
+    for one in seen:
+        if one.state is not None:
+            states.append(one.state)
+        if one.out is not None:
+            error = relative_error(one.out, _fed(model, counterparts[one.name], one.inputs))
             layer = len(states) - 1
-            storage = model.program.slot(part.name).quant.name
-            matrices.append(MatrixError(-1 if layer == head else layer, part.name, storage, error))
+            storage = model.program.slot(one.name).quant.name
+            matrices.append(MatrixError(-1 if layer == head else layer, one.name, storage, error))
     return states, matrices
 
 

@@ -102,6 +102,15 @@ def summary_of(quality: Quality, method: str | None = None) -> QualitySummary:
     )
 
 
+def short_line(quality: Quality) -> str:
+    """Such as `perplexity +0.40 %, KL 0.012, same best token 97.1 % (builtin text, 4,096 tokens)`.
+
+    Raises as `summary_of`.
+    """
+    summary = summary_of(quality)
+    return f"{summary.line()} ({summary.text} text, {summary.num_tokens:,} tokens)"
+
+
 def store_quality(quality: Quality, method: str | None = None) -> Path:
     """Keeps the short report where the server looks for it; returns its path.
 
@@ -145,6 +154,7 @@ def as_json(quality: Quality) -> dict[str, Any]:
         "layers_missing": quality.layers_missing,
         "seconds": round(quality.seconds, 3),
         "is_whole": quality.is_whole,
+        "one_by_one": quality.one_by_one,
         "warnings": list(warnings_of(quality)),
     }
 

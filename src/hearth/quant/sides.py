@@ -1,7 +1,8 @@
 """The models of a comparison, built as `hearth serve` builds them: same files, kernels, settings.
 
 Both are in memory together, each with its weights, scratch and a KV cache of its own for a few
-short sequences; `plan_sides` refuses what does not fit before a weight is read.
+short sequences, where that fits; else one after the other (`one_by_one`). `plan_sides` refuses what
+does not fit either way before a weight is read.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hearth.core.config import EngineConfig, SchedulerConfig, WeightCacheConfig
+from hearth.core.config import EngineConfig, SchedulerConfig
 from hearth.core.errors import CapacityError, ConfigError
+from hearth.core.program import Linear, Norm, StepProgram
+from hearth.core.spec import WeightSlot
 from hearth.core.step import Executor
 from hearth.core.units import MIB, format_bytes, format_count
 from hearth.engine.engine import EngineShape
@@ -98,9 +101,18 @@ class Side:
         return EngineShape(fitted.limits, fitted.kv)
 
 
-def plan_sides(
-    configs: Iterable[tuple[str, EngineConfig]], lengths: Lengths
-) -> tuple[PlannedSide, ...]:
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """The models, and how they share the memory.
+
+    `one_by_one`: why they run one after the other; empty: they are in memory together.
+    """
+
+    sides: tuple[PlannedSide, ...]
+    one_by_one: str = ""
+
+
+def plan_sides(configs: Iterable[tuple[str, EngineConfig]], lengths: Lengths) -> Plans:
     """Checks settings, models, vocabularies, context and memory, in this order.
 
     Raises ConfigError, ModelError, TokenizerError, CapacityError.
@@ -108,8 +120,7 @@ def plan_sides(
     sides = tuple(_plan(label, config, lengths) for label, config in configs)
     for other in sides[1:]:
         _check_same_vocabulary(sides[0], other)
-    _check_memory(sides)
-    return sides
+    return Plans(sides, _check_memory(sides))
 
 
 def build_side(plan: PlannedSide, on_progress: Progress) -> Side:
@@ -125,7 +136,7 @@ def build_side(plan: PlannedSide, on_progress: Progress) -> Side:
 
 def without_cache(config: EngineConfig) -> EngineConfig:
     """For a reference: packed to be read once, it is not worth a file."""
-    return replace(config, weight_cache=WeightCacheConfig(max_bytes=0))
+    return replace(config, weight_cache=replace(config.weight_cache, max_bytes=0))
 
 
 def _placement(config: EngineConfig) -> Placement:
@@ -228,19 +239,37 @@ def _check_same_vocabulary(one: PlannedSide, other: PlannedSide) -> None:
         )
 
 
-def _check_memory(sides: tuple[PlannedSide, ...]) -> None:
-    """Both models, and the logits of a step. Raises CapacityError."""
+def head_slots(program: StepProgram) -> tuple[WeightSlot, ...]:
+    """What the operations behind the last norm read."""
+    last = max(at for at, op in enumerate(program.ops) if isinstance(op, Norm))
+    linears = [op for op in program.ops[last + 1 :] if isinstance(op, Linear)]
+    names = {name for op in linears for name in (op.weight, op.bias)}
+    return tuple(slot for slot in program.slots if slot.name in names)
+
+
+def _check_memory(sides: tuple[PlannedSide, ...]) -> str:
+    """Both models, and the logits of a step: together, or why not. Raises CapacityError."""
     first = sides[0]
     logits = work_bytes(first.layout.step_tokens, first.loaded.program.vocab_size)
     total = sum(side.num_bytes for side in sides) + logits + RUNTIME_BYTES
     memory = read_memory()
     if total <= memory.available_bytes:
-        return
+        return ""
     parts = ", ".join(
         f"{side.label} {format_bytes(side.num_bytes)} (weights "
         f"{format_bytes(arena_bytes(side.loaded.program.slots))})"
         for side in sides
     )
+    if len(sides) > 1 and all(side.backend.name == "cpu" for side in sides):
+        head = arena_bytes(head_slots(sides[1].loaded.program))
+        second = sides[0].num_bytes + head + logits // 2  # the head's executor has logits, too
+        apart = max(sides[1].num_bytes, second) + logits + RUNTIME_BYTES
+        if apart <= memory.available_bytes:
+            return (
+                f"together they need {format_bytes(total)} ({parts}), one at a time "
+                f"{format_bytes(apart)}; {memory.describe()}"
+            )
+        parts += f"; one at a time {format_bytes(apart)}"
     alone = ", or --against none, which measures the perplexity alone" * (len(sides) > 1)
     raise CapacityError(
         f"the models are compared side by side, and need {format_bytes(total)} together: {parts}, "

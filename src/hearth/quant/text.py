@@ -17,6 +17,7 @@ from typing import BinaryIO, TypeAlias
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.quant.held_out import SeenText
 
 BUILTIN = "builtin"
 BUILTIN_PATH = Path(__file__).parent / "data" / "builtin_text.txt"
@@ -50,11 +51,17 @@ class CutText:
 class TextSource:
     """One text. Iterate `sequences` once; `identity` is complete when it has ended."""
 
-    def __init__(self, text: str) -> None:
-        """`text`: a path, or "builtin". Raises ConfigError for a file that cannot be read."""
+    def __init__(self, text: str, seen: SeenText | None = None) -> None:
+        """`text`: a path, or "builtin"; lines that were `seen` are left out.
+
+        Raises ConfigError for a file that cannot be read.
+        """
         self.is_builtin = text == BUILTIN
         self.path = BUILTIN_PATH if self.is_builtin else Path(text).expanduser()
+        self._seen = seen
         self._name = BUILTIN if self.is_builtin else self.path.name
+        if seen is not None:
+            self._name = f"unseen lines of {self._name}"
         self._hash = hashlib.sha256()
         self._num_bytes = 0
         if self.path.is_dir():
@@ -68,6 +75,10 @@ class TextSource:
                 hint=f"name a UTF-8 text file, or leave --text out for the {BUILTIN} text",
             ) from error
 
+    def again(self) -> TextSource:
+        """The same text from its beginning."""
+        return TextSource(BUILTIN if self.is_builtin else str(self.path), self._seen)
+
     def sequences(self, encode: Encode, cut: CutText) -> Iterator[list[int]]:
         """Sequences of `context` tokens, prefix included, until `num_tokens` of the text are used.
 
@@ -76,7 +87,7 @@ class TextSource:
         """
         room = cut.context - len(cut.prefix)
         left, waiting, num_found = cut.num_tokens, list[int](), 0
-        for piece in self._pieces():
+        for piece in self._texts():
             waiting += encode(piece)
             while left > 0 and len(waiting) >= min(room, left) > 0:
                 size = min(room, left)
@@ -94,10 +105,24 @@ class TextSource:
                 hint="a few thousand tokens give a figure worth having",
             )
 
+    def count_tokens(self, encode: Encode, most: int) -> int:
+        """Tokens of the text, or `most` where there are more. Raises as `sequences` does."""
+        count = 0
+        for piece in self.again()._texts():
+            count += len(encode(piece))
+            if count >= most:
+                return most
+        return count
+
     @property
     def identity(self) -> TextIdentity:
         """Of what has been read so far."""
         return TextIdentity(self._name, self._hash.hexdigest(), self._num_bytes)
+
+    def _texts(self) -> Iterator[str]:
+        """What is to be measured on."""
+        for piece in self._pieces():
+            yield piece if self._seen is None else self._seen.unseen(piece)
 
     def _pieces(self) -> Iterator[str]:
         """The text in whole lines; counts and hashes what it gives."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from hearth.core.config import Resolved
 from hearth.core.errors import ModelNotServedError, TokenizerError
 from hearth.core.images import ImageInfo
-from hearth.core.quality import QualitySummary
+from hearth.core.quality import QualitySummary, RoundingLoss
 from hearth.engine.text.chat_template import ChatTemplate, load_chat_template
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.models.generation_config import GenerationDefaults
@@ -40,6 +40,7 @@ class ServedModel:
     separates_reasoning: bool = False  # from the content of a chat's answers
     planned_bytes: int = 0  # memory of the server, by its plan
     quality: QualitySummary | None = None  # what its quantization was measured to cost
+    rounding: RoundingLoss | None = None  # what codes that were made while loading lose
     kv_cache_dtype: str = ""  # how keys and values are stored
 
     def resolve_name(self, asked: str | None) -> str:
@@ -98,5 +99,6 @@ def served_model(
         separates_reasoning=separates_reasoning,
         planned_bytes=resolved.planned_bytes,
         quality=resolved.quality,
+        rounding=resolved.rounding,
         kv_cache_dtype=resolved.kv_cache_dtype,
     )

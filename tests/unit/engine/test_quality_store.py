@@ -12,7 +12,7 @@ from tests.support.shards import sharded_model
 
 from hearth.core.config import CodesConfig, EngineConfig, ModelConfig, WeightCacheConfig
 from hearth.core.errors import ConfigError
-from hearth.core.quality import QualitySummary
+from hearth.core.quality import QualitySummary, RoundingLoss
 from hearth.engine.quality_store import (
     FILE_NAME,
     find_quality,
@@ -116,15 +116,29 @@ def test_what_was_not_measured_says_how_to(config: EngineConfig) -> None:
     assert find_quality(loaded_as(plain), plain).choice is None  # nothing is lost
 
 
-def test_codes_of_a_checkpoint_are_compared_with_what_they_were_made_from(
-    model: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "codes"
-    quantize_directory(model, target, scheme_of("int4", 64), lambda *_: None)
-    config = EngineConfig(ModelConfig(str(target)))
-    choice = find_quality(loaded_as(config), config).choice
+def test_what_rounding_lost_is_said_where_nothing_was_measured(config: EngineConfig) -> None:
+    rounding = RoundingLoss({"int4": 0.0091, "int8": 4e-5}, "layers.0.qkv", 0.012)
+    choice = find_quality(loaded_as(config), config, rounding).choice
     assert choice is not None
-    assert choice.reason == f"hearth quality {target} --against REF --store measures it"
+    assert choice.value == rounding.line()
+    assert choice.reason.startswith("perplexity not measured: hearth quality ")
+    stored(config)
+    other = replace(config, model=replace(config.model, codes=CodesConfig("float32")))
+    choice = find_quality(loaded_as(other), other, rounding).choice
+    assert choice is not None
+    assert choice.value == rounding.line()
+    choice = find_quality(loaded_as(config), config, rounding).choice
+    assert choice is not None
+    assert choice.value == SUMMARY.line()  # what was measured says more
+
+
+def test_codes_of_a_checkpoint_need_to_know_what_they_were_made_from(
+    checkpoint: EngineConfig,
+) -> None:
+    choice = find_quality(loaded_as(checkpoint), checkpoint).choice
+    assert choice is not None
+    path = checkpoint.model.path
+    assert choice.reason == f"hearth quality {path} --against REF --store measures it"
 
 
 def changed_weights(model: Path) -> None:

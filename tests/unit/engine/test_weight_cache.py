@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tests.unit.kernels.programs import ISAS
 from tests.unit.models.checkpoints import (
     LLAMA,
@@ -24,12 +25,13 @@ from tests.unit.models.checkpoints import (
 
 from hearth.core.config import DEFAULT_CODES, CodesConfig, WeightCacheConfig
 from hearth.core.errors import KernelError, WeightsError
-from hearth.core.spec import DType, QuantSpec, WeightSource
+from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot, WeightSource
 from hearth.engine import weight_cache
 from hearth.engine.weight_cache import CpuLoad, cache_key, default_directory, load_cpu_weights
 from hearth.host.disk import DiskFacts
+from hearth.kernels.codes import dequantized
 from hearth.kernels.cpu import pages
-from hearth.kernels.packing import WeightSink
+from hearth.kernels.packing import PANEL_COLUMNS, WeightSink
 from hearth.models import weights
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weight_identity import FileIdentity
@@ -103,6 +105,56 @@ def test_the_second_start_packs_nothing(starts: Starts) -> None:
     assert starts.files()[0] in second.choice.reason
     assert not first.warnings
     assert not second.warnings
+
+
+def exact_losses(load: CpuLoad, loaded: LoadedSpec, plain: CpuLoad) -> dict[str, float]:
+    """By bits, over all rows, of what lies in memory."""
+    exact = {slot.name: slot for slot in plain_slots(loaded)}
+    changed, total = dict[str, float](), dict[str, float]()
+    for slot in loaded.program.slots:
+        if slot.quant.bits:
+            after = dequantized(slot, load.weights.packed(slot)).astype(np.float64)
+            before = plain_values(exact[slot.name], plain).astype(np.float64)
+            name = f"int{slot.quant.bits}"
+            changed[name] = changed.get(name, 0) + float(((after - before) ** 2).sum())
+            total[name] = total.get(name, 0) + float((before**2).sum())
+    return {name: changed[name] / total[name] for name in sorted(changed)}
+
+
+def plain_slots(loaded: LoadedSpec) -> tuple[WeightSlot, ...]:
+    return load_model_spec(loaded.path, "float32").program.slots
+
+
+def plain_values(slot: WeightSlot, load: CpuLoad) -> NDArray[np.float32]:
+    """A float32 matrix out of its panels of 64 rows, or its table."""
+    raw = load.weights.packed(slot).view(np.float32)
+    if slot.kind is SlotKind.TABLE:
+        return raw.reshape(slot.total_rows, -1)[:, : slot.cols]
+    panels = raw.reshape(-1, slot.cols, PANEL_COLUMNS).transpose(0, 2, 1)
+    return panels.reshape(-1, slot.cols)[: slot.total_rows]
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_what_codes_lose_is_known_when_they_are_made_and_when_they_are_mapped(
+    starts: Starts, quantize: str
+) -> None:
+    plain = starts.start("float32")
+    assert plain.rounding is None
+    first = starts.start(quantize=quantize)
+    loaded = load_model_spec(starts.model, quantize=quantize)
+    assert first.rounding is not None
+    exact = exact_losses(first, loaded, plain)
+    assert list(first.rounding.errors) == list(exact)
+    for name, error in exact.items():
+        assert first.rounding.errors[name] == pytest.approx(error, rel=0.25)  # of few rows
+    assert first.rounding.worst in {slot.name for slot in loaded.program.slots}
+    assert first.rounding.worst_error >= max(first.rounding.errors.values())
+    second = starts.start(quantize=quantize)
+    assert second.choice.value.startswith("mapped")
+    assert second.rounding == first.rounding
+    (note,) = [name for name in starts.files() if name.endswith(".note")]
+    (starts.cache / note).write_bytes(b"{")
+    assert starts.start(quantize=quantize).rounding is None
 
 
 def test_codes_of_another_instruction_set_are_packed_anew(starts: Starts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from hearth.kernels.packed_cache import (
     COMPLETE,
+    NOTE,
     UNFINISHED,
     CacheBusyError,
     CacheError,
@@ -386,3 +388,26 @@ def test_several_processes_at_once_all_get_on(tmp_path: Path) -> None:
     assert set(outcomes) <= {"written", "busy", "hit"}
     assert found(PackedCache(tmp_path, MANY), verify=True).memory[0] == 7
     assert names(tmp_path) == [f"{'a' * 32}{COMPLETE}"]
+
+
+def test_a_note_is_found_with_the_bytes_and_goes_with_them(tmp_path: Path) -> None:
+    total = SIZE + len(encode_header(wanted()))
+    cache = PackedCache(tmp_path, total)
+    draft = cache.begin(wanted())
+    draft.commit(b"what it cost")
+    result = found(cache)
+    assert result.note == b"what it cost"
+    assert names(tmp_path) == [f"{'a' * 32}{NOTE}", f"{'a' * 32}{COMPLETE}"]
+    result.memory.close()
+    del draft, result
+    gc.collect()
+    put(cache, wanted("b" * 32))  # there is room for one
+    assert names(tmp_path) == [f"{'b' * 32}{COMPLETE}"]
+    assert found(cache, wanted("b" * 32)).note == b""
+
+
+def test_a_note_that_is_lost_is_none(tmp_path: Path) -> None:
+    cache = PackedCache(tmp_path, MANY)
+    cache.begin(wanted()).commit(b"note")
+    (tmp_path / f"{'a' * 32}{NOTE}").unlink()
+    assert found(cache).note == b""

@@ -13,7 +13,7 @@ from tests.unit.serve.fake_engine import MAX_MODEL_LEN, FakeEngine, toy_model
 from hearth import __version__
 from hearth.core.errors import EngineDeadError
 from hearth.core.events import EngineStats
-from hearth.core.quality import QualitySummary
+from hearth.core.quality import QualitySummary, RoundingLoss
 from hearth.serve.app import create_app
 from hearth.serve.http import health
 
@@ -58,6 +58,17 @@ async def test_what_quantization_cost_is_shown_where_it_was_measured(
     assert body["same_best_token"] == 0.971
     assert body["scheme"] == "int4 91 %, int8 9 %"
     assert "weights_key" not in body
+    assert body["rounding"] is None
+
+
+async def test_what_rounding_lost_is_shown_where_nothing_was_measured() -> None:
+    model = toy_model(rounding=RoundingLoss({"int4": 0.0091}, "layers.0.qkv", 0.012))
+    transport = httpx.ASGITransport(create_app(FakeEngine(model.text.tokenizer), model))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        body = (await client.get("/v1/models/toy")).json()["quality"]
+    worst = {"worst": "layers.0.qkv", "worst_error": 0.012}
+    assert body.pop("rounding") == {"errors": {"int4": 0.0091}, **worst}
+    assert set(body.values()) == {None}
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,12 @@ class Tiling:
     """How steps are cut into tiles, which changes no bit of any result.
 
     `patterns`: which operations may be fused. `split`: whether the keys of a sequence are shared
-    out among threads.
+    out among threads. `cuts`: operations that `execute_part` may begin with, fused or not.
     """
 
     patterns: frozenset[Pattern] = ALL_PATTERNS
     split: Split = "auto"
+    cuts: frozenset[int] = frozenset()
 
 
 DEFAULT_TILING = Tiling()
@@ -102,7 +103,7 @@ class CpuExecutor:
         self._weights = weights
         self._limits = limits
         self._threads = threads
-        self._fusion = fuse(program, threads, tiling.patterns)
+        self._fusion = fuse(program, threads, tiling.patterns, tiling.cuts)
         encoded = encode_program(program, weights, limits, kv, self._fusion)
         encoded.desc.kv_dtype = abi.KV_CODES[KvDType(kv.dtype)]
         encoded.desc.kv_rotated = kv.rotates_keys

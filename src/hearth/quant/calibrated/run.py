@@ -82,8 +82,7 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
 
     Raises ModelError, WeightsError, ConfigError, CapacityError, HearthError.
     """
-    how = f", {order.method} version {_VERSION} over {order.calibration.identity}"
-    conversion = conversion_of(order.source, order.scheme, order.ignore, how)
+    conversion = _conversion_of(order)
     prepare(order.source, order.target)
     run = _Run(order, conversion, observer)
     layers = run.layers()
@@ -93,6 +92,22 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
     copy_rest(order.source, order.target, {path.name for path in files})
     conversion.finish(order.target, order.source / "config.json")
     return conversion
+
+
+def is_finished(order: Order, observer: Observer) -> bool:
+    """Whether `quantize_calibrated` has done this before, with nothing changed since.
+
+    Raises ModelError, WeightsError, ConfigError.
+    """
+    if not (order.target / "config.json").exists():  # it comes last
+        return False
+    run = _Run(order, _conversion_of(order), observer)
+    return all(run.is_done(index) for index in range(run.num_layers))
+
+
+def _conversion_of(order: Order) -> Conversion:
+    how = f", {order.method} version {_VERSION} over {order.calibration.identity}"
+    return conversion_of(order.source, order.scheme, order.ignore, how)
 
 
 class _Run:
@@ -162,7 +177,7 @@ class _Run:
     def _first(self) -> int:
         """The first layer that is still to do."""
         first = 0
-        while first < self.num_layers and self._is_done(first):
+        while first < self.num_layers and self.is_done(first):
             first += 1
         if first == 0:
             return first
@@ -177,7 +192,8 @@ class _Run:
         )
         return 0
 
-    def _is_done(self, index: int) -> bool:
+    def is_done(self, index: int) -> bool:
+        """Whether a layer's file is there, of this order."""
         return self._conversion.is_made(self.layer_file(index), self._identity_of(index))
 
     def _identity_of(self, index: int) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 
-from hearth.core.quality import QualitySummary
 from hearth.serve.http.answers import error_responses
-from hearth.serve.http.schemas import ModelCard, ModelList, QualityBody
+from hearth.serve.http.schemas import ModelCard, ModelList, QualityBody, RoundingBody
 from hearth.serve.model import ServedModel
 
 
@@ -20,7 +21,7 @@ def models_router(model: ServedModel) -> APIRouter:
             created=model.created,
             root=model.names[0],
             max_model_len=model.max_model_len,
-            quality=None if model.quality is None else _quality(model.quality),
+            quality=_quality(model),
         )
 
     @router.get("/v1/models", summary="List the served models")
@@ -38,8 +39,13 @@ def models_router(model: ServedModel) -> APIRouter:
     return router
 
 
-def _quality(summary: QualitySummary) -> QualityBody:
+def _quality(model: ServedModel) -> QualityBody | None:
+    summary, rounding = model.quality, model.rounding
+    left = None if rounding is None else RoundingBody(**asdict(rounding))
+    if summary is None:
+        return None if left is None else QualityBody(rounding=left)
     return QualityBody(
+        rounding=left,
         scheme=summary.scheme,
         method=summary.method,
         reference=summary.reference,

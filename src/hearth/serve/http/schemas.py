@@ -300,27 +300,40 @@ class Health(BaseModel):
     memory: MemoryUse | None
 
 
-class QualityBody(BaseModel):
-    """What the model's quantization was measured to cost (`hearth quality --store`).
+class RoundingBody(BaseModel):
+    """What codes that were made while the model was loaded lose of the weights' squares: shares.
 
-    `perplexity_change` and `same_best_token` are shares, `kl_divergence` is in nats a token.
+    `errors` by storage (int4, int8); `worst`: the matrix that lost most.
     """
 
-    scheme: str
-    method: str
-    reference: str
-    perplexity: float
-    reference_perplexity: float | None
-    perplexity_change: float | None
-    perplexity_change_error: float | None
-    kl_divergence: float | None
-    kl_divergence_999: float | None
-    same_best_token: float | None
-    text: str
-    text_sha256: str
-    num_tokens: int
-    measured_at: str
-    hearth_version: str
+    errors: dict[str, float]
+    worst: str
+    worst_error: float
+
+
+class QualityBody(BaseModel):
+    """What the model's quantization costs: as measured (`hearth quality --store`), and `rounding`.
+
+    `perplexity_change` and `same_best_token` are shares, `kl_divergence` is in nats a token. All
+    but `rounding` are null where nothing was measured on a text.
+    """
+
+    scheme: str | None = None
+    method: str | None = None
+    reference: str | None = None
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
+    perplexity_change: float | None = None
+    perplexity_change_error: float | None = None
+    kl_divergence: float | None = None
+    kl_divergence_999: float | None = None
+    same_best_token: float | None = None
+    text: str | None = None
+    text_sha256: str | None = None
+    num_tokens: int | None = None
+    measured_at: str | None = None
+    hearth_version: str | None = None
+    rounding: RoundingBody | None = None
 
 
 class ModelCard(BaseModel):
@@ -332,7 +345,7 @@ class ModelCard(BaseModel):
     owned_by: str = "hearth"
     root: str
     max_model_len: int
-    # Not OpenAI's; not there where nothing was measured.
+    # Not OpenAI's; not there where nothing is known.
     quality: QualityBody | None = Field(default=None, exclude_if=lambda body: body is None)
 
 
