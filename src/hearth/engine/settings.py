@@ -70,7 +70,7 @@ def _check_codes(model: ModelConfig) -> None:
         )
     if model.codes.activations == "int8" and model.quantize == "fp8":
         raise ConfigError(
-            "--activations is int8, and --quantize is fp8: codes of FP8 are multiplied with float32",
+            "--activations is int8, and --quantize is fp8, which is multiplied with float32 rows",
             param="activations",
             hint="set --quantize int8, which takes as much memory, or leave --activations out",
         )

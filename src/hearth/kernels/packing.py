@@ -9,8 +9,9 @@ that is mapped.
 
 Quantized weights (csrc/quant.h draws them): a panel is a run of blocks, one for each group of
 columns of K: 64 scales (bfloat16, or float32), 64 zero points where there are any, then the codes.
-A quantized table has rows of 8-bit codes and their scales. FP8 lies as other codes of 8 bits do. A row of a quantized buffer is a run of
-groups, each its int8 codes, then a float32 scale and minus the sum of the codes as int32.
+FP8 lies as other codes of 8 bits do. A quantized table has rows of 8-bit codes and their scales. A
+row of a quantized buffer is a run of groups, each its int8 codes, then a float32 scale and minus
+the sum of the codes as int32.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16]; in bfloat16 elements

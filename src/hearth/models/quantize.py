@@ -34,9 +34,10 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
     """The same model with its matrices stored as `scheme` says.
 
     int4: linear layers in 4 bits; head and embedding, which lose most, and a vision encoder, which
-    is small, in 8. int8 and fp8: all in 8. Linear layers round what they read to int8, unless `codes` wants
-    float32 activations or the codes are FP8. Norms, biases, routers and grids of positions stay as
-    they are, and so does what the checkpoint has as codes; of FP8 only fp8 makes no other ones.
+    is small, in 8. int8 and fp8: all in 8. Linear layers round what they read to int8, unless
+    `codes` wants float32 activations or the codes are FP8. Norms, biases, routers and grids of
+    positions stay as they are, and so does what the checkpoint has as codes; FP8 of a checkpoint
+    stays as it is with fp8 only.
     """
     if scheme == "none":
         return spec

@@ -1,4 +1,4 @@
-"""Rows of FP8 (e4m3) with scales: as they are, or as floating point where no kernel has the form."""
+"""Rows of FP8 (e4m3) with scales: as they are, or as floating point where no kernel has them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import CodesForm
