@@ -120,10 +120,11 @@ def test_codes_are_torchs_own() -> None:
     middles = (numbers[1:] + numbers[:-1]) / 2
     near = np.concatenate([numbers, middles])
     near = np.concatenate([near, np.nextafter(near, np.float32(1e9)), np.nextafter(near, near * 0)])
-    values = np.concatenate([values, near, -near, [1e-45, -0.0, 1e30, -np.inf]]).astype(np.float32)
-    limited = torch.from_numpy(np.clip(values, -448, 448))
+    special = [1e-45, -0.0, 1e30, -np.inf]
+    array = np.array([*values, *near, *-near, *special], np.float32)
+    limited = torch.from_numpy(np.clip(array, -448, 448))
     expected = limited.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
-    assert np.array_equal(to_e4m3(values), expected)
+    assert np.array_equal(to_e4m3(array), expected)
     assert to_e4m3(np.array([np.nan], np.float32))[0] & 127 == 127
 
 
