@@ -155,6 +155,20 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float) -> N
     assert not (tmp_path / "q" / "config.json").exists()
 
 
+def test_a_run_that_was_ended_goes_on_with_the_files_that_are_whole(tmp_path: Path) -> None:
+    source = save(CASES["llama-sharded"], tmp_path / "source")
+    target = written(source, tmp_path / "q")
+    first = {path.name: path.read_bytes() for path in target.iterdir()}
+    kept, *rest = sorted(target.glob("*.safetensors"))
+    made_at = kept.stat().st_mtime_ns
+    assert rest
+    for path in (*rest, target / "config.json"):
+        path.unlink()
+    written(source, target)
+    assert kept.stat().st_mtime_ns == made_at
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == first
+
+
 def test_it_is_served_in_a_byte_a_weight(tmp_path: Path) -> None:
     target = written(save(CASES["llama"], tmp_path / "source"), tmp_path / "q")
     loaded = load_model_spec(target)

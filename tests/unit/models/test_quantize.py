@@ -44,7 +44,7 @@ def test_fp8_reads_float_rows_in_int8s_memory(activations: str) -> None:
     assert {slot.quant.name for slot in matrices} == {"fp8 (groups of 64)"}
     assert not any(isinstance(op, Quantize) for op in loaded.program.ops)
     assert storage_of(loaded.program.slots) == "fp8 100 %"
-    int8 = load_model_spec(TEXT_MODEL_DIR, quantize="int8", codes=codes)
+    int8 = load_model_spec(TEXT_MODEL_DIR, quantize="int8", codes=CodesConfig(activations, 64))
     assert arena_bytes(loaded.program.slots) == arena_bytes(int8.program.slots)
 
 
