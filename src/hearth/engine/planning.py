@@ -219,7 +219,8 @@ def _of_matrices(loaded: LoadedSpec) -> str:
 
 def _code_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
     coded = [slot.quant for slot in loaded.program.slots if slot.quant.bits]
-    if coded and all(quant.is_float for quant in coded):
+    is_fp8 = bool(coded) and all(quant.is_float for quant in coded)
+    if is_fp8:
         reason = "FP8 is multiplied as floating point; --quantize int8 is faster in as much memory"
         rows = Choice("activations", "float32", reason)
     elif codes.activations == "float32":
@@ -231,5 +232,5 @@ def _code_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
         rows = Choice("activations", "int8", reason)
     why = "--quantize-group-size"
     if codes.group_size == DEFAULT_CODES.group_size:
-        why = "default: the least memory; 64 and 32 lose less"
+        why = "default: the least memory" + ("" if is_fp8 else "; 64 and 32 lose less")
     return rows, Choice("group size", str(codes.group_size), why)
