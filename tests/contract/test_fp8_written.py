@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.quantization import disable_quantization
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.contract.test_quantized_checkpoints import BUILT_IN, CASES, assert_same_values, save
 from tests.support.compressed import values_by_library, values_by_transformers
 from tests.support.executors import NAMES
@@ -84,6 +84,21 @@ def test_logits_are_those_of_the_same_weights_in_transformers(
 ) -> None:
     target = written(save(CASES["llama"], tmp_path / "source", torch.float32), tmp_path / "q")
     expected = expected_logits(CASES["llama"], values_by_library(target), TOKENS)
+    found = logits_of(target, executor, TOKENS)
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("executor", NAMES)
+def test_experts_are_multiplied_as_the_numbers_that_they_are(tmp_path: Path, executor: str) -> None:
+    source = save(CASES["mixtral"], tmp_path / "source", torch.float32)
+    target = written(source, tmp_path / "q")
+    values = values_by_library(target)
+    assert sum(".experts." in name for name in values) == 2 * 4 * 3
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_bytes((source / "config.json").read_bytes())
+    save_file({**load_file(source / "model.safetensors"), **values}, plain / "model.safetensors")
+    expected = logits_of(plain, "reference", TOKENS)
     found = logits_of(target, executor, TOKENS)
     assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
 
