@@ -94,6 +94,7 @@ def scheme(bits: int, group: int = 128, rows: str = "int8", *, zeros: bool = Fal
 SCHEMES = [
     scheme(8),
     scheme(8, rows="float32"),
+    *(Scheme(f"fp8, groups of {g}", "fp8", CodesConfig("float32", g)) for g in (128, 32)),
     *(
         scheme(4, group, rows, zeros=zeros)
         for group in (128, 64, 32)

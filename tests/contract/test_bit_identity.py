@@ -319,7 +319,7 @@ def test_a_context_has_the_same_logits_in_every_run(
     assert audit.num_distinct_tokens > 50, "answers too monotonous to mean something"
 
 
-@pytest.mark.parametrize("quantize", ["int4", "int8"])
+@pytest.mark.parametrize("quantize", ["int4", "int8", "fp8"])
 @pytest.mark.parametrize("config", [LLAMA, GLM4_MOE], ids=["llama", "glm4_moe"])
 def test_quantized_weights_keep_it_too(
     tmp_path: Path, config: dict[str, Any], quantize: str

@@ -1,4 +1,4 @@
-"""FP8 checkpoints against compressed-tensors and torch: every element, in float32 and bfloat16."""
+"""FP8 checkpoints against compressed-tensors and torch: every element, whatever the dtype."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.support.packers import save_packed
 
 from hearth.core.errors import HearthError, ModelError, WeightsError
 from hearth.kernels.cpu.weights import CpuWeights
+from hearth.kernels.e4m3 import e4m3_values
 from hearth.kernels.reference.weights import ReferenceWeights
-from hearth.models.formats.fp8_rows import e4m3_values
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import LoadReport, load_weights
 
@@ -75,6 +75,18 @@ def deepseek(rows: int, cols: int, scale: str = "_scale_inv") -> Any:
 
 
 def check(path: Path, expected: dict[str, torch.Tensor], dtype: str) -> LoadReport:
+    """Every matrix is what the file has, and takes a byte for each weight."""
+    loaded, report, found = float_values(path, dtype)
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert torch.equal(values, expected[name].float()), name
+    assert all(s.quant.is_float for s in loaded.program.slots if s.stored is not None)
+    assert report.warnings == ()
+    return report
+
+
+def check_converted(path: Path, expected: dict[str, torch.Tensor], dtype: str) -> None:
+    """Every matrix is rounded to the model's own floating point, and a warning says so."""
     _, report, found = float_values(path, dtype)
     assert found.keys() == expected.keys()
     for name, values in found.items():
@@ -82,7 +94,16 @@ def check(path: Path, expected: dict[str, torch.Tensor], dtype: str) -> LoadRepo
         if dtype == "bfloat16":
             wanted = wanted.to(torch.bfloat16).float()
         assert torch.equal(values, wanted), name
-    return report
+    (warning,) = report.warnings
+    assert "FP8 (e4m3" in warning
+    assert f"kept as {dtype}" in warning
+    told = float(warning.rpartition(" ")[2])
+    if dtype == "float32":
+        assert told == 0
+    else:
+        rounded = [relative_error(v.to(torch.bfloat16).float(), v) for v in expected.values()]
+        assert told == pytest.approx(np.mean(rounded), rel=0.2)
+        assert told < 1e-5
 
 
 def test_every_byte_stands_for_what_torch_says() -> None:
@@ -101,18 +122,14 @@ def test_what_compressed_tensors_writes_is_read_element_by_element(
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     name = "float-quantized" if dtype == "float32" else "naive-quantized"
     assert {group["format"] for group in config["config_groups"].values()} == {name}
-    expected = values_by_library(tmp_path)
-    report = check(tmp_path, expected, dtype)
-    (warning,) = report.warnings
-    assert "FP8 (e4m3" in warning
-    assert f"kept as {dtype}" in warning
-    told = float(warning.rpartition(" ")[2])
-    if dtype == "float32":
-        assert told == 0
-    else:
-        rounded = [relative_error(v.to(torch.bfloat16).float(), v) for v in expected.values()]
-        assert told == pytest.approx(np.mean(rounded), rel=0.2)
-        assert told < 1e-5
+    check(tmp_path, values_by_library(tmp_path), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_that_no_group_of_a_kernel_divides_are_converted(tmp_path: Path, dtype: str) -> None:
+    section = {**BLOCKS, "weight_block_size": [48, 40]}
+    values = save_packed(build_model(LLAMA), tmp_path, deepseek(48, 40), section)
+    check_converted(tmp_path, values, dtype)
 
 
 @pytest.mark.parametrize("case", [LLAMA, GLM4], ids=lambda case: case.family)
@@ -120,9 +137,12 @@ def test_what_compressed_tensors_writes_is_read_element_by_element(
     ("pack", "section"),
     [
         (deepseek(48, 64), BLOCKS),
+        (deepseek(128, 128), {**BLOCKS, "weight_block_size": [128, 128]}),
+        (deepseek(32, 96), {**BLOCKS, "weight_block_size": [32, 96]}),
+        (deepseek(64, 256), {**BLOCKS, "weight_block_size": [64, 256]}),
         (deepseek(0, 0, "_scale"), {"quant_method": "fp8", "activation_scheme": "static"}),
     ],
-    ids=["blocks", "tensor"],
+    ids=["blocks", "blocks-128", "blocks-of-three-groups", "wider-than-the-rows", "tensor"],
 )
 def test_fp8_without_compressed_tensors_is_read_element_by_element(
     tmp_path: Path, case: ModelCase, pack: Any, section: dict[str, Any]

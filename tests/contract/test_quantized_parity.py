@@ -46,15 +46,20 @@ class Scheme:
     group_size: int
     symmetric: bool
     int8_rows: bool
+    is_float: bool = False
 
     def __str__(self) -> str:
         """The test's name."""
         zero = "" if self.symmetric else "-zero"
+        if self.is_float:
+            return f"fp8-g{self.group_size}"
         return f"int{self.bits}-g{self.group_size}{zero}-{'a8' if self.int8_rows else 'a32'}"
 
     def of(self, slot: WeightSlot) -> QuantSpec:
         """For one slot; tables and the head have 8 bits without zero points."""
         old = slot.quant
+        if self.is_float:
+            return QuantSpec(old.dtype, 8, self.group_size, is_float=True)
         rows = self.int8_rows and old.int8_rows
         if old.bits == 8:
             return replace(old, group_size=self.group_size, int8_rows=rows)
@@ -67,6 +72,7 @@ SCHEMES = [
     for symmetric in (True, False)
     for int8_rows in (True, False)
 ]
+FP8 = [Scheme(8, size, symmetric=True, int8_rows=False, is_float=True) for size in (32, 128)]
 
 
 def quantized_model(expected: Expected, scheme: Scheme) -> LoadedSpec:
@@ -181,7 +187,7 @@ def difference(expected: Expected, scheme: Scheme, isa: str, mutant: int = 0) ->
     return both.largest_difference / both.largest_logit
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("scheme", [*SCHEMES, *FP8], ids=str)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_scheme_equals_plain_torch_on_the_same_codes(
     expected_of: Callable[[ModelCase], Expected], isa: str, scheme: Scheme
@@ -196,7 +202,7 @@ def test_one_code_that_is_one_off_shows(
     assert difference(expected_of(CASES[0]), exact, "auto", mutant=1) > 3 * TOLERANCE
 
 
-@pytest.mark.parametrize("scheme", [SCHEMES[8], SCHEMES[11]], ids=str)
+@pytest.mark.parametrize("scheme", [SCHEMES[8], SCHEMES[11], FP8[1]], ids=str)
 def test_every_family_equals_plain_torch_on_the_same_codes(
     expected: Expected, scheme: Scheme
 ) -> None:

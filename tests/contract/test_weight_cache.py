@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from tests.contract.plan_builder import PlanBuilder, teacher_forced
 from tests.support.executors import require_cpu_library
 from tests.support.hf_models import Expected
+from tools.demo_model import TEXT_MODEL_DIR
 
-from hearth.core.config import WeightCacheConfig
+from hearth.core.config import CodesConfig, WeightCacheConfig
 from hearth.core.step import KvConfig, StepLimits
 from hearth.engine.weight_cache import CpuLoad, load_cpu_weights
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.weights import load_weights
+from hearth.quant.checkpoint import Scheme, quantize_directory
 
+FP8 = Scheme("fp8", CodesConfig(), per_row=True)
 LENGTH, BUDGET, BLOCK = 70, 32, 16
 
 
@@ -42,6 +45,18 @@ def logits_of(loaded: LoadedSpec, load: CpuLoad, tokens: list[int]) -> NDArray[n
         return teacher_forced(executor, builder, [tokens], BUDGET)[0]
     finally:
         executor.close()
+
+
+def test_a_checkpoint_in_fp8_is_mapped_as_it_was_packed(tmp_path: Path) -> None:
+    require_cpu_library()
+    quantize_directory(TEXT_MODEL_DIR, tmp_path / "q", FP8, lambda *_: None)
+    loaded = load_model_spec(tmp_path / "q")
+    kept = WeightCacheConfig(str(tmp_path / "cache"), 1 << 30, min_bytes=0)
+    written, mapped = start(loaded, kept), start(loaded, kept)
+    assert mapped.choice.value.startswith("mapped")
+    assert written.warnings == mapped.warnings == ()
+    first, second = (logits_of(loaded, load, list(range(40))) for load in (written, mapped))
+    assert np.array_equal(first.view(np.uint32), second.view(np.uint32))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

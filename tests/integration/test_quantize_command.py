@@ -237,6 +237,9 @@ def quantized(tmp_path: Path) -> Path:
     ("arguments", "code", "says"),
     [
         (("--scheme", "w8a8", "--group-size", "64"), 2, "w8a8 has one scale for a whole row"),
+        (("--scheme", "fp8", "--group-size", "64"), 2, "fp8 has one scale for a whole row"),
+        (("--scheme", "fp8", "--method", "gptq"), 2, "permitted: rtn"),
+        (("--scheme", "fp8", "--method", "awq"), 2, "permitted: rtn"),
         (("--group-size", "48"), 2, "--group-size is 48; permitted: 32, 64, 128"),
         (("--ignore", "model.layers.0.nothing"), 2, "names no matrix"),
         (("--ignore", "re:("), 2, "no regular expression"),

@@ -132,11 +132,12 @@ Dtype = Annotated[
     ),
 ]
 Quantize = Annotated[
-    Literal["none", "int8", "int4", "auto"],
+    Literal["none", "int8", "int4", "fp8", "auto"],
     option(
         "--quantize",
         "Store matrices as 8-bit or 4-bit codes, rounded while they load; head and embedding "
-        "keep 8 bits. auto: the most exact of none, int8, int4 that fits into memory.",
+        "keep 8 bits. auto: the most exact of none, int8, int4 that fits into memory. fp8 (e4m3) "
+        "takes int8's memory, loses more and is slower on a CPU.",
         rich_help_panel="Model",
     ),
 ]

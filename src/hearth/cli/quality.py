@@ -52,7 +52,7 @@ Against = Annotated[
     ),
 ]
 AgainstQuantize = Annotated[
-    Literal["none", "int8", "int4"],
+    Literal["none", "int8", "int4", "fp8"],
     _flag("--against-quantize", "Quantize the reference, too, as serve's --quantize does."),
 ]
 Text = Annotated[

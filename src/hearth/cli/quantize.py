@@ -45,11 +45,12 @@ Output = Annotated[
     ),
 ]
 SchemeName = Annotated[
-    Literal["w4a16", "w4a16-asym", "w8a16", "w8a8"],
+    Literal["w4a16", "w4a16-asym", "w8a16", "w8a8", "fp8"],
     _flag(
         "--scheme",
         "4-bit (with zero points: -asym) or 8-bit weights, head and vision encoder always 8; "
-        "w8a8: a scale for each row, and inputs that others round to int8, too.",
+        "w8a8: a scale for each row, and inputs that others round to int8, too; fp8 (e4m3): the "
+        "same with FP8, by rtn only.",
     ),
 ]
 GroupSize = Annotated[
@@ -141,10 +142,11 @@ def quantize(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     from hearth.cli.settings import find_model
     from hearth.core.paths import home_expanded
     from hearth.quant.checkpoint import exclusive
-    from hearth.quant.schemes import scheme_named
+    from hearth.quant.schemes import check_method, scheme_named
 
     leave_on_signals()  # what is on the disk is good for going on, whenever this ends
     wanted = scheme_named(scheme, group_size)
+    check_method(wanted, method)
     order = _Order(
         find_model(model),
         home_expanded(output),

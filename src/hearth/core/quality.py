@@ -23,11 +23,15 @@ class RoundingLoss:
     def line(self) -> str:
         """Such as `4-bit codes lose about 0.91 % of the weights' squares, 8-bit codes 0.0035 %`."""
         first, *others = (
-            (f"{name.removeprefix('int')}-bit codes", f"{100 * error:.2g} %")
+            (_codes_named(name), f"{100 * error:.2g} %")
             for name, error in sorted(self.errors.items())
         )
         begin = f"{first[0]} lose about {first[1]} of the weights' squares"
         return ", ".join([begin, *(f"{name} {share}" for name, share in others)])
+
+
+def _codes_named(storage: str) -> str:
+    return "FP8 codes" if storage == "fp8" else f"{storage.removeprefix('int')}-bit codes"
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ class QuantSpec:
     `group_size` columns of a row share a scale, and a zero point where not `symmetric`. Scales are
     bfloat16, or float32 where `wide_scales`: those of a checkpoint that bfloat16 does not hold.
     `int8_rows`: what a linear layer multiplies it with is rounded to int8, each group of
-    `group_size` values of a row by a scale of its own; otherwise rows stay float32.
+    `group_size` values of a row by a scale of its own; otherwise rows stay float32. `is_float`: the
+    codes, of 8 bits, are FP8 (e4m3) numbers, without a zero point and with float32 rows.
     """
 
     dtype: DType = DType.FLOAT32
@@ -96,6 +97,14 @@ class QuantSpec:
     symmetric: bool = True
     int8_rows: bool = False
     wide_scales: bool = False
+    is_float: bool = False
+
+    @property
+    def storage(self) -> str:
+        """Such as "int4", "fp8" or "bfloat16"."""
+        if not self.bits:
+            return str(self.dtype)
+        return "fp8" if self.is_float else f"int{self.bits}"
 
     @property
     def name(self) -> str:
@@ -105,7 +114,7 @@ class QuantSpec:
         rows = ", int8 rows" if self.int8_rows else ""
         zero = "" if self.symmetric else ", zero points"
         wide = ", float32 scales" if self.wide_scales else ""
-        return f"int{self.bits} (groups of {self.group_size}{zero}{wide}{rows})"
+        return f"{self.storage} (groups of {self.group_size}{zero}{wide}{rows})"
 
     @property
     def scale_bytes(self) -> int:

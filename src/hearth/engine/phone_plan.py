@@ -17,7 +17,7 @@ from hearth.engine.outlook import Costs, Image, costs_of, spec_of
 from hearth.engine.planning import image_info
 from hearth.host.speed import Speeds, decode_s, encode_s, prefill_s
 from hearth.models.loader import LoadedSpec
-from hearth.models.quantize import SCHEMES
+from hearth.models.quantize import AUTO_SCHEMES
 
 SCREEN = Size(2400, 1080)
 SYSTEM_TOKENS = 2300  # of the Chinese system prompt, 3,400 characters
@@ -54,7 +54,7 @@ def phone_steps(
     `target_s`: seconds that a later step may take. Raises ModelError, ConfigError.
     """
     steps: list[PhoneStep] = []
-    for scheme in SCHEMES:
+    for scheme in AUTO_SCHEMES:
         loaded = spec_of(backend, config, scheme)
         costs = costs_of(
             loaded,

@@ -80,13 +80,13 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
         choices = _stored_choices(loaded, config.model.codes)
         return PlannedModel(loaded, fitted, (*choices, kv))
     choice = Choice("quantize", scheme, f"--quantize; {_of_matrices(loaded)}")
-    return PlannedModel(loaded, fitted, (choice, *_code_choices(config.model.codes), kv))
+    return PlannedModel(loaded, fitted, (choice, *_code_choices(loaded, config.model.codes), kv))
 
 
 def _stored_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
     """Of a checkpoint that holds codes, which are taken as they are."""
     reason = f"config.json: quantization_config; {storage_of(loaded.program.slots)}"
-    return Choice("quantize", "as stored", reason), *_code_choices(codes)[:1]
+    return Choice("quantize", "as stored", reason), *_code_choices(loaded, codes)[:1]
 
 
 def fit_request(
@@ -177,7 +177,7 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
         if candidate.scheme == "none":
             return PlannedModel(candidate.loaded, fitted, (Choice("quantize", "none", reason), kv))
         choice = Choice("quantize", candidate.scheme, f"{reason}; {_of_matrices(candidate.loaded)}")
-        codes = _code_choices(config.model.codes)
+        codes = _code_choices(candidate.loaded, config.model.codes)
         return PlannedModel(candidate.loaded, fitted, (choice, *codes, kv))
     raise CapacityError(
         f"the model fits in no precision with {context}: it needs {needs}; {memory.describe()}",
@@ -217,8 +217,13 @@ def _of_matrices(loaded: LoadedSpec) -> str:
     return f"of the matrices: {stored}; rounded to nearest (docs/quantization.md: what it loses)"
 
 
-def _code_choices(codes: CodesConfig) -> tuple[Choice, ...]:
-    if codes.activations == "float32":
+def _code_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
+    coded = [slot.quant for slot in loaded.program.slots if slot.quant.bits]
+    is_fp8 = bool(coded) and all(quant.is_float for quant in coded)
+    if is_fp8:
+        reason = "FP8 is multiplied as floating point; --quantize int8 is faster in as much memory"
+        rows = Choice("activations", "float32", reason)
+    elif codes.activations == "float32":
         reason = "--activations: exact rows, several times slower than int8"
         rows = Choice("activations", "float32", reason)
     else:
@@ -227,5 +232,5 @@ def _code_choices(codes: CodesConfig) -> tuple[Choice, ...]:
         rows = Choice("activations", "int8", reason)
     why = "--quantize-group-size"
     if codes.group_size == DEFAULT_CODES.group_size:
-        why = "default: the least memory; 64 and 32 lose less"
+        why = "default: the least memory" + ("" if is_fp8 else "; 64 and 32 lose less")
     return rows, Choice("group size", str(codes.group_size), why)

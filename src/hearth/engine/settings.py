@@ -68,6 +68,12 @@ def _check_codes(model: ModelConfig) -> None:
             param="activations",
             hint="set --quantize int8 or int4, or leave --activations out",
         )
+    if model.codes.activations == "int8" and model.quantize == "fp8":
+        raise ConfigError(
+            "--activations is int8, and --quantize is fp8, which is multiplied with float32 rows",
+            param="activations",
+            hint="set --quantize int8, which takes as much memory, or leave --activations out",
+        )
 
 
 def _check_choice(flag: str, value: str, permitted: tuple[str, ...]) -> None:

@@ -30,6 +30,7 @@ from hearth.host.speed import PrecisionSpeed, SpeedPoint, Speeds, samples_of
 from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.kernels.cpu.weights import CpuWeights
 from hearth.models.loader import LoadedSpec, load_model_spec
+from hearth.models.quantize import SCHEMES
 
 ReportPart: TypeAlias = Callable[[str, int, int], None]
 
@@ -63,8 +64,8 @@ _NARROW: dict[str, Any] = {
 _NARROW_PARAMETERS = 2_200_000  # of a layer
 _LEAST_NARROW, _MOST_NARROW = 48, 512
 # Layers of each precision, at least; more where a cache is large.
-_LAYERS = {"int4": 4, "int8": 3, "bfloat16": 2, "float32": 2}
-_BITS = {"int4": 4, "int8": 8, "bfloat16": 16, "float32": 32}
+_LAYERS = {"int4": 4, "int8": 3, "fp8": 3, "bfloat16": 2, "float32": 2}
+_BITS = {"int4": 4, "int8": 8, "fp8": 8, "bfloat16": 16, "float32": 32}
 _CACHES = 3  # weights are so many times as large as the last cache
 _MOST_LAYERS = 40
 _LEAST_FREE_BYTES = GIB
@@ -304,7 +305,7 @@ def open_rig(
 
 
 def _small_model(precision: str, shape: dict[str, Any]) -> LoadedSpec:
-    is_codes = precision.startswith("int")
+    is_codes = precision in SCHEMES
     config = {**_MODEL, **shape}
     with tempfile.TemporaryDirectory(prefix="hearth-measure-") as name:
         (Path(name) / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -67,10 +67,9 @@ class ProgramCost:
 
 
 def precision_of(quant: QuantSpec) -> str:
-    """Such as "int4", "int8 with float32 rows" or "bfloat16"."""
-    if not quant.bits:
-        return str(quant.dtype)
-    return f"int{quant.bits}" + ("" if quant.int8_rows else " with float32 rows")
+    """Such as "int4", "int8 with float32 rows", "fp8" or "bfloat16"."""
+    is_plain = not quant.bits or quant.is_float or quant.int8_rows
+    return quant.storage + ("" if is_plain else " with float32 rows")
 
 
 def program_cost(program: StepProgram, kv_dtype: KvDType = KvDType.BFLOAT16) -> ProgramCost:

@@ -218,7 +218,7 @@ def _image_items(request: FitRequest) -> tuple[MemoryItem, ...]:
 
 def _stored_as(request: FitRequest) -> str:
     """The precision of the weights, such as "bfloat16" or "int4 and int8"."""
-    codes = {f"int{s.quant.bits}" for s in request.program.slots if s.quant.bits}
+    codes = {s.quant.storage for s in request.program.slots if s.quant.bits}
     return " and ".join(sorted(codes)) or str(request.dtype)
 
 

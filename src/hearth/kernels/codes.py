@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hearth.core.spec import QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import round_up
+from hearth.kernels.e4m3 import e4m3_values
 from hearth.kernels.packing import PANEL_COLUMNS, CodeRows
 
 _Element = TypeVar("_Element", bound=np.generic)
@@ -25,19 +26,25 @@ _TABLE_ZERO = 128  # a table has no zero points of its own
 class Codes:
     """Of a slot: codes [rows, cols], scales and zero points [rows, groups].
 
-    A weight is scale · (code − zero point). Stacked matrices follow each other.
+    A weight is scale · (code − zero point), or, where `is_float`, scale · the FP8 number that the
+    code is. Stacked matrices follow each other.
     """
 
     codes: NDArray[np.uint8]
     scales: NDArray[np.float32]
     zeros: NDArray[np.uint8]
+    is_float: bool = False
 
     def values(self, group_size: int) -> NDArray[np.float32]:
-        """What the codes stand for, [rows, cols]; the product is exact in float32."""
+        """What the codes stand for, [rows, cols]; with bfloat16 scales exact in float32."""
         cols = self.codes.shape[1]
-        zeros = np.repeat(self.zeros, group_size, axis=1)[:, :cols]
         scales = np.repeat(self.scales, group_size, axis=1)[:, :cols]
-        result: NDArray[np.float32] = (self.codes.astype(np.float32) - zeros) * scales
+        if self.is_float:
+            numbers = e4m3_values()[self.codes]
+        else:
+            zeros = np.repeat(self.zeros, group_size, axis=1)[:, :cols]
+            numbers = self.codes.astype(np.float32) - zeros
+        result: NDArray[np.float32] = numbers * scales
         return result
 
 
@@ -46,7 +53,7 @@ def row_values(rows: CodeRows, quant: QuantSpec) -> NDArray[np.float32]:
     zeros = rows.zeros
     if zeros is None:
         zeros = np.full(rows.scales.shape, 1 << quant.bits - 1, np.uint8)
-    return Codes(rows.codes, rows.scales, zeros).values(quant.group_size)
+    return Codes(rows.codes, rows.scales, zeros, quant.is_float).values(quant.group_size)
 
 
 def read_codes(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
@@ -72,6 +79,7 @@ def read_codes(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
         _without_padding(slot, per_row),
         _without_padding(slot, scales.transpose(0, 2, 1).reshape(-1, groups)),
         _without_padding(slot, zeros.transpose(0, 2, 1).reshape(-1, groups)),
+        quant.is_float,
     )
 
 
@@ -86,7 +94,7 @@ def _of_table(slot: WeightSlot, packed: NDArray[np.uint8]) -> Codes:
     end = padded + padded // slot.quant.group_size * slot.quant.scale_bytes
     scales = _scales(slot.quant, rows[:, padded:end])
     zeros = np.full(scales.shape, _TABLE_ZERO, np.uint8)
-    return Codes(rows[:, : slot.cols].copy(), scales, zeros)
+    return Codes(rows[:, : slot.cols].copy(), scales, zeros, slot.quant.is_float)
 
 
 def _without_padding(slot: WeightSlot, rows: NDArray[_Element]) -> NDArray[_Element]:

@@ -9,8 +9,9 @@ that is mapped.
 
 Quantized weights (csrc/quant.h draws them): a panel is a run of blocks, one for each group of
 columns of K: 64 scales (bfloat16, or float32), 64 zero points where there are any, then the codes.
-A quantized table has rows of int8 codes and their scales. A row of a quantized buffer is a run of
-groups, each its int8 codes, then a float32 scale and minus the sum of the codes as int32.
+FP8 lies as other codes of 8 bits do. A quantized table has rows of 8-bit codes and their scales. A
+row of a quantized buffer is a run of groups, each its int8 codes, then a float32 scale and minus
+the sum of the codes as int32.
 
 A KV block of one group is [layer][kv head][K part, V part]: K as [block_size / 16][head_dim][16]
 (16 neighbouring keys in one vector), V as [block_size][head_dim padded to 16]; in bfloat16 elements
@@ -70,6 +71,8 @@ class HostTensor:
 @dataclass(frozen=True, slots=True)
 class CodeRows:
     """Rows of a quantized matrix as codes: a weight is scale · (code − zero point).
+
+    Of FP8 it is scale · the number that the code is.
 
     `codes` [n, cols padded to whole groups] uint8, `scales` [n, groups] float32, `zeros` [n,
     groups] uint8, None where the middle code (8, 128) stands for zero.

@@ -21,7 +21,10 @@ from hearth.core.spec import (
 )
 from hearth.core.units import round_up
 
-SCHEMES = ("none", "int8", "int4")  # the most exact first
+# What `auto` and plans choose among, the most exact first. FP8 takes int8's memory, loses more and
+# is slower on a CPU: it is there for who asks for it.
+AUTO_SCHEMES = ("none", "int8", "int4")
+SCHEMES = (*AUTO_SCHEMES, "fp8")
 GROUP_SIZES = (32, 64, 128)
 ACTIVATIONS = ("auto", "int8", "float32")
 LEAST_GROUP = 32  # groups are multiples of it
@@ -31,9 +34,10 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
     """The same model with its matrices stored as `scheme` says.
 
     int4: linear layers in 4 bits; head and embedding, which lose most, and a vision encoder, which
-    is small, in 8. int8: all in 8. Linear layers round what they read to int8, unless `codes` wants
-    float32 activations. Norms, biases, routers and grids of positions stay as they are, and so does
-    what the checkpoint has as codes.
+    is small, in 8. int8 and fp8: all in 8. Linear layers round what they read to int8, unless
+    `codes` wants float32 activations or the codes are FP8. Norms, biases, routers and grids of
+    positions stay as they are, and so does what the checkpoint has as codes; FP8 of a checkpoint
+    stays as it is with fp8 only.
     """
     if scheme == "none":
         return spec
@@ -46,6 +50,8 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
     def convert(slot: WeightSlot) -> WeightSlot:
         if slot.kind is SlotKind.VECTOR or slot.name in exact or _has_codes(slot):
             return slot
+        if scheme == "fp8":
+            return slot if slot.quant.is_float else replace(slot, quant=_fp8_of(slot, codes))
         is_outer = slot.name in in_8_bits
         quant = _quant_of(slot, 4 if scheme == "int4" and not is_outer else 8, codes)
         return replace(slot, quant=replace(quant, symmetric=is_outer or not codes.zero_points))
@@ -54,9 +60,12 @@ def quantized(spec: ModelSpec, scheme: str, codes: CodesConfig = DEFAULT_CODES) 
 
 
 def distinct_schemes(spec: ModelSpec, codes: CodesConfig = DEFAULT_CODES) -> tuple[str, ...]:
-    """Those that differ, of a spec that none was applied to: a checkpoint may be codes already."""
+    """Of what auto chooses among those that differ: a checkpoint may be codes already.
+
+    `spec`: one that no scheme was applied to.
+    """
     found: dict[tuple[WeightSlot, ...], str] = {}
-    for scheme in SCHEMES:
+    for scheme in AUTO_SCHEMES:
         found.setdefault(quantized(spec, scheme, codes).slots, scheme)
     return tuple(found.values())
 
@@ -87,6 +96,11 @@ def _quant_of(slot: WeightSlot, bits: int, codes: CodesConfig) -> QuantSpec:
     return QuantSpec(slot.quant.dtype, bits, group_size, int8_rows=int8_rows)
 
 
+def _fp8_of(slot: WeightSlot, codes: CodesConfig) -> QuantSpec:
+    group_size = _group_size(slot.cols, codes.group_size)
+    return QuantSpec(slot.quant.dtype, 8, group_size, is_float=True)
+
+
 def _group_size(cols: int, most: int) -> int:
     """The largest that fills rows of `cols` with whole groups; where none does, the largest."""
     sizes = [min(most, round_up(cols, LEAST_GROUP))]
@@ -99,7 +113,7 @@ def storage_of(slots: Sequence[WeightSlot]) -> str:
     counts: dict[str, int] = {}
     for slot in slots:
         if slot.kind is not SlotKind.VECTOR:
-            name = f"int{slot.quant.bits}" if slot.quant.bits else str(slot.quant.dtype)
+            name = slot.quant.storage
             counts[name] = counts.get(name, 0) + slot.total_rows * slot.cols
     total = sum(counts.values())
     ranked = sorted(counts.items(), key=lambda item: -item[1])

@@ -19,12 +19,12 @@ from hearth.models.formats.fp8 import fp8_form, read_block
 
 KEY = "quantization_config"
 METHOD = "compressed-tensors"
-PACKED, PLAIN_INT, _FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+PACKED, PLAIN_INT, PLAIN_FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 _NAIVE = "naive-quantized"  # of integers or floating point, by their type
-_FORMATS = {PACKED: PACKED, PLAIN_INT: PLAIN_INT, _NAIVE: PLAIN_INT, _FLOAT: _FLOAT}
+_FORMATS = {PACKED: PACKED, PLAIN_INT: PLAIN_INT, _NAIVE: PLAIN_INT, PLAIN_FLOAT: PLAIN_FLOAT}
 _WEIGHT, _PACKED_WEIGHT, _SCALE = ".weight", ".weight_packed", ".weight_scale"
 LEAST_GROUP = 32
-MAX_GROUP = 1024
+MAX_GROUP = 512  # what the kernels unpack at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,11 @@ def _read_group(group: ConfigJson, default_format: str) -> _Group:
         )
     weights = group.required("weights")
     is_float = name == _NAIVE and weights.text("type", default="int") == "float"
-    return _Group(tuple(targets), _read_form(weights, _FLOAT if is_float else _FORMATS[name]))
+    return _Group(tuple(targets), _read_form(weights, PLAIN_FLOAT if is_float else _FORMATS[name]))
 
 
 def _read_form(weights: ConfigJson, format_name: str) -> CodesForm:
-    if format_name == _FLOAT:
+    if format_name == PLAIN_FLOAT:
         return _read_float_form(weights)
     if weights.text("type", default="int") != "int":
         raise weights.error("type", '"int"', hint=UNREAD)

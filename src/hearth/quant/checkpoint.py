@@ -26,7 +26,7 @@ from hearth.core.errors import (
 from hearth.core.spec import WeightSlot
 from hearth.core.units import format_bytes
 from hearth.models.loader import LoadedSpec, load_model_spec
-from hearth.models.quantize import GROUP_SIZES, SCHEMES
+from hearth.models.quantize import AUTO_SCHEMES, GROUP_SIZES
 from hearth.models.safetensors_file import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -35,7 +35,7 @@ from hearth.models.safetensors_file import (
 )
 from hearth.models.weight_plan import TIED_HEAD
 from hearth.quant.recipe import Recipe, config_section, recipe_of, storage_bytes, without
-from hearth.quant.shard import convert_shard
+from hearth.quant.shard import FP8, INT8, convert_shard
 
 # Of everything that decides the bytes of a converted file, beside its source and the scheme.
 FORMAT = 1
@@ -47,10 +47,11 @@ _INDEX_KEY = "weight_map"
 class Scheme:
     """What `--quantize` and its companions say.
 
-    `per_row`: one scale for each row, and inputs that others round to int8 too (`int-quantized`).
+    `per_row`: one scale for each row, and inputs that others round to int8 or FP8, too
+    (`int-quantized`, `float-quantized`).
     """
 
-    name: str  # int4, int8
+    name: str  # int4, int8, fp8
     codes: CodesConfig
     per_row: bool = False
 
@@ -63,8 +64,8 @@ class Scheme:
 
 def scheme_of(name: str, group_size: int, *, zero_points: bool = False) -> Scheme:
     """Raises ConfigError for what there is not."""
-    if name not in SCHEMES[1:]:
-        raise ConfigError(f"{name!r} is no scheme; permitted: {', '.join(SCHEMES[1:])}")
+    if name not in AUTO_SCHEMES[1:]:
+        raise ConfigError(f"{name!r} is no scheme; permitted: {', '.join(AUTO_SCHEMES[1:])}")
     if group_size not in GROUP_SIZES:
         permitted = ", ".join(map(str, GROUP_SIZES))
         raise ConfigError(f"the group size is {group_size}; permitted: {permitted}")
@@ -121,7 +122,7 @@ class Conversion:
         for name, entry in entries.items():
             self.weight_map[name] = target.name
             base = name.removesuffix("_packed")
-            is_coded = base != name or (self.recipe.per_row and entry.dtype == "I8")
+            is_coded = base != name or (self.recipe.per_row and entry.dtype in (INT8, FP8))
             if is_coded and base in self.recipe.slots:
                 self.coded[base] = self.recipe.slots[base]
             elif len(entry.shape) > 1 and name.endswith(".weight"):

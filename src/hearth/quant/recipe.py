@@ -6,8 +6,8 @@ matrices of more than two dimensions (convolutions, experts in one tensor), rows
 do not fill; loading a model makes codes of them as of any other.
 The section is that of compressed-tensors (`quantization_config`), which transformers and vLLM read.
 
-A recipe `per_row` is that of int8 layers whose inputs are rounded to int8 as well
-(`int-quantized`): one scale a row, so that any row becomes codes, whatever its length.
+A recipe `per_row` is that of int8 or FP8 layers whose inputs are rounded alike (`int-quantized`,
+`float-quantized`): one scale a row, so that any row becomes codes, whatever its length.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 
 from hearth.core.errors import ConfigError
 from hearth.core.spec import ModelSpec, QuantSpec, WeightSlot, WeightSource
-from hearth.models.stored import METHOD, PACKED, PLAIN_INT
+from hearth.models.stored import METHOD, PACKED, PLAIN_FLOAT, PLAIN_INT
 
 _WEIGHT = ".weight"
 _PREFIXES = ("model", "language_model", "text_model")
 Section = dict[str, object]
+_FORMATS = {"int": PLAIN_INT, "float": PLAIN_FLOAT}  # of a scale a row
 _Form = tuple[int, int, bool]  # bits, group size, symmetric
 
 
@@ -33,7 +34,7 @@ class Recipe:
 
     slots: Mapping[str, WeightSlot]
     tied: bool = False
-    per_row: bool = False  # int-quantized: int8 codes and a scale for each row
+    per_row: bool = False  # int- or float-quantized: codes of 8 bits and a scale for each row
 
     def slot_of(self, tensor: str, shape: tuple[int, ...]) -> WeightSlot | None:
         """The slot, of one matrix, that says how a tensor is coded; None: it stays as it is."""
@@ -107,8 +108,9 @@ def config_section(
     """`quantization_config` of a checkpoint: its coded tensors, and the other matrices' names."""
     general = {_pattern(tensor) for tensor in coded}
     if per_row:
-        groups = [_group((8, 0, True), {"Linear"})]
-        return _section(PLAIN_INT, groups, _ignored(plain, general))
+        kind = "float" if any(slot.quant.is_float for slot in coded.values()) else "int"
+        groups = [_group((8, 0, True), {"Linear"}, kind)]
+        return _section(_FORMATS[kind], groups, _ignored(plain, general))
     forms = Counter(map(_form_of, coded.values()))
     most = forms.most_common(1)[0][0]
     by_form: dict[_Form, set[str]] = {}
@@ -143,12 +145,12 @@ def _form_of(slot: WeightSlot) -> _Form:
     return slot.quant.bits, slot.quant.group_size, slot.quant.symmetric
 
 
-def _group(form: _Form, targets: set[str]) -> Section:
+def _group(form: _Form, targets: set[str], kind: str = "int") -> Section:
     """`group_size` 0: a scale a row, and inputs that are rounded with one for each token."""
     bits, group_size, symmetric = form
     inputs = {
         "num_bits": bits,
-        "type": "int",
+        "type": kind,
         "symmetric": True,
         "strategy": "token",
         "dynamic": True,
@@ -157,7 +159,7 @@ def _group(form: _Form, targets: set[str]) -> Section:
         "targets": sorted(targets),
         "weights": {
             "num_bits": bits,
-            "type": "int",
+            "type": kind,
             "symmetric": symmetric,
             "strategy": "group" if group_size else "channel",
             "group_size": group_size or None,
@@ -165,7 +167,7 @@ def _group(form: _Form, targets: set[str]) -> Section:
         },
         "input_activations": None if group_size else inputs,
         "output_activations": None,
-        "format": PACKED if group_size else PLAIN_INT,
+        "format": PACKED if group_size else _FORMATS[kind],
     }
 
 

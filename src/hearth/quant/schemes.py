@@ -22,6 +22,7 @@ _SCHEMES = {
     "w4a16-asym": _Named("int4", zero_points=True),
     "w8a16": _Named("int8"),
     "w8a8": _Named("int8", per_row=True),
+    "fp8": _Named("fp8", per_row=True),
 }
 NAMES = tuple(_SCHEMES)
 
@@ -42,3 +43,13 @@ def scheme_named(name: str, group_size: int | None) -> Scheme:
         raise ConfigError(f"--group-size is {size}; permitted: {permitted}")
     codes = CodesConfig(group_size=size, zero_points=found.zero_points)
     return Scheme(found.name, codes, found.per_row)
+
+
+def check_method(scheme: Scheme, method: str) -> None:
+    """Raises ConfigError for a method that has no such codes."""
+    if scheme.name == "fp8" and method != "rtn":
+        raise ConfigError(
+            f"--method is {method}, but its corrections are for codes at equal steps, and those of "
+            "fp8 grow with a weight's size; permitted: rtn",
+            hint="leave --method out, or take --scheme w8a16, which loses less in as much space",
+        )

@@ -27,6 +27,7 @@ from hearth.quant.recipe import Recipe
 from hearth.quant.rows import whole_row_codes
 
 PIECE_BYTES = 8 << 20
+INT8, FP8 = "I8", "F8_E4M3"  # types of matrices with a scale a row
 _WORD_BITS = 32
 _ROWS = 64  # pieces are of whole words of packed zero points, and of whole panels
 Progress = Callable[[int], None]
@@ -80,8 +81,9 @@ def coded_specs(
 ) -> list[TensorSpec]:
     """The tensors that take the place of a coded matrix of `rows` rows."""
     if per_row:
+        dtype = FP8 if slot.quant.is_float else INT8
         return [
-            TensorSpec(tensor, "I8", (rows, slot.cols)),
+            TensorSpec(tensor, dtype, (rows, slot.cols)),
             TensorSpec(f"{tensor}_scale", "BF16", (rows, 1)),
         ]
     quant, groups = slot.quant, slot.cols // slot.quant.group_size
@@ -123,7 +125,8 @@ class CodesWriter:
         """Rows from `first` on, a multiple of a word's zero points. Raises as the writer does."""
         bits, scales = slot.quant.bits, (rows.scales.view(np.uint32) >> 16).astype(np.uint16)
         if self.per_row:
-            codes = (rows.codes[:, : slot.cols] - np.uint8(128)).view(np.int8)
+            middle = np.uint8(0 if slot.quant.is_float else 128)
+            codes = (rows.codes[:, : slot.cols] - middle).view(np.int8)
             self.writer.write(tensor, codes, first * slot.cols)
         else:
             packed = packed_columns(rows.codes, bits)

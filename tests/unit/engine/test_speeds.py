@@ -11,7 +11,7 @@ from hearth.host.placement import Placement
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speeds, "_LAYERS", {"int4": 2, "bfloat16": 1})
+    monkeypatch.setattr(speeds, "_LAYERS", {"int4": 2, "fp8": 1, "bfloat16": 1})
     monkeypatch.setattr(speeds, "_MOST_LAYERS", 2)
     monkeypatch.setattr(speeds, "_LEAST_S", 0.0)
     monkeypatch.setattr(speeds, "_LEAST_STEPS", 2)
@@ -23,7 +23,7 @@ def test_every_precision_is_measured_at_every_number_of_rows() -> None:
     seen = measure_speeds(Placement(2, "", (), ""), "auto", lambda what, *_: parts.append(what))
     assert parts[:2] == ["the kernels, 1 row a step", "the kernels, 2 rows a step"]
     assert len(parts) == len(speeds.ROWS)
-    assert [speed.precision for speed in seen.precisions] == ["int4", "bfloat16"]
+    assert [speed.precision for speed in seen.precisions] == ["int4", "fp8", "bfloat16"]
     for speed in seen.precisions:
         assert [point.num_rows for point in speed.points] == list(speeds.ROWS)
         assert all(point.byte_s > 0 for point in speed.points)

@@ -174,6 +174,14 @@ def test_codes_are_the_same_for_exact_and_rounded_activations(starts: Starts) ->
     assert starts.num_packed == 2
 
 
+def test_fp8_and_int8_of_the_same_size_have_files_of_their_own(starts: Starts) -> None:
+    for scheme in ("int8", "fp8", "int8", "fp8"):
+        found = starts.start(quantize=scheme)
+    assert found.choice.value.startswith("mapped")
+    assert starts.num_packed == 2
+    assert len(starts.files()) >= 2
+
+
 def test_a_hit_warns_of_the_same_as_a_miss(starts: Starts) -> None:
     starts.write({**llama_tensors(), "odd": np.zeros(3, np.float32)})
     first, second = starts.start(), starts.start()

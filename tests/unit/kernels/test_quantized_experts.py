@@ -96,6 +96,7 @@ def mixture_of(
     group=st.sampled_from((32, 64, 128)),
     symmetric=st.booleans(),
     int8_rows=st.booleans(),
+    is_float=st.booleans(),
     threads=st.integers(1, 3),
 )
 def test_a_mixture_equals_the_products_of_what_its_codes_stand_for(
@@ -109,10 +110,13 @@ def test_a_mixture_equals_the_products_of_what_its_codes_stand_for(
     group: int,
     symmetric: bool,
     int8_rows: bool,
+    is_float: bool,
     threads: int,
 ) -> None:
     shape = Shape(softmax_router(count, min(count, top_k)), hidden, size)
     quant = QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows)
+    if is_float:
+        quant = QuantSpec(DType.FLOAT32, 8, group, is_float=True)
     arrays = arrays_of(shape, VOCAB, seed=hidden)
     mixture = mixture_of(coded_program(shape, quant), arrays, Bench(threads, isa))
     tokens = np.random.default_rng(size).integers(0, VOCAB, num_rows).tolist()

@@ -45,14 +45,19 @@ def quant_of(
     return QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows, wide)
 
 
+def fp8_of(group: int, *, wide: bool = False) -> QuantSpec:
+    return QuantSpec(DType.FLOAT32, 8, group, wide_scales=wide, is_float=True)
+
+
+GROUPS = st.sampled_from((32, 64, 96, 128))
 QUANTS = st.builds(
     quant_of,
     bits=st.sampled_from((4, 8)),
-    group=st.sampled_from((32, 64, 96, 128)),
+    group=GROUPS,
     symmetric=st.booleans(),
     int8_rows=st.booleans(),
     wide=st.booleans(),
-)
+) | st.builds(fp8_of, group=GROUPS, wide=st.booleans())
 
 
 def program_of(case: Case) -> StepProgram:
@@ -140,12 +145,16 @@ def test_a_quantized_layer_equals_the_product_of_what_its_codes_stand_for(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("int8_rows", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    "quant",
+    [quant_of(b, 64, int8_rows=rows) for b in (4, 8) for rows in (True, False)]
+    + [fp8_of(64), fp8_of(128, wide=True)],
+    ids=lambda quant: quant.name,
+)
 def test_the_bits_of_a_row_do_not_depend_on_how_many_rows_go_with_it(
-    isa: str, bits: int, int8_rows: bool
+    isa: str, quant: QuantSpec
 ) -> None:
-    case = Case(300, 130, quant_of(bits, 64, int8_rows=int8_rows))
+    case = Case(300, 130, quant)
     layer = layer_of(case, arrays_of(case, 2), Bench(threads=2, isa=isa))
     tokens = np.random.default_rng(5).integers(0, VOCAB, 200).tolist()
     together = layer.run(tokens)
@@ -254,8 +263,9 @@ def test_weights_of_any_size_keep_their_relative_precision(scale: float) -> None
 
 
 @pytest.mark.parametrize("kind", [SlotKind.LINEAR, SlotKind.TABLE])
-def test_an_embedding_is_read_from_int8_codes(kind: SlotKind) -> None:
-    table = WeightSlot("table", kind, VOCAB, 200, (), quant_of(8, 64))
+@pytest.mark.parametrize("quant", [quant_of(8, 64), fp8_of(64)], ids=lambda quant: quant.name)
+def test_an_embedding_is_read_from_codes_of_8_bits(kind: SlotKind, quant: QuantSpec) -> None:
+    table = WeightSlot("table", kind, VOCAB, 200, (), quant)
     program = StepProgram((BufferSpec("x", 200),), (Embed("table", 0, 2.0),), (table,), (), VOCAB)
     weights = CpuWeights(program)
     weights.put(
@@ -292,6 +302,8 @@ def code_rows(slot: WeightSlot, seed: int) -> CodeRows:
     random = np.random.default_rng(seed)
     quant, groups = slot.quant, -(-slot.cols // slot.quant.group_size)
     codes = random.integers(0, 1 << quant.bits, (slot.total_rows, groups * quant.group_size))
+    if quant.is_float:
+        codes = np.where(codes & 127 == 127, 1, codes)
     scales = np.exp(random.normal(-4, 5, (slot.total_rows, groups))).astype(np.float32)
     if not quant.wide_scales:
         scales = (scales.view(np.uint32) & 0xFFFF0000).view(np.float32)

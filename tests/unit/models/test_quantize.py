@@ -15,7 +15,7 @@ from hearth.core.spec import MoeSpec, SlotKind
 from hearth.kernels.packing import arena_bytes
 from hearth.models.loader import load_model_spec
 from hearth.models.lower import lower
-from hearth.models.quantize import quantized, storage_of
+from hearth.models.quantize import distinct_schemes, quantized, storage_of
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [("int4", 4), ("int8", 8)])
@@ -36,8 +36,25 @@ def test_every_matrix_becomes_codes_and_every_layer_reads_int8_rows(scheme: str,
         assert loaded.program.buffers[before.out].group_size > 0
 
 
-def test_the_scheme_survives_another_length() -> None:
-    loaded = load_model_spec(TEXT_MODEL_DIR, quantize="int4")
+@pytest.mark.parametrize("activations", ["auto", "float32"])
+def test_fp8_reads_float_rows_in_int8s_memory(activations: str) -> None:
+    codes = CodesConfig(activations, 64, zero_points=True)
+    loaded = load_model_spec(TEXT_MODEL_DIR, quantize="fp8", codes=codes)
+    matrices = [slot for slot in loaded.program.slots if slot.kind is not SlotKind.VECTOR]
+    assert {slot.quant.name for slot in matrices} == {"fp8 (groups of 64)"}
+    assert not any(isinstance(op, Quantize) for op in loaded.program.ops)
+    assert storage_of(loaded.program.slots) == "fp8 100 %"
+    int8 = load_model_spec(TEXT_MODEL_DIR, quantize="int8", codes=CodesConfig(activations, 64))
+    assert arena_bytes(loaded.program.slots) == arena_bytes(int8.program.slots)
+
+
+def test_auto_never_chooses_fp8() -> None:
+    assert distinct_schemes(load_model_spec(TEXT_MODEL_DIR).spec) == ("none", "int8", "int4")
+
+
+@pytest.mark.parametrize("scheme", ["int4", "fp8"])
+def test_the_scheme_survives_another_length(scheme: str) -> None:
+    loaded = load_model_spec(TEXT_MODEL_DIR, quantize=scheme)
     assert loaded.at_length(64).program == loaded.program
 
 

@@ -19,7 +19,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KV_CODES = {
     KvDType.FLOAT32: 0,
@@ -144,6 +144,7 @@ class CLayout(CStructure):
         ("group", c_int32),
         ("zeros", c_int32),
         ("wide", c_int32),
+        ("fp8", c_int32),
     )
 
 
@@ -165,6 +166,7 @@ def layout_of(slot: WeightSlot) -> CLayout:
         group=slot.quant.group_size,
         zeros=slot.quant.bits > 0 and not slot.quant.symmetric,
         wide=slot.quant.bits > 0 and slot.quant.wide_scales,
+        fp8=slot.quant.bits > 0 and slot.quant.is_float,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from hearth.core.spec import QuantSpec
+from hearth.kernels.e4m3 import LARGEST
 from hearth.kernels.packing import SCALE_CANDIDATES
 
 LEAST = 1e-35  # a group whose values are all smaller is zero
@@ -38,6 +39,8 @@ def rounded_rows(x: torch.Tensor, group_size: int) -> torch.Tensor:
 def rounded_weights(rows: torch.Tensor, quant: QuantSpec) -> torch.Tensor:
     """What the codes of a weight stand for, [rows, cols]."""
     groups = _grouped(rows.float(), quant.group_size)
+    if quant.is_float:
+        return _as_e4m3(groups).flatten(-2)[..., : rows.shape[-1]]
     fitted = _symmetric(groups, quant.bits) if quant.symmetric else _with_zero(groups, quant.bits)
     return fitted.flatten(-2)[..., : rows.shape[-1]]
 
@@ -91,6 +94,15 @@ def _symmetric(groups: torch.Tensor, bits: int) -> torch.Tensor:
     scale = _bfloat16(best_products / best_squares)
     values = _Range(1.0 / scale, -8, 7).codes_of(groups) * scale
     return torch.where(is_zero, 0.0, values)
+
+
+def _as_e4m3(groups: torch.Tensor) -> torch.Tensor:
+    """FP8: the largest magnitude becomes 448."""
+    most = groups.abs().amax(-1, keepdim=True)
+    scale = _bfloat16(torch.where(most < LEAST, 0.0, most / LARGEST))
+    steps = torch.where(scale > 0, groups / scale, 0.0).clamp(-LARGEST, LARGEST)
+    values = steps.to(torch.float8_e4m3fn).float() * scale
+    return torch.where(most.isfinite(), values, torch.nan)
 
 
 def _with_zero(groups: torch.Tensor, bits: int) -> torch.Tensor:

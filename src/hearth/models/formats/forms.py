@@ -16,6 +16,8 @@ from hearth.core.errors import ModelError
 from hearth.core.spec import CodesForm, ModelSpec, QuantSpec, SlotKind, WeightSlot, WeightSource
 from hearth.core.units import round_up
 from hearth.models.config_json import ConfigJson
+from hearth.models.formats.fp8 import FORMAT as FP8
+from hearth.models.formats.fp8 import group_size_of
 from hearth.models.safetensors_file import TensorEntry
 from hearth.models.stored import KEY, LEAST_GROUP, METHOD, PACKED, PLAIN_INT, UNREAD
 from hearth.models.stored import read_compressed as _read_compressed
@@ -169,6 +171,9 @@ def _different(tensors: Sequence[str]) -> ModelError:
 
 def _quant_of(slot: WeightSlot, form: CodesForm, codes: CodesConfig, *, wide: bool) -> QuantSpec:
     """How the program stores the codes: as they are; a table's as bytes, which hold any others."""
+    if form.format == FP8 and not form.converted:
+        group_size = group_size_of(form, slot.cols)
+        return QuantSpec(slot.quant.dtype, 8, group_size, wide_scales=wide, is_float=True)
     if not form.bits:
         return slot.quant
     is_table = slot.kind is SlotKind.TABLE

@@ -3,6 +3,9 @@
 `quant_method: "fp8"`: `weight_block_size` [rows, columns] that share a `weight_scale_inv`; without
 it one `weight_scale` a tensor; `modules_to_not_convert` (`ignored_layers`) are plain. A weight is
 its element times the scale, whatever the tensor is called.
+
+Kernels read FP8 as it is, with a scale for each group of columns of a row: a scale that holds for
+more of them, or for several rows, is repeated. Blocks whose columns no group divides are converted.
 """
 
 from __future__ import annotations
@@ -11,11 +14,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hearth.core.spec import CodesForm, SlotKind, WeightSlot
+from hearth.core.units import round_up
 from hearth.models.config_json import ConfigJson
 from hearth.models.safetensors_file import TensorEntry
 
 FORMAT = "fp8"
 SCALES = ("_scale_inv", "_scale")
+_GROUPS = (128, 64, 32)  # that kernels have
 _PLAIN = ("embed_tokens", "lm_head", ".gate.weight", "router", "visual.", "vision")
 
 
@@ -43,8 +48,11 @@ class Fp8Forms:
         return self.form
 
     def has_wide_scales(self, tensors: Sequence[str]) -> bool:
-        """See `StoredForms`."""
-        return False
+        """See `StoredForms`; without files as DeepSeek and Qwen have them, in float32."""
+        if self.dtypes is None:
+            return True
+        scales = (self.dtypes.get(tensor + suffix) for tensor in tensors for suffix in SCALES)
+        return any(dtype not in (None, "BF16") for dtype in scales)
 
 
 def fp8_form(rows: int, cols: int) -> CodesForm:
@@ -52,8 +60,17 @@ def fp8_form(rows: int, cols: int) -> CodesForm:
     blocks = f"blocks of {rows} × {cols}" if rows and cols else f"groups of {cols} columns"
     if not cols:
         blocks = "a scale a row" if rows else "one scale"
-    what = f"FP8 (e4m3, {blocks})"
-    return CodesForm(FORMAT, 0, 0, symmetric=True, block=(rows, cols), converted=what)
+    group_size = next((size for size in _GROUPS if cols % size == 0), 0) if cols else 0
+    what = f"FP8 (e4m3, {blocks})" if cols and not group_size else ""
+    return CodesForm(FORMAT, 0, group_size, symmetric=True, block=(rows, cols), converted=what)
+
+
+def group_size_of(form: CodesForm, num_columns: int) -> int:
+    """Columns of a row that share a scale in a kernel; 0: the form is converted."""
+    if form.converted:
+        return 0
+    whole = (size for size in _GROUPS if num_columns % size == 0)
+    return form.group_size or next(whole, min(_GROUPS[0], round_up(num_columns, _GROUPS[-1])))
 
 
 def has_scale(tensor: str, names: Collection[str] | Mapping[str, str]) -> bool:

@@ -1,22 +1,22 @@
-"""Rows of FP8 (e4m3fn: 4 bits of exponent, bias 7, no infinity) with scales, as floating point."""
+"""Rows of FP8 (e4m3) with scales: as they are, or as floating point where no kernel has them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import CodesForm
-from hearth.kernels.packing import HostTensor
-from hearth.models.formats.fp8 import SCALES, has_scale
+from hearth.kernels.e4m3 import NO_NUMBER, e4m3_values
+from hearth.models.formats.fp8 import SCALES, group_size_of, has_scale
 from hearth.models.formats.matrix import (
     FLOATS,
+    AnyRows,
     Maps,
     StoredMatrix,
+    StoredRows,
     bytes_of,
     find,
     floats_of,
@@ -29,15 +29,22 @@ from hearth.models.safetensors_file import Checkpoint
 class Fp8Matrix(StoredMatrix):
     """`others`: the scales, of whatever rank the file gives them."""
 
-    def read(self, first: int, count: int, maps: Maps) -> HostTensor:
-        """See `StoredMatrix.read`."""
+    def read(self, first: int, count: int, maps: Maps) -> AnyRows:
+        """See `StoredMatrix.read`. Raises WeightsError for codes that are no number."""
         shape = blocks_of(self.form, self.rows, self.cols)
         scales = floats_of(self.others[0], maps).reshape(shape)
         rows, cols = (size or most for size, most in zip(self.form.block, (self.rows, self.cols)))
-        codes = bytes_of(self.main, maps)[first : first + count]
-        values = e4m3_values()[codes]
+        codes = bytes_of(self.main, maps)[first : first + count].copy()
+        if (codes & 127 == NO_NUMBER).any():
+            raise WeightsError(
+                f"{self.main.path.name}: the matrix {self.tensor} has values that are not finite",
+                hint="the file is damaged, or was quantized from weights that were",
+            )
         mine = scales[np.arange(first, first + count) // rows]
-        return host_tensor(values * np.repeat(mine, cols, axis=1)[:, : self.cols])
+        if not self.form.converted:
+            groups = np.arange(0, self.cols, group_size_of(self.form, self.cols)) // cols
+            return StoredRows(codes, mine[:, groups], None, 8, is_float=True)
+        return host_tensor(e4m3_values()[codes] * np.repeat(mine, cols, axis=1)[:, : self.cols])
 
 
 def is_there(tensor: str, names: Collection[str]) -> bool:
@@ -72,14 +79,3 @@ def blocks_of(form: CodesForm, rows: int, cols: int) -> tuple[int, int]:
     """How many blocks there are along rows and columns."""
     high, wide = form.block
     return -(-rows // high) if high else 1, -(-cols // wide) if wide else 1
-
-
-@cache
-def e4m3_values() -> NDArray[np.float32]:
-    """What each byte stands for; the two that stand for no number are NaN."""
-    byte = np.arange(256)
-    exponent, fraction = byte >> 3 & 15, byte & 7
-    normal = np.ldexp(1 + fraction / 8, exponent - 7)
-    values = np.where(exponent == 0, np.ldexp(fraction / 8, -6), normal)
-    values[byte & 127 == 127] = np.nan
-    return np.where(byte >= 128, -values, values).astype(np.float32)

@@ -30,13 +30,15 @@ class StoredRows:
     """Rows as a file has them: a weight is scale · (code − zero point).
 
     `codes` [n, cols] uint8, below 2^bits; `scales` float32 and `zeros` uint8 [n, groups], one group
-    where a scale holds for a whole row; zeros None: the middle code.
+    where a scale holds for a whole row; zeros None: the middle code. `is_float`: codes are FP8
+    numbers, without zero points.
     """
 
     codes: NDArray[np.uint8]
     scales: NDArray[np.float32]
     zeros: NDArray[np.uint8] | None
     bits: int
+    is_float: bool = False
 
 
 AnyRows: TypeAlias = StoredRows | HostTensor

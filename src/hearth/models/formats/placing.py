@@ -19,8 +19,10 @@ from hearth.core.quality import RoundingLoss
 from hearth.core.spec import CodesForm, DType, QuantSpec, WeightSlot
 from hearth.kernels.codes import row_values, widened
 from hearth.kernels.cpu.quantize import quantize_rows
+from hearth.kernels.e4m3 import e4m3_values
 from hearth.kernels.packing import CodeRows, HostTensor, WeightSink
-from hearth.models.formats.matrix import CodePiece, Maps, StoredRows
+from hearth.models.formats.fp8 import group_size_of
+from hearth.models.formats.matrix import CodePiece, Maps, StoredRows, host_tensor
 
 _MIDDLE = 128  # of 8 bits
 _LARGEST = 127
@@ -87,7 +89,8 @@ class Losses:
             self._add_rounded(slot, changed, total)
 
     def _add_rounded(self, slot: WeightSlot, changed: float, total: float) -> None:
-        loss = self.rounded.setdefault((f"int{slot.quant.bits}", slot.name), _Loss())
+        form = "fp8" if slot.quant.is_float else f"int{slot.quant.bits}"
+        loss = self.rounded.setdefault((form, slot.name), _Loss())
         loss.changed += changed
         loss.total += total
 
@@ -139,6 +142,10 @@ def put_piece(
     """Reads a piece and packs it. Raises WeightsError for scales that are not finite."""
     with np.errstate(all="ignore"):  # what is not finite is told of below
         rows = piece.source.read(piece.first_row, piece.num_rows, maps)
+    if isinstance(rows, StoredRows) and rows.is_float and not slot.quant.is_float:
+        _require_finite(piece, rows.scales)
+        sink.put(slot, piece.slot_row, host_tensor(_fp8_values(piece.source.form, rows)))
+        return
     if isinstance(rows, StoredRows):
         _require_finite(piece, rows.scales)
         sink.put_codes(slot, piece.slot_row, fitted(slot, rows))
@@ -166,7 +173,7 @@ def fitted(slot: WeightSlot, rows: StoredRows) -> CodeRows:
     A scale that holds for more columns than the slot's groups have is repeated; 4 bits may become
     8, whose zero point is the middle.
     """
-    quant, middle = slot.quant, 1 << rows.bits - 1
+    quant, middle = slot.quant, 0 if rows.is_float else 1 << rows.bits - 1
     groups = -(-slot.cols // quant.group_size)
     scales, zeros = rows.scales, rows.zeros
     if scales.shape[1] != groups:
@@ -179,6 +186,14 @@ def fitted(slot: WeightSlot, rows: StoredRows) -> CodeRows:
         return CodeRows(padded, scales, zeros)
     each = middle if zeros is None else np.repeat(zeros, quant.group_size, axis=1)
     return CodeRows((padded - each + np.uint8(_MIDDLE)).astype(np.uint8), scales)
+
+
+def _fp8_values(form: CodesForm, rows: StoredRows) -> NDArray[np.float32]:
+    """What rows of FP8 stand for, [n, cols]."""
+    num_columns = rows.codes.shape[1]
+    scales = np.repeat(rows.scales, group_size_of(form, num_columns), axis=1)
+    result: NDArray[np.float32] = e4m3_values()[rows.codes] * scales[:, :num_columns]
+    return result
 
 
 def rounded_to_int8(
@@ -218,8 +233,12 @@ def _as_kept(values: NDArray[np.float32], dtype: DType) -> NDArray[np.float32]:
 def _coded_values(rows: CodeRows, quant: QuantSpec) -> NDArray[np.float32]:
     """As `row_values`, in half of its time: nothing is repeated."""
     num_rows, groups = rows.scales.shape
-    grouped = rows.codes.reshape(num_rows, groups, quant.group_size).astype(np.float32)
-    grouped -= 1 << quant.bits - 1 if rows.zeros is None else rows.zeros[:, :, None]
+    codes = rows.codes.reshape(num_rows, groups, quant.group_size)
+    if quant.is_float:
+        grouped = e4m3_values()[codes]
+    else:
+        grouped = codes.astype(np.float32)
+        grouped -= 1 << quant.bits - 1 if rows.zeros is None else rows.zeros[:, :, None]
     grouped *= rows.scales[:, :, None]
     values: NDArray[np.float32] = grouped.reshape(num_rows, -1)
     return values

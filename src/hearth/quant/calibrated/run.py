@@ -41,6 +41,7 @@ from hearth.quant.checkpoint import (
     weight_files,
 )
 from hearth.quant.rows import whole_row_codes
+from hearth.quant.schemes import check_method
 from hearth.quant.shard import CodesWriter, coded_specs
 
 _METHODS: dict[str, Callable[[LayerWork], None]] = {
@@ -82,6 +83,7 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
 
     Raises ModelError, WeightsError, ConfigError, CapacityError, HearthError.
     """
+    check_method(order.scheme, order.method)
     conversion = _conversion_of(order)
     prepare(order.source, order.target)
     run = _Run(order, conversion, observer)

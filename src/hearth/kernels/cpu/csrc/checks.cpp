@@ -53,6 +53,7 @@ void Model::check_program() const {
     require(w.bits == 0 || ((w.bits == 4 || w.bits == 8) && w.group > 0 && w.group % 32 == 0 &&
                             w.group * kPanel * 2 <= kUnpackBytes && w.kind != HEARTH_VECTOR),
             "a weight is quantized in an unknown way");
+    require(!w.fp8 || (w.bits == 8 && !w.zeros), "a weight of FP8 has another form than 8 bits");
   }
   for (const auto& op : ops_) check_op(op);
 }
@@ -105,7 +106,7 @@ void Model::check_expert_codes(const hearth_op& op, const hearth_layout& gate_up
                                const hearth_layout& down) const {
   int group = buffers_[op.x].group;
   require((gate_up.bits > 0) == (down.bits > 0) && (group > 0) == (op.gated_codes >= 0) &&
-              (!group || gate_up.group == group),
+              (!group || (gate_up.group == group && !gate_up.fp8 && !down.fp8)),
           "experts: rows and weights are not quantized alike");
   if (!group) return;
   require(op.gated_codes < static_cast<int32_t>(buffers_.size()), "experts name no buffer");
@@ -162,7 +163,7 @@ void Model::check_op(const hearth_op& op) const {
       auto w = weight(op.weight, HEARTH_LINEAR, buffer(op.out).width);
       require(w.cols == buffer(op.x).width && op.x != op.out,
               "linear: the columns are not the input's width");
-      require(!buffer(op.x).group || (w.bits && w.group == buffer(op.x).group),
+      require(!buffer(op.x).group || (w.bits && !w.fp8 && w.group == buffer(op.x).group),
               "linear: rows and weight are not quantized alike");
       if (op.bias >= 0) weight(op.bias, HEARTH_VECTOR, w.rows);
       rows_alike(op.x, op.out);

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 13
+#define HEARTH_ABI_VERSION 14
 
 enum {
   HEARTH_OK = 0,
@@ -119,6 +119,7 @@ typedef struct hearth_layout {
   int32_t group;  // columns that share a scale; a multiple of 32
   int32_t zeros;  // 1: zero points stand beside the scales
   int32_t wide;   // 1: scales are float, else bfloat16
+  int32_t fp8;    // 1: codes of 8 bits are e4m3 numbers, without a zero point
 } hearth_layout;
 
 typedef struct hearth_weight {

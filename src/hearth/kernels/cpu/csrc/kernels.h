@@ -48,7 +48,7 @@ struct QuantLinearArgs {
   const uint8_t* panel;
   int64_t cols;
   int bits, group;
-  bool zeros, wide;
+  bool zeros, wide, fp8;
   const float* bias;  // [64] or null
   float* out;         // [rows, ldo]
   int64_t ldo;
@@ -68,7 +68,7 @@ struct FitArgs {
   const float* x;  // [count], readable and zero to a multiple of 32
   int count;
   int bits;
-  bool zeros;
+  bool zeros, fp8;
   int candidates;
   uint8_t* codes;  // [count padded to 32]
   uint16_t scale;  // bfloat16

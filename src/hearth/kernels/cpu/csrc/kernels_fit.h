@@ -119,12 +119,29 @@ inline void fit_with_zero(FitArgs& a, float smallest, float largest) {
   write_codes(a, best, best_scale, static_cast<int>(best_zero));
 }
 
+// FP8: the largest magnitude becomes 448. Steps are relative to a value's own size but for the
+// smallest, so that no search is worth its time.
+inline void fit_e4m3(FitArgs& a, float smallest, float largest) {
+  float most = -smallest > largest ? -smallest : largest;
+  float scale = most < kLeast ? 0.0f : of_bf16(to_bf16(most / 448.0f));
+  a.scale = to_bf16(scale);
+  a.zero = 0;
+  for (int k = 0; k < a.count; k += kLanes) {
+    float values[kLanes];
+    Vec x = scale > 0.0f ? vdiv(vload(a.x + k), vset(scale)) : vzero();
+    vstore(values, vmin(vmax(x, vset(-448.0f)), vset(448.0f)));
+    for (int i = 0; i < kLanes; i++) a.codes[k + i] = to_e4m3(values[i]);
+  }
+}
+
 void fit(FitArgs& a) {
   float smallest, largest;
   float finite = lane_sum(smallest_and_largest(a, smallest, largest));
   a.is_finite = finite == 0.0f;
   if (!a.is_finite) return;
-  if (a.zeros)
+  if (a.fp8)
+    fit_e4m3(a, smallest, largest);
+  else if (a.zeros)
     fit_with_zero(a, smallest, largest);
   else
     fit_symmetric(a, smallest, largest);

@@ -124,4 +124,5 @@ inline float round_scalar(float x) {
 #include "kernels_fit.h"
 #include "kernels_linear.h"
 #include "kernels_quant.h"
+#include "kernels_fp8.h"
 #include "kernels_rows.h"

@@ -293,7 +293,10 @@ void quant_linear_exact_of(const QuantLinearArgs& a) {
   add_bias(a);
 }
 
+void fp8_linear(const QuantLinearArgs& a);  // kernels_fp8.h
+
 void quant_linear_exact(const QuantLinearArgs& a) {
+  if (a.fp8) return fp8_linear(a);
   a.wide ? quant_linear_exact_of<float>(a) : quant_linear_exact_of<uint16_t>(a);
 }
 

@@ -39,6 +39,13 @@ float scale_at(const hearth_layout& w, const uint8_t* bytes) {
   return scale;
 }
 
+float e4m3_to_float(uint8_t code) {
+  int exponent = code >> 3 & 15;
+  auto fraction = static_cast<float>(code & 7);
+  float size = exponent ? std::ldexp(8.0f + fraction, exponent - 10) : std::ldexp(fraction, -9);
+  return code & 0x80 ? -size : size;
+}
+
 // One element of a quantized table or panel.
 float quantized_element(const hearth_weight& weight, int64_t row, int64_t k) {
   const hearth_layout& w = weight.layout;
@@ -57,6 +64,7 @@ float quantized_element(const hearth_weight& weight, int64_t row, int64_t k) {
     code = bytes[group_head_bytes(w) + code_offset(w.bits, within, column)];
     if (w.bits == 4) code = within % 8 < 4 ? code & 15 : code >> 4;
   }
+  if (w.fp8) return scale_at(w, scale) * e4m3_to_float(static_cast<uint8_t>(code));
   return scale_at(w, scale) * static_cast<float>(code - zero);
 }
 

@@ -246,6 +246,7 @@ void Model::expert_panel(const hearth_weight& weight, int64_t matrix, int panel,
   args.group = w.group;
   args.zeros = w.zeros != 0;
   args.wide = w.wide != 0;
+  args.fp8 = w.fp8 != 0;
   args.out = out;
   args.ldo = ldo;
   args.rows = rows.count;

@@ -135,6 +135,7 @@ void Model::quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* ou
   args.group = w.group;
   args.zeros = w.zeros != 0;
   args.wide = w.wide != 0;
+  args.fp8 = w.fp8 != 0;
   args.bias = panel_bias(op, panel);
   args.out = out;
   args.ldo = ldo;

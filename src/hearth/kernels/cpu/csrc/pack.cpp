@@ -1,6 +1,8 @@
 // Packing of row-major weights into the layouts of kernels/packing.py, and random filling.
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <type_traits>
@@ -259,6 +261,7 @@ bool fit_rows(const hearth_layout& w, const void* src, int src_dtype, int64_t nu
                    w.group,
                    w.bits,
                    w.zeros != 0,
+                   w.fp8 != 0,
                    candidates,
                    codes,
                    0,
@@ -276,12 +279,22 @@ bool is_finite(float x) {
   return x - x == 0.0f;
 }
 
-// Whether all codes of a group are ones that `bits` hold.
+// Whether all codes of a group are ones that `bits` hold; of FP8, numbers.
 bool fits(const uint8_t* codes, const hearth_layout& w, uint8_t zero) {
+  if (w.fp8) return std::none_of(codes, codes + w.group, [](uint8_t c) { return (c & 127) == 127; });
   if (w.bits == 8) return true;
   uint8_t high = zero;
   for (int k = 0; k < w.group; k++) high |= codes[k];
   return high < 1 << w.bits;
+}
+
+// The e4m3 of 4 · n for a signed byte n, up to 448 and cut off to its three bits of fraction.
+uint8_t scaled_e4m3(uint8_t byte) {
+  int n = static_cast<int8_t>(byte), size = std::min(std::abs(n), 112);
+  if (size == 0) return 0;
+  int exponent = std::bit_width(static_cast<unsigned>(size)) - 1;
+  int fraction = (size << 3 >> exponent) & 7;
+  return static_cast<uint8_t>((n < 0 ? 0x80 : 0) | (exponent + 9) << 3 | fraction);
 }
 
 // Uniform codes: eight from one random word. Scales give values of the amplitude.
@@ -290,7 +303,7 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
   FitArgs args{};
   float values[64] = {amplitude};
   uint8_t codes[64];
-  args = {values, 64, w.bits, w.zeros != 0, 0, codes, 0, 0, true};
+  args = {values, 64, w.bits, w.zeros != 0, w.fp8 != 0, 0, codes, 0, 0, true};
   choose_kernels("generic").fit(args);
   float wide_scale = Bf16::load(args.scale);
   const void* scale = w.wide ? static_cast<const void*>(&wide_scale) : &args.scale;
@@ -312,6 +325,7 @@ void fill_quantized(uint8_t* dst, const hearth_layout& w, int64_t first_row, int
       for (int k = 0; k < w.group; k += w.bits == 8 ? 4 : 8, out += step) {
         auto word = static_cast<uint32_t>(mix(key + static_cast<uint64_t>(g * w.group + k)));
         std::memcpy(out, &word, 4);
+        if (w.fp8) std::transform(out, out + 4, out, scaled_e4m3);
       }
     }
   }
@@ -333,6 +347,7 @@ bool valid(const hearth_layout& w) {
   if (w.bits == 0) return true;
   bool shape =
       (w.bits == 4 || w.bits == 8) && w.group > 0 && w.group <= kMaxGroup && w.group % 32 == 0;
+  if (w.fp8 && (w.bits != 8 || w.zeros)) return false;
   return shape && (w.kind == HEARTH_LINEAR || (w.kind == HEARTH_TABLE && w.bits == 8 && !w.zeros));
 }
 

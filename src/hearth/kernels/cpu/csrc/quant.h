@@ -6,7 +6,9 @@
 //   8 bit: [group / 4][64][4]
 //   4 bit: [group / 8][64][4], the low half of byte j is column K = j, the high half K = 4 + j
 // so that one vector of 32-bit lanes holds neighbouring outputs. A weight is scale · (code − zero
-// point); without zero points it is 8 or 128.
+// point); without zero points it is 8 or 128. Codes of FP8 lie as those of 8 bits do, but each is a
+// number by itself (e4m3: sign, 4 bits of exponent with bias 7, 3 of fraction, no infinity): a
+// weight is scale · number. The two codes that are no number, 0x7f and 0xff, are never packed.
 //
 // A quantized row is a run of groups, each [codes: int8, the last group padded with zeros][scale:
 // float][minus the sum of the codes: int32], so that whoever reads the codes has the others in the

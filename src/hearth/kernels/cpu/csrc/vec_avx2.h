@@ -154,6 +154,14 @@ template <int N>
 inline Int ishift_left(Int a) {
   return _mm256_slli_epi32(a, N);
 }
+template <int N>
+inline Int ishift_right(Int a) {  // zeros come in
+  return _mm256_srli_epi32(a, N);
+}
+// (v & mask) | rest in each 32-bit lane.
+inline Int imasked_or(Int v, int32_t mask, Int rest) {
+  return _mm256_or_si256(_mm256_and_si256(v, iset(mask)), rest);
+}
 inline Int iadd(Int a, Int b) {
   return _mm256_add_epi32(a, b);
 }

@@ -165,6 +165,14 @@ template <int N>
 inline Int ishift_left(Int a) {
   return _mm512_slli_epi32(a, N);
 }
+template <int N>
+inline Int ishift_right(Int a) {  // zeros come in
+  return _mm512_srli_epi32(a, N);
+}
+// (v & mask) | rest in each 32-bit lane.
+inline Int imasked_or(Int v, int32_t mask, Int rest) {
+  return _mm512_ternarylogic_epi32(v, iset(mask), rest, 0xea);
+}
 inline Int low_codes(Int v) {
   return _mm512_and_si512(v, _mm512_set1_epi8(15));
 }

@@ -154,6 +154,14 @@ template <int N>
 inline Int ishift_left(Int a) {
   return a << N;
 }
+template <int N>
+inline Int ishift_right(Int a) {  // zeros come in
+  return (a >> N) & iset(static_cast<int32_t>(0xffffffffu >> N));
+}
+// (v & mask) | rest in each 32-bit lane.
+inline Int imasked_or(Int v, int32_t mask, Int rest) {
+  return (v & iset(mask)) | rest;
+}
 inline Int iadd(Int a, Int b) {
   return a + b;
 }
