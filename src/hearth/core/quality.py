@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+REPORT_FILE = "hearth.quality.json"  # of a quantized checkpoint, beside its weights
+
+
 @dataclass(frozen=True, slots=True)
 class QualitySummary:
     """A model as it is served, against a reference, on a text.

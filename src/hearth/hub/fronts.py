@@ -26,7 +26,8 @@ FIRST_BYTES = 64 << 10
 MOST_BYTES = 256 << 20
 _NUM_WORKERS = 8
 
-# How many bytes of a file are needed, from its first ones; raises where they cannot be.
+# How many bytes of a file are needed, from those that are there; more than there are: it is asked
+# again when they have come. Raises where the file cannot have them.
 Needed: TypeAlias = Callable[[RemoteFile, bytes], int]
 
 
@@ -84,6 +85,7 @@ class _Front:
         self._min_bytes = min(min_bytes, file.num_bytes)
         self._budget = budget
         self._data = bytearray()
+        self._known_end = 0
 
     def read(self) -> bytes:
         transport = self._fetcher.transport
@@ -106,7 +108,9 @@ class _Front:
         """How far to read, as far as that is known."""
         if len(self._data) < self._min_bytes:
             return min(FIRST_BYTES, self._file.num_bytes)
-        return self._needed(self._file, bytes(self._data[: self._min_bytes]))
+        if len(self._data) >= self._known_end:
+            self._known_end = self._needed(self._file, bytes(self._data))
+        return self._known_end
 
     def _request(self, end: int) -> None:
         """One request for what is missing up to `end`. Raises RetryableError if it brings less."""
