@@ -85,12 +85,16 @@ def save_gguf(
     type_of: TypeOf,
     vocabulary: Vocabulary | None = None,
     factors: NDArray[np.float32] | None = None,
+    part_tensors: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Writes a transformers model; the values of its matrices by checkpoint name."""
+    """Writes a transformers model; the values of its matrices by checkpoint name.
+
+    `part_tensors`: of each part, where it is to have several; their names are the library's.
+    """
     config = model.config
     arch = ARCHITECTURES[config.model_type]
     name = gguf.MODEL_ARCH_NAMES[arch]
-    writer = gguf.GGUFWriter(path, name)
+    writer = gguf.GGUFWriter(path, name, split_max_tensors=part_tensors)
     _add_sizes(writer, config)
     if vocabulary is not None:
         _add_vocabulary(writer, vocabulary)

@@ -149,15 +149,3 @@ def test_what_the_configuration_lacks_is_named(
     with pytest.raises(ModelError) as caught:
         config_of(read_gguf(path))
     assert says in caught.value.message
-
-
-def test_one_of_several_parts_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(ModelError, match="one of 3 parts"):
-        config_of(read_gguf(path))
