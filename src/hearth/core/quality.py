@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 REPORT_FILE = "hearth.quality.json"  # of a quantized checkpoint, beside its weights
 
 

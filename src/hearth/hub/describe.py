@@ -113,7 +113,7 @@ class RemoteModel:
         part.replace(directory / path)
 
     def read_fronts(self, paths: Sequence[str], needed: Needed, min_bytes: int) -> dict[str, bytes]:
-        """See `fronts.read_fronts`; after a failure nothing can be read any more."""
+        """See `fronts.read_fronts`."""
         return self.read_fronts_of([self._files[path] for path in paths], needed, min_bytes)
 
     def read_fronts_of(

@@ -62,7 +62,8 @@ def test_one_quantization_is_pulled_listed_served_and_removed(hub: FakeHub, tmp_
     unclear = hearth(hub, tmp_path, "pull", REPO, "--source", "hf", **cache)
     assert unclear.returncode == 2
     assert "has 3 GGUF models" in unclear.stderr
-    assert "Q5_1: small-Q5_1.gguf" in unclear.stderr and "in memory" in unclear.stderr
+    assert "Q5_1: small-Q5_1.gguf" in unclear.stderr
+    assert "in memory" in unclear.stderr
     done = hearth(hub, tmp_path, "pull", f"{REPO}:q8_0", "--source", "hf", **cache)
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr
@@ -159,9 +160,11 @@ def test_one_that_hearth_does_not_know_is_a_note_and_a_damaged_one_an_error(tmp_
         unknown = hearth(hub, tmp_path, "pull", f"{REPO}:Q8_0", **cache)
         damaged = hearth(hub, tmp_path, "pull", f"{REPO}:Q4_0", **cache)
     assert unknown.returncode == 0, unknown.stderr
-    assert "note: " in unknown.stderr and "'mamba'" in unknown.stderr
+    assert "note: " in unknown.stderr
+    assert "'mamba'" in unknown.stderr
     assert damaged.returncode == 3
-    assert "error: " in damaged.stderr and "cut-Q4_0.gguf" in damaged.stderr
+    assert "error: " in damaged.stderr
+    assert "cut-Q4_0.gguf" in damaged.stderr
 
 
 def test_it_is_planned_before_it_is_pulled_from_its_header_alone(tmp_path: Path) -> None:
@@ -192,5 +195,6 @@ def test_it_is_planned_before_it_is_pulled_from_its_header_alone(tmp_path: Path)
     assert found["outlooks"] == expected["outlooks"]
     assert found["download"]["weight_bytes"] == len(data)
     last = max(int(text.partition("-")[2]) for text in asked)
-    assert all(asked) and last < 2 << 20 < len(data)
+    assert all(asked)
+    assert last < 2 << 20 < len(data)
     assert not list(tmp_path.glob("test-org--*"))
