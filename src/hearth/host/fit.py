@@ -305,6 +305,25 @@ def _smaller_cache(request: FitRequest, budget: _KvBudget, wanted: int) -> str:
     return f"; {', '.join(shown)} (docs/kv-cache.md: what it loses)" if shown else ""
 
 
+def less_context(request: FitRequest, memory: HostMemory, wanted: int) -> str:
+    """What fits of a context of `wanted` tokens that does not, for a hint; or "".
+
+    As `fit` would have it: shorter, or with smaller keys and values.
+    """
+    fixed = fixed_items(request) if request.fixed is None else request.fixed
+    free = memory.available_bytes - sum(item.num_bytes for item in fixed)
+    if free <= 0:
+        return ""
+    asked = request.kv_memory_bytes
+    num_bytes = free // KV_SHARE if asked is None else min(asked, free)
+    budget = _KvBudget(num_bytes, "", free, "")
+    lower = "" if asked is None else f", set --kv-cache-memory-bytes ≤ {free}"
+    fitting = min(wanted, longest_fitting(request, num_bytes, wanted))
+    if LEAST_MODEL_LEN <= fitting < wanted:
+        lower += f", set --max-model-len ≤ {format_count(fitting)}"
+    return f"{lower}{_smaller_cache(request, budget, wanted)}"
+
+
 def token_bytes(request: FitRequest) -> float:
     """Bytes of one token's keys and values in all layers, scales included."""
     return sum(_block_bytes(request)) / request.block_size
