@@ -17,9 +17,8 @@ from typing import BinaryIO, TypeAlias
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.quant.builtin_texts import BUILTIN, text_path
 
-BUILTIN = "builtin"
-BUILTIN_PATH = Path(__file__).parent / "data" / "builtin_text.txt"
 PIECE_CHARS = 1 << 16
 # A line that does not end is cut after so many characters, at a space where there is one.
 _MOST_CHARS = 1 << 18
@@ -53,7 +52,7 @@ class TextSource:
     def __init__(self, text: str) -> None:
         """`text`: a path, or "builtin". Raises ConfigError for a file that cannot be read."""
         self.is_builtin = text == BUILTIN
-        self.path = BUILTIN_PATH if self.is_builtin else Path(text).expanduser()
+        self.path = text_path(text, "measuring")
         self._name = BUILTIN if self.is_builtin else self.path.name
         self._hash = hashlib.sha256()
         self._num_bytes = 0
