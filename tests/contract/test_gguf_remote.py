@@ -13,6 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from tests.support.gguf_models import Vocabulary, save_gguf
 from tests.support.gguf_vision import save_vision
+from tests.support.gguf_writer import finish
 from tests.support.hf_models import ModelCase, build_model
 from tests.support.hub_server import REPO, FakeHub, Fault
 from tests.support.vision_models import build_model as build_vision_model
@@ -185,10 +186,7 @@ def test_what_cannot_be_served_is_told_before_it_is_pulled(tmp_path: Path) -> No
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "mamba")
     writer.add_tensor("a", np.ones((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with (
         FakeHub({"m.gguf": path.read_bytes()}) as hub,
         pytest.raises(UnknownArchitectureError, match="'mamba'"),

@@ -21,6 +21,7 @@ from tests.integration.hub.test_pull_command import (
 )
 from tests.integration.server import SMALL, Server
 from tests.support.gguf_models import save_gguf
+from tests.support.gguf_writer import finish
 from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault
 from tools.demo_model import TEXT_MODEL_DIR
 from transformers import AutoModelForCausalLM
@@ -150,10 +151,7 @@ def test_one_that_hearth_does_not_know_is_a_note_and_a_damaged_one_an_error(tmp_
     path = tmp_path / "other-Q8_0.gguf"
     writer = gguf.GGUFWriter(path, "mamba")
     writer.add_tensor("a", np.ones((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     files = {"other-Q8_0.gguf": path.read_bytes(), "cut-Q4_0.gguf": b"GGUF" + b"\3\0\0\0" * 9}
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     with FakeHub(files) as hub:

@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tests.support.gguf_writer import finish
 
 from hearth.core.errors import ModelNotFoundError, WeightsError
 from hearth.models.gguf.file import LEAST_GROWN_BYTES, front_bytes, read_gguf
@@ -23,10 +24,7 @@ def part(path: Path, number: int, count: int | None, names: list[str], total: in
         writer.add_int32("split.tensors.count", total)
     for name in names:
         writer.add_tensor(name, np.ones((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -102,10 +100,7 @@ def with_vocabulary(path: Path, num_tokens: int) -> Path:
     writer.add_token_scores([0.0] * num_tokens)
     writer.add_tensor("a", np.ones((64, 32), np.float32))
     writer.add_tensor("rope_freqs.weight", np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
