@@ -16,6 +16,7 @@ from hearth.core.units import format_bytes
 from hearth.hub.gguf_files import (
     PROJECTOR,
     GgufModel,
+    is_projector,
     matches,
     models_of,
     num_parts,
@@ -102,8 +103,8 @@ def _selection(listing: Listing, model: GgufModel, num_models: int) -> Selection
         notes.append(f"taken is {model.files[0].path}, the only GGUF model of {listing.repo}")
     projector = projector_of(listing.files)
     if projector is not None:
-        others = sum(PROJECTOR in file.path.lower() for file in listing.files) - 1
-        why = f": half precision before {others} others" if others else ""
+        count = sum(is_projector(file.path) for file in listing.files)
+        why = f" (one of {count}: half precision goes before others)" if count > 1 else ""
         notes.append(f"{projector.path} comes along, the encoder of a model that sees{why}")
         files.append(_named_as_projector(projector))
     top = [_at_top(file) for file in files]

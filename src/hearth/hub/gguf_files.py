@@ -21,7 +21,7 @@ _QUANTIZATION = re.compile(
     re.IGNORECASE,
 )
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-_NO_MODELS = ("imatrix", "mmproj")  # in names of files that hold no language model
+_STATISTICS = "imatrix"  # of what the quantization was made by; models made so may say it, too
 _PROJECTOR_ORDER = ("F16", "FP16", "BF16", "F32", "FP32", "Q8_0")
 _MAX_LABEL_BYTES = 120
 
@@ -103,10 +103,13 @@ def models_of(files: Sequence[RemoteFile]) -> list[GgufModel]:
     """The language models among files; parts of one are together, in their order."""
     found: dict[str, list[RemoteFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
-        name = file.path.rpartition("/")[2].lower()
-        if name.endswith(SUFFIX) and not any(word in name for word in _NO_MODELS):
+        if file.path.endswith(SUFFIX) and not is_projector(file.path) and not _is_data(file.path):
             found.setdefault(stem_of(file.path), []).append(file)
     return [GgufModel(tuple(parts)) for parts in found.values()]
+
+
+def _is_data(path: str) -> bool:
+    return _STATISTICS in path.rpartition("/")[2].lower() and not quantization_of(path)
 
 
 def projector_of(files: Sequence[RemoteFile]) -> RemoteFile | None:

@@ -80,6 +80,9 @@ def test_one_quantization_is_pulled_listed_served_and_removed(hub: FakeHub, tmp_
     assert f"{REPO}:Q8_0@{COMMIT[:12]}" in verified.stdout
     planned = hearth(None, tmp_path, "plan", f"{REPO}:Q8_0", "--json", **cache)
     assert json.loads(planned.stdout)["stored"]["dtypes"].keys() == {"Q8_0", "F32"}
+    doctor = hearth(None, tmp_path, "doctor", f"{REPO}:Q8_0", "--json", **cache)
+    wanted = [check["wanted"] for check in json.loads(doctor.stdout)["checks"]]
+    assert any("the size of the weights" in text for text in wanted)
     removed = hearth(None, tmp_path, "models", "remove", f"{REPO}:Q5_1", "--yes")
     assert removed.returncode == 0, removed.stderr
     for name in (f"{REPO}:Q8_0", REPO):

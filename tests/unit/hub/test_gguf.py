@@ -69,6 +69,8 @@ def test_a_tag_means_a_quantization_or_a_name_in_either_case() -> None:
         assert not matches(tag, path), tag
     assert is_projector("sub/toy-mmproj-f16.gguf")
     assert not is_projector("mmproj/toy.gguf")
+    files = [RemoteFile(p, 1, None, "") for p in ("a-imatrix-Q4_0.gguf", "a.imatrix.gguf", "b.GGU")]
+    assert [model.stem for model in models_of(files)] == ["a-imatrix-Q4_0"]
     assert (num_parts(path), num_parts("a-00001-of-00003.gguf")) == (1, 3)
 
 
@@ -86,7 +88,7 @@ def test_a_tag_takes_one_file_its_encoder_and_its_tokenizer(tmp_path: Path, tag:
     assert pulled.path.name == f"{COMMIT}.toy-Q4_K_M"
     assert pulled.manifest.gguf == "toy-Q4_K_M.gguf"
     assert any("toy.mmproj-f16.gguf comes along" in note for note in seen.notes)
-    assert any("half precision before 1 others" in note for note in seen.notes)
+    assert any("one of 2: half precision goes before others" in note for note in seen.notes)
     environment = {"HEARTH_MODELS_DIR": str(tmp_path)}
     for name in (REPO, f"{REPO}:{tag}", f"{REPO}:Q4_K_M@main", f"{REPO}:Q4_K_M@{COMMIT[:9]}"):
         assert resolve_model(name, environment) == pulled.path
