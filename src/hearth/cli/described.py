@@ -109,10 +109,10 @@ def _on_hub(model: str, source: str, directory: Path) -> Iterator[Described]:
     def look(remote: RemoteModel) -> Described:
         shutil.rmtree(directory)  # of a hub that broke off
         directory.mkdir()
-        selection = remote.selection
-        for note in selection.notes:
-            _say(note)
-        if selection.gguf:
+        if remote.may_be_gguf:
+            for note in remote.selection.notes:
+                _say(note)
+        if remote.may_be_gguf and remote.selection.gguf:
             view = view_of(fetch_headers(remote, directory), {"XDG_CACHE_HOME": str(directory)})
             read = lambda: read_checkpoint(view)  # noqa: E731
             return Described(view, read, remote.description(), is_here=False)

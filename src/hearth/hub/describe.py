@@ -12,6 +12,7 @@ from hearth.core.errors import ModelNotFoundError, UnreachableError
 from hearth.hub.download import Fetcher, StoppedError, fetch_file
 from hearth.hub.fronts import Needed, read_fronts
 from hearth.hub.gguf_choice import Selection
+from hearth.hub.gguf_files import SUFFIX
 from hearth.hub.listing import Listing, RemoteFile
 from hearth.hub.names import ModelName
 from hearth.hub.observer import Silent
@@ -20,7 +21,7 @@ from hearth.hub.sources import Source
 from hearth.hub.transport import Transport
 
 _CONFIG = "config.json"
-_WEIGHTS = (".safetensors", ".gguf")
+_WEIGHTS = (".safetensors", SUFFIX)
 _BESIDE = ("generation_config.json", "preprocessor_config.json")
 MAX_DESCRIPTION_BYTES = 64 << 20
 
@@ -70,6 +71,11 @@ class RemoteModel:
     def num_bytes(self, path: str) -> int:
         """Of a file that is listed."""
         return self._files[path].num_bytes
+
+    @property
+    def may_be_gguf(self) -> bool:
+        """Whether a GGUF model is named, or listed."""
+        return self._tag is not None or any(path.endswith(SUFFIX) for path in self._files)
 
     @property
     def selection(self) -> Selection:
