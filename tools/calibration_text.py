@@ -2,14 +2,17 @@
 
 This project's own documents, English and Chinese, questions and answers of the demo model's
 training text, and source code in Python and C++: real text of several kinds under one licence. It
-is kept as a file so that a release's quantization does not depend on what else has changed.
+is kept as a file so that a release's quantization does not depend on what else has changed. The
+text that models are measured on comes from such documents, too: what it has is left out here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-TARGET = Path("src/hearth/quant/calibrated/builtin.txt")
+TARGET = Path("src/hearth/quant/texts/calibrating.txt")
+MEASURED = Path("src/hearth/quant/texts/measuring.txt")
+RUN_CHARS = 32  # letters and digits: so many in a row make it the same text
 MAX_BYTES_A_FILE = 24_000
 DOCUMENTS = (
     "README.md",
@@ -53,7 +56,20 @@ def calibration_text() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def runs_of(text: str) -> set[str]:
+    """All runs of RUN_CHARS letters and digits, whatever stands between them."""
+    plain = "".join(character for character in text.lower() if character.isalnum())
+    return {plain[i : i + RUN_CHARS] for i in range(len(plain) - RUN_CHARS + 1)}
+
+
+def without(text: str, other: str) -> str:
+    """The lines of a text that have no run in common with another one."""
+    taken = runs_of(other)
+    kept = [line for line in text.split("\n") if not runs_of(line) & taken]
+    return "\n".join(kept)
+
+
 if __name__ == "__main__":
-    text = calibration_text()
+    text = without(calibration_text(), MEASURED.read_text(encoding="utf-8"))
     TARGET.write_text(text, encoding="utf-8")
     print(f"{TARGET}: {len(text):,} characters")

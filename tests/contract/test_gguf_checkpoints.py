@@ -182,6 +182,26 @@ def test_scales_that_are_not_finite_are_refused(tmp_path: Path, kind: Type) -> N
         values_of(path)
 
 
+def test_parts_that_the_library_writes_are_one_model(tmp_path: Path) -> None:
+    model = build_model(CASES["llama"])
+    whole, _ = save(tmp_path, "llama", mixed)
+    save_gguf(model, tmp_path / "parts.gguf", mixed, part_tensors=8)
+    names = sorted(path.name for path in tmp_path.glob("parts-*.gguf"))
+    assert names == [f"parts-{n:05}-of-00003.gguf" for n in (1, 2, 3)]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    view = views.view_of(tmp_path / names[0], cache)
+    assert (view / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+    assert len(read_checkpoint(view).files) == 3
+    expected, found = values_of(whole)[2], values_of(view)[2]
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values), name
+    # Whichever part is named, and a directory of nothing else, is the same model.
+    (tmp_path / "llama.gguf").unlink()
+    for path in (tmp_path / names[0], tmp_path / names[2], tmp_path):
+        assert views.find_gguf(path) == tmp_path / names[0]
+
+
 def test_factors_of_frequencies_are_applied(tmp_path: Path) -> None:
     """Llama 3.1's scaling, which llama.cpp's converter writes as a tensor."""
     scaling = {

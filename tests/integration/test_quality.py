@@ -18,7 +18,7 @@ from tests.integration.server import SMALL, Server, environment, run_to_end
 from tests.support.shards import sharded_model
 
 from hearth.cli.settings import BUILT_IN_DIR
-from hearth.engine.quality_store import FILE_NAME
+from hearth.core.quality import REPORT_FILE
 from hearth.quant.checkpoint import quantize_directory, scheme_of
 
 MODEL = str(BUILT_IN_DIR)
@@ -117,7 +117,7 @@ def test_a_quantized_checkpoint_needs_to_know_what_it_is_compared_with(tmp_path:
     assert json.loads(alone.stdout)["divergence"] is None
     found = quality(str(path), "--against", MODEL, "--store", cache=tmp_path)
     assert "KL divergence" in found.stdout
-    body = json.loads((path / FILE_NAME).read_text())
+    body = json.loads((path / REPORT_FILE).read_text())
     assert body["method"] == "checkpoint, compressed-tensors"
     with Server(tmp_path, str(path), *SMALL) as server:
         assert "quality: perplexity" in server.stdout

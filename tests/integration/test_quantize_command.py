@@ -21,7 +21,8 @@ from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.cli.quantize_quality import measure
 from hearth.core.config import EngineConfig, ModelConfig
-from hearth.engine.quality_store import FILE_NAME, find_quality
+from hearth.core.quality import REPORT_FILE
+from hearth.engine.quality_store import find_quality
 from hearth.host.memory import HostMemory, MemoryFact
 from hearth.models.loader import load_model_spec
 from hearth.models.safetensors_file import read_checkpoint, read_header
@@ -51,7 +52,7 @@ def environment() -> dict[str, str]:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Of the checkpoint: the report beside it has a date."""
-    paths = [path for path in directory.iterdir() if path.name != FILE_NAME]
+    paths = [path for path in directory.iterdir() if path.name != REPORT_FILE]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -335,7 +336,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_named(tmp_path: Path) -> None:
 
 
 def report_of(directory: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((directory / FILE_NAME).read_text())
+    found: dict[str, object] = json.loads((directory / REPORT_FILE).read_text())
     return found
 
 
@@ -368,7 +369,7 @@ def test_no_quality_measures_nothing(tmp_path: Path, model: Path) -> None:
     done = run(model, "-o", tmp_path / "q", "--no-quality")
     assert done.returncode == 0
     assert "quality" not in done.stderr
-    assert not (tmp_path / "q" / FILE_NAME).exists()
+    assert not (tmp_path / "q" / REPORT_FILE).exists()
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -378,17 +379,17 @@ def test_killed_while_it_measures_it_does_not_quantize_again(
     target = tmp_path / "q"
     arguments = (model, "-o", target, "--method", method, *SMALL)
     killed_when(target / "config.json", 0.0, *arguments)
-    assert not (target / FILE_NAME).exists()
+    assert not (target / REPORT_FILE).exists()
     before = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "is whole already, by the same order: measured only" in done.stderr
     after = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
-    assert after.pop(FILE_NAME)
+    assert after.pop(REPORT_FILE)
     assert after == before
     # Measured once, it is a model like others; and another order finds no place there.
     assert run(*arguments).returncode == 2
-    (target / FILE_NAME).unlink()
+    (target / REPORT_FILE).unlink()
     done = run(*arguments, "--scheme", "w8a16")
     assert done.returncode == 2
     assert "holds a model already" in done.stderr
@@ -427,4 +428,4 @@ def test_a_checkpoint_that_cannot_be_measured_is_good_all_the_same(
     assert line.endswith(
         f"hearth quality {shlex.quote(str(target))} --against {model} --store measures it"
     )
-    assert not (target / FILE_NAME).exists()
+    assert not (target / REPORT_FILE).exists()

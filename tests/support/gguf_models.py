@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
+from tests.support.gguf_writer import finish
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -85,13 +86,21 @@ def save_gguf(
     type_of: TypeOf,
     vocabulary: Vocabulary | None = None,
     factors: NDArray[np.float32] | None = None,
+    part_tensors: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Writes a transformers model; the values of its matrices by checkpoint name."""
+    """Writes a transformers model; the values of its matrices by checkpoint name.
+
+    `part_tensors`: of each part, where it is to have several; their names are the library's.
+    """
     config = model.config
     arch = ARCHITECTURES[config.model_type]
     name = gguf.MODEL_ARCH_NAMES[arch]
-    writer = gguf.GGUFWriter(path, name)
-    _add_sizes(writer, config)
+    writer = gguf.GGUFWriter(path, name, split_max_tensors=part_tensors)
+    add_sizes(writer, config)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    share = config.rope_parameters.get("partial_rotary_factor", 1)
+    writer.add_rope_dimension_count(int(config.head_dim * share))
     if vocabulary is not None:
         _add_vocabulary(writer, vocabulary)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
@@ -114,10 +123,7 @@ def save_gguf(
         values[key] = torch.from_numpy(restored(value, heads) if heads else value)
     if factors is not None:
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return values
 
 
@@ -127,7 +133,8 @@ def _heads(config: Any, key: str) -> int:
     return int(config.num_key_value_heads) if ".k_proj." in key else 0
 
 
-def _add_sizes(writer: Any, config: Any) -> None:
+def add_sizes(writer: Any, config: Any) -> None:
+    """What every language model has."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -135,11 +142,7 @@ def _add_sizes(writer: Any, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    rope = config.rope_parameters
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_rope_dimension_count(int(config.head_dim * rope.get("partial_rotary_factor", 1)))
+    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
-from tests.support.gguf_models import stored
+from tests.support.gguf_models import add_sizes, stored
+from tests.support.gguf_writer import finish
 
 TOKENS = {7: "<|image|>", 8: "<|begin_of_image|>", 9: "<|end_of_image|>"}
 MEAN, STD = [0.5, 0.25, 0.125], [0.5, 0.75, 1.0]
@@ -44,11 +45,8 @@ def save_vision(model: Any, directory: Path) -> dict[str, torch.Tensor]:
             values[key] = _add_of_encoder(encoder, key, weight, vision.depth)
         else:
             values[key] = _add_of_text(writer, key, weight, text)
-    for one in (writer, encoder):
-        one.write_header_to_file()
-        one.write_kv_data_to_file()
-        one.write_tensors_to_file()
-        one.close()
+    finish(writer)
+    finish(encoder)
     return values
 
 
@@ -90,14 +88,7 @@ def _add_of_encoder(writer: Any, key: str, weight: NDArray[np.float32], depth: i
 
 def _add_text(writer: Any, config: Any) -> None:
     head_dim = config.hidden_size // config.num_attention_heads
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    add_sizes(writer, config)
     writer.add_rope_dimension_count(head_dim // 2)
     writer.add_rope_dimension_sections([*config.rope_parameters["mrope_section"], 0])
     writer.add_tokenizer_model("gpt2")

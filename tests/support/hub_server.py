@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "test-org/toy-model"
-LFS_SUFFIXES = (".safetensors", ".model", "tokenizer.json")
+LFS_SUFFIXES = (".safetensors", ".gguf", ".model", "tokenizer.json")
 _CHUNK = 1 << 14
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from hearth.cli.settings import find_model
 from hearth.core.errors import ModelNotFoundError, UnreachableError
 from hearth.core.paths import home_expanded
-from hearth.hub.names import is_repo, parse_name
+from hearth.hub.names import is_name, parse_name
 from hearth.models.config_json import read_json
-from hearth.models.gguf.view import find_gguf
+from hearth.models.gguf.view import find_gguf, view_of
 from hearth.models.safetensors_file import GGUF_FILE
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _read_local(directory: Path) -> Checkpoint | None:
 
 def _may_be_remote(model: str) -> bool:
     """ORG/NAME, unless ORG is a directory here: then it is a path that leads nowhere."""
-    repo = model.partition("@")[0]
-    return is_repo(repo) and "/" in repo and not Path(repo).parent.exists()
+    repo = model.partition("@")[0].partition(":")[0]
+    return is_name(model) and "/" in repo and not Path(repo).parent.exists()
 
 
 @contextmanager
@@ -99,14 +99,23 @@ def _on_hub(model: str, source: str, directory: Path) -> Iterator[Described]:
     from hearth.hub.huggingface import user_token
     from hearth.hub.sources import sources_for
     from hearth.hub.transport import Retry, Transport
+    from hearth.models.gguf.remote import fetch_headers
     from hearth.models.remote_checkpoint import read_remote_checkpoint
+    from hearth.models.safetensors_file import read_checkpoint
 
     name = parse_name(model)
     print(f"{name} is not here: asking for its description ({source})", file=sys.stderr)
 
     def look(remote: RemoteModel) -> Described:
-        for path in directory.iterdir():  # of a hub that broke off
-            path.unlink()
+        shutil.rmtree(directory)  # of a hub that broke off
+        directory.mkdir()
+        if remote.may_be_gguf:
+            for note in remote.selection.notes:
+                _say(note)
+        if remote.may_be_gguf and remote.selection.gguf:
+            view = view_of(fetch_headers(remote, directory), {"XDG_CACHE_HOME": str(directory)})
+            read = lambda: read_checkpoint(view)  # noqa: E731
+            return Described(view, read, remote.description(), is_here=False)
         remote.fetch_description(directory)
         read = lambda: read_remote_checkpoint(remote, directory)  # noqa: E731
         return Described(directory, read, remote.description(), is_here=False)

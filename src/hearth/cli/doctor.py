@@ -36,7 +36,8 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Model directory, or a config.json alone: does it fit into this host?",
+        help="Model directory, GGUF file, config.json alone, or ORG/NAME: does it fit into this "
+        "host?",
         show_default=False,
     ),
 ]

@@ -26,7 +26,9 @@ Action = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="ORG/NAME, or ORG/NAME@REVISION.", show_default=False),
+    typer.Argument(
+        metavar="MODEL", help="ORG/NAME, ORG/NAME:Q4_K_M, ORG/NAME@REVISION.", show_default=False
+    ),
 ]
 Directory = Annotated[
     str | None,
@@ -96,10 +98,10 @@ def _row(model: StoredModel) -> tuple[str, ...]:
     commit = model.short or "-"
     if manifest is None or not is_whole(model):
         state = "not complete: pull it again" if model.commit else "parts of a pull that ended"
-        return (model.name, ", ".join(model.revisions) or "-", commit, size, state, "-", "-")
+        return (model.name, ", ".join(model.labels) or "-", commit, size, state, "-", "-")
     when = manifest.pulled_at.partition("T")[0], manifest.verified_at.partition("T")[0]
-    revisions = ", ".join(model.revisions) or manifest.revision
-    return (model.name, revisions, commit, size, *when, manifest.source)
+    revisions = ", ".join(model.labels) or manifest.revision
+    return (model.title, revisions, commit, size, *when, manifest.source)
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
@@ -119,7 +121,8 @@ def _print_json(found: list[StoredModel]) -> None:
         {
             "model": model.name,
             "commit": model.commit,
-            "revisions": list(model.revisions),
+            "gguf": model.gguf,
+            "revisions": list(model.labels),
             "path": str(model.path),
             "num_bytes": model.num_bytes,
             "is_whole": is_whole(model),
@@ -133,18 +136,18 @@ def _print_json(found: list[StoredModel]) -> None:
 def _chosen(store: Store, name: ModelName) -> list[StoredModel]:
     """The revisions that a name means: all of a model where none is named."""
     from hearth.hub.names import ModelName
+    from hearth.hub.store import is_tag_of
 
-    if name.revision is None:
-        found = store.revisions(name)
-    else:
+    found = store.revisions(name)
+    if name.tag is not None:
+        found = [model for model in found if model.gguf and is_tag_of(name.tag, model)]
+    if name.revision is not None:
         whole = store.find(name)
-        found = [
-            m for m in store.revisions(name) if name.revision in (m.commit, m.short, *m.revisions)
-        ]
-        found = found or [m for m in (whole,) if m is not None]
+        found = [model for model in found if model.is_meant(name.revision)]
+        found = found or [model for model in (whole,) if model is not None]
     if not found:
         others = store.revisions(ModelName(name.repo))
-        there = ", ".join(m.short for m in others if m.commit)
+        there = ", ".join(f"{m.title}@{m.short}" for m in others if m.commit)
         raise ModelNotFoundError(
             f"{name} is not in {store.root}",
             hint=f"there is {there}" if there else "hearth models lists what is there",
@@ -165,9 +168,9 @@ def _verify(store: Store, text: str) -> None:
             continue  # parts of a pull: there is nothing to compare
         with PullProgress() as progress:
             total = 0 if model.manifest is None else model.manifest.num_bytes
-            progress.begin(f"verifying {model.name}@{model.short}", total, 0)
+            progress.begin(f"verifying {model.title}@{model.short}", total, 0)
             manifest = store.verify(model, progress.advance)
-        print(f"{model.name}@{model.short}: {len(manifest.files)} files are whole")
+        print(f"{model.title}@{model.short}: {len(manifest.files)} files are whole")
         num_errors += 0 if manifest.is_chosen else check(model.path)
     raise typer.Exit(1 if num_errors else 0)
 
@@ -180,7 +183,7 @@ def _remove(store: Store, text: str, *, is_sure: bool) -> None:
     with store.locked(name, None):
         found = _chosen(store, name)
         size = format_bytes(sum(model.num_bytes for model in found))
-        what = ", ".join(model.short or "parts" for model in found)
+        what = ", ".join(_what(model) for model in found)
         if not is_sure and not _agrees(f"remove {name.repo} ({what}; {size})?"):
             raise ConfigError("nothing was removed", hint="answer y, or add --yes")
         try:
@@ -191,6 +194,11 @@ def _remove(store: Store, text: str, *, is_sure: bool) -> None:
                 hint="see its owner and permissions",
             ) from error
     print(f"removed {name.repo} ({what}): {format_bytes(freed)}")
+
+
+def _what(model: StoredModel) -> str:
+    tag = f"{model.tag} of " if model.gguf else ""
+    return f"{tag}{model.short}" if model.commit else "parts"
 
 
 def _agrees(question: str) -> bool:

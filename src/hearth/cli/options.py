@@ -54,7 +54,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         envvar=f"{ENV_PREFIX}MODEL",
-        help="Directory of a Hugging Face model; without it the built-in model is served.",
+        help="Directory of a Hugging Face model, a GGUF file, or a pulled model's name: ORG/NAME, "
+        "ORG/NAME:Q4_K_M. Without it the built-in model is served.",
         show_default=False,
     ),
 ]

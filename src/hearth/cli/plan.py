@@ -21,7 +21,8 @@ PlannedModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Directory of a Hugging Face model, a config.json alone, or ORG/NAME of a hub.",
+        help="Directory of a Hugging Face model, a config.json alone, a GGUF file, or a hub's "
+        "ORG/NAME, of GGUF files ORG/NAME:Q4_K_M.",
     ),
 ]
 Context = Annotated[

@@ -1,4 +1,4 @@
-"""`hearth pull ORG/NAME[@REVISION]`: downloads a model; its directory goes to stdout."""
+"""`hearth pull ORG/NAME[:TAG][@REVISION]`: downloads a model; its directory goes to stdout."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hearth.cli import pull_options as shared
 from hearth.cli.config_file import Config
 from hearth.cli.options import option
 from hearth.core.config import DEFAULT_CODES
-from hearth.core.errors import ConfigError, ModelError
+from hearth.core.errors import ConfigError, HearthError, ModelError, UnknownArchitectureError
 
 if TYPE_CHECKING:
+    from hearth.hub.names import ModelName
     from hearth.hub.pull import Order, Pulled
     from hearth.quant.checkpoint import Converter
 
@@ -28,7 +29,12 @@ def _flag(name: str, text: str, **settings: Any) -> Any:
 
 
 Name = Annotated[
-    str, typer.Argument(metavar="MODEL", help="ORG/NAME, or ORG/NAME@REVISION.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="ORG/NAME, ORG/NAME@REVISION, or ORG/NAME:Q4_K_M of GGUF files.",
+        show_default=False,
+    ),
 ]
 SourceFlag = Annotated[
     str,
@@ -37,6 +43,15 @@ SourceFlag = Annotated[
         "hf (or HF_ENDPOINT), modelscope, the URL of a mirror; auto asks hf, hf-mirror.com and "
         "modelscope in turn, the next one only where there is no answer.",
         metavar="auto|hf|modelscope|URL",
+    ),
+]
+File = Annotated[
+    str,
+    _flag(
+        "--file",
+        "The GGUF file to take, where a tag such as :Q4_K_M does not say which.",
+        metavar="NAME.gguf",
+        show_default=False,
     ),
 ]
 Include = Annotated[
@@ -101,6 +116,7 @@ Stage = Annotated[
 def pull(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
     model: Name,
     source: SourceFlag = "auto",
+    file: File = "",
     include: Include = None,
     exclude: Exclude = None,
     quantize: Quantize = "none",
@@ -125,9 +141,9 @@ def pull(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
 
     leave_on_signals()  # what is on the disk is good for going on, whenever this ends
     patience = Retry(attempts=retries + 1, timeout_s=timeout, connect_timeout_s=min(10.0, timeout))
-    order = Order(
-        parse_name(model), tuple(include or ()), tuple(exclude or ()), max_workers, patience
-    )
+    name = _with_file(parse_name(model), file)
+    order = Order(name, tuple(include or ()), tuple(exclude or ()), max_workers, patience)
+    _check_tag(order)
     is_offline = offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
     converter = _converter(order, quantize, quantize_group_size)
     pulled = _pulled(order, source, models_dir, converter, is_offline=is_offline)
@@ -141,6 +157,28 @@ def pull(  # noqa: PLR0913, PLR0917 -- the parameters are the flags
         )
 
 
+def _with_file(name: ModelName, file: str) -> ModelName:
+    """A file is as good as a tag. Raises ConfigError."""
+    from dataclasses import replace
+
+    if not file:
+        return name
+    if name.tag is not None:
+        raise ConfigError(
+            f"--file {file} and the tag {name.tag} both name the GGUF file",
+            hint="leave out one or the other",
+        )
+    return replace(name, tag=file)
+
+
+def _check_tag(order: Order) -> None:
+    if order.name.tag is not None and order.include:
+        raise ConfigError(
+            f"{order.name.tag} names a GGUF file, and --include chooses files by patterns",
+            hint="leave out one or the other",
+        )
+
+
 def _converter(order: Order, scheme: str, group_size: int) -> Converter | None:
     """What is made of the model while it comes. Raises ConfigError."""
     if scheme == "none":
@@ -148,6 +186,11 @@ def _converter(order: Order, scheme: str, group_size: int) -> Converter | None:
     if order.has_patterns:
         raise ConfigError(
             "--quantize converts whole models; --include and --exclude choose files",
+            hint="leave out one or the other",
+        )
+    if order.name.tag is not None:
+        raise ConfigError(
+            f"--quantize converts safetensors; {order.name} names a GGUF file, which is codes",
             hint="leave out one or the other",
         )
     from hearth.quant.checkpoint import Converter, scheme_of
@@ -202,9 +245,16 @@ def _report(pulled: Pulled) -> None:
 
 def check(model_dir: Path) -> int:
     """Shows what does not fit together in a model's directory; how many errors there are."""
-    from hearth.engine.compatibility import check_model
+    from hearth.engine.compatibility import Finding, check_model
+    from hearth.models.gguf.view import find_gguf, view_of
 
-    findings = check_model(model_dir)
+    try:
+        gguf = find_gguf(model_dir)
+        findings = check_model(model_dir if gguf is None else view_of(gguf, os.environ))
+    except UnknownArchitectureError as error:  # as of safetensors: newer versions may read it
+        findings = (Finding("note", str(error)),)
+    except HearthError as error:
+        findings = (Finding("error", str(error)),)
     for finding in findings:
         print(f"{finding.severity}: {finding.text}", file=sys.stderr)
     return sum(finding.severity == "error" for finding in findings)

@@ -197,9 +197,9 @@ class _Order:
     @property
     def is_to_go_on(self) -> bool:
         """Whether a model that is there may be one that was not measured yet."""
-        from hearth.engine.quality_store import FILE_NAME
+        from hearth.core.quality import REPORT_FILE
 
-        config, report = self.target / "config.json", self.target / FILE_NAME
+        config, report = self.target / "config.json", self.target / REPORT_FILE
         return self.with_quality and config.exists() and not report.exists()
 
 

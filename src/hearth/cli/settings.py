@@ -95,6 +95,8 @@ def find_model(model: str | None) -> Path:
         raise ModelNotFoundError(
             f"{model[:200]} cannot be read: {error.strerror}", hint="name a model directory"
         ) from error
+    if not path.exists():
+        path = _pulled(model)
     from hearth.models.gguf.view import find_gguf, view_of  # loads when it is needed
 
     if (gguf := find_gguf(path)) is not None:
@@ -104,23 +106,21 @@ def find_model(model: str | None) -> Path:
             f"{model} is a file",
             hint="name the directory that holds config.json, or a GGUF file",
         )
-    if not path.is_dir():
-        return _pulled(model)
     if not (path / "config.json").is_file():
         raise ModelNotFoundError(
             f"{model} holds no config.json",
             hint="name the directory of a Hugging Face model: config.json, *.safetensors "
-            "and tokenizer.json or tokenizer.model",
+            "and tokenizer.json or tokenizer.model; or a GGUF file",
         )
     return path
 
 
 def _pulled(model: str) -> Path:
     """The directory of a pulled model, where there is no directory of that name."""
-    from hearth.hub.names import is_repo  # these load when they are needed
+    from hearth.hub.names import is_name  # these load when they are needed
     from hearth.hub.store import resolve_model
 
-    if not is_repo(model.partition("@")[0]):
+    if not is_name(model):
         raise ModelNotFoundError(
             f"there is no directory {model}",
             hint="name a model directory, or a model of a hub: ORG/NAME after hearth pull ORG/NAME",
@@ -159,11 +159,13 @@ def served_names(model: str | None, model_dir: Path, asked: list[str] | None) ->
         return tuple(dict.fromkeys(asked))
     if model is None:
         return (BUILT_IN_NAME,)
+    if not home_expanded(model).exists():  # pulled: its directory is called by its commit
+        return (model.partition("@")[0],)
     link = model_dir / "model.gguf"  # in the view of a GGUF file
     if link.is_symlink():
-        return (link.readlink().stem,)
-    if home_expanded(model) != model_dir:  # a pulled one, whose directory is called by its commit
-        return (model.partition("@")[0],)
+        from hearth.models.gguf.parts import plain_stem
+
+        return (plain_stem(link.readlink()),)
     return (model_dir.resolve().name,)
 
 

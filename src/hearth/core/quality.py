@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REPORT_FILE = "hearth.quality.json"  # of a quantized checkpoint, beside its weights
+
 
 @dataclass(frozen=True, slots=True)
 class RoundingLoss:

@@ -20,6 +20,7 @@ from hearth.core.spec import SlotKind, WeightSlot
 from hearth.core.step import StepLimits, StepPlan
 from hearth.engine.engine import EngineShape
 from hearth.engine.plain_steps import Layout, Rows, step_plan
+from hearth.host.scratch import CANARY_PLACES, CANARY_TOKENS
 from hearth.kernels.codes import dequantized
 from hearth.kernels.cpu.executor import CpuExecutor, Tiling
 from hearth.kernels.packing import PANEL_COLUMNS, packed_bytes
@@ -27,9 +28,7 @@ from hearth.models.loader import LoadedSpec
 from hearth.models.sample_rows import SampledRows, sample_rows
 
 NUM_ROWS = 4  # that go through a layer
-_SAMPLED = 8  # outputs of the first and of the last part of a matrix
-SINGLE_PLACES = 4
-SINGLE_TOKENS = 16  # of a step: 2 · _SAMPLED, and a block
+_SAMPLED = CANARY_TOKENS // 2  # outputs of the first and of the last part of a matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +58,10 @@ class Deviation:
 
 
 def single_shape(shape: EngineShape) -> EngineShape:
-    """Room for SINGLE_TOKENS tokens of a few sequences."""
-    longest = min(SINGLE_TOKENS, shape.limits.max_model_len)
-    few_blocks = replace(shape.kv, num_blocks=(SINGLE_PLACES,) * len(shape.kv.num_blocks))
-    limits = StepLimits(SINGLE_TOKENS, SINGLE_PLACES, SINGLE_TOKENS, longest)
+    """Room for CANARY_TOKENS tokens of a few sequences."""
+    longest = min(CANARY_TOKENS, shape.limits.max_model_len)
+    few_blocks = replace(shape.kv, num_blocks=(CANARY_PLACES,) * len(shape.kv.num_blocks))
+    limits = StepLimits(CANARY_TOKENS, CANARY_PLACES, CANARY_TOKENS, longest)
     return EngineShape(limits, few_blocks)
 
 
@@ -71,7 +70,7 @@ def single_executor(executor: CpuExecutor, shape: EngineShape) -> CpuExecutor:
 
     `shape`: see `single_shape`.
     """
-    limits = replace(shape.limits, max_model_len=SINGLE_TOKENS)
+    limits = replace(shape.limits, max_model_len=CANARY_TOKENS)
     isa = executor.info.detail.partition(",")[0]
     tiling = Tiling(frozenset(), "never")
     return CpuExecutor(executor.program, executor.weights, limits, shape.kv, 1, isa, tiling)
@@ -176,7 +175,7 @@ def deviation_of(expected: NDArray[np.floating], actual: NDArray[np.float32]) ->
 
 def _plan_of(program: StepProgram, num_rows: int) -> StepPlan:
     tokens = [token % program.vocab_size for token in range(num_rows)]
-    layout = Layout(SINGLE_TOKENS, 1, 1, num_rows)
+    layout = Layout(CANARY_TOKENS, 1, 1, num_rows)
     return step_plan([Rows(tokens, 0, 0, num_rows)], layout, len(program.kv_groups))
 
 
@@ -203,7 +202,7 @@ def _deviations(
         rows = sampled[embed.table]
         plan = step_plan(
             [Rows(rows.indices.tolist(), 0, 0, 0)],
-            Layout(SINGLE_TOKENS, 1, 1, len(rows.indices)),
+            Layout(CANARY_TOKENS, 1, 1, len(rows.indices)),
             len(program.kv_groups),
         )
         single.execute_part(plan, 0, program.ops.index(embed) + 1)

@@ -15,7 +15,15 @@ from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
 from hearth.engine.images.decode import SMALL_BYTES
 from hearth.engine.kv_storage import kv_choice, resolve_kv_storage
-from hearth.host.fit import Fit, FitRequest, ImageRequest, fewer_images, fit, needed_bytes
+from hearth.host.fit import (
+    Fit,
+    FitRequest,
+    ImageRequest,
+    fewer_images,
+    fit,
+    less_context,
+    needed_bytes,
+)
 from hearth.host.memory import HostMemory, read_memory
 from hearth.kernels.fuse import fuse
 from hearth.kernels.packing import arena_bytes
@@ -179,10 +187,11 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
         choice = Choice("quantize", candidate.scheme, f"{reason}; {_of_matrices(candidate.loaded)}")
         codes = _code_choices(candidate.loaded, config.model.codes)
         return PlannedModel(candidate.loaded, fitted, (choice, *codes, kv))
+    last = candidates[-1]
     raise CapacityError(
         f"the model fits in no precision with {context}: it needs {needs}; {memory.describe()}",
-        hint="free memory, lower --max-model-len or --kv-cache-memory-bytes, or serve a smaller "
-        f"model{fewer_images(candidates[-1].request)}",
+        hint=f"free memory or serve a smaller model{fewer_images(last.request)}"
+        f"{less_context(last.request, memory, last.num_tokens)}",
     )
 
 

@@ -22,13 +22,12 @@ import msgspec
 from hearth.core.config import Choice, EngineConfig
 from hearth.core.errors import ConfigError, HearthError, WeightsError
 from hearth.core.paths import home_expanded
-from hearth.core.quality import QualitySummary, RoundingLoss
+from hearth.core.quality import REPORT_FILE, QualitySummary, RoundingLoss
 from hearth.engine.executor import LoadedModel
 from hearth.engine.weight_cache import default_directory
 from hearth.models.loader import LoadedSpec
 from hearth.models.safetensors_file import read_checkpoint
 
-FILE_NAME = "hearth.quality.json"
 _FORMAT = 1
 _MOST_BYTES = 1 << 20  # of a report
 # Of a weight file the fingerprint reads its front and so many pieces: enough to tell a model that
@@ -56,7 +55,7 @@ def quality_key(loaded: LoadedSpec, kv_dtype: str) -> str:
 def quality_path(loaded: LoadedSpec, config: EngineConfig, key: str) -> Path:
     """The file of a model's report. Raises ConfigError where no directory is known for it."""
     if is_stored_quantized(loaded) and loaded.quantize == "none":
-        return loaded.path / FILE_NAME
+        return loaded.path / REPORT_FILE
     given = config.weight_cache.directory
     directory = home_expanded(given) if given else default_directory(os.environ)
     if directory is None:

@@ -22,9 +22,9 @@ from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_u
 from hearth.host.memory import HostMemory
 from hearth.host.scratch import (
     IMAGE_QUERIES,
-    SAMPLER_BYTES,
+    canary_bytes,
     encoder_bytes,
-    expert_bytes,
+    kept_bytes,
     scratch_bytes,
     thread_bytes,
 )
@@ -167,19 +167,19 @@ def fixed_items(request: FitRequest) -> tuple[MemoryItem, ...]:
     num_parameters = sum(slot.total_rows * max(1, slot.cols) for slot in program.slots)
     tokens = request.max_num_batched_tokens
     rows = _logit_rows(request)
-    sampler = request.num_threads * program.vocab_size * SAMPLER_BYTES
-    scratch = scratch_bytes(program, tokens, rows, request.fusion) + sampler
-    scratch += thread_bytes(program, request.num_threads, request.fusion)
-    scratch += request.num_threads * expert_bytes(program)
+    threads, fusion = request.num_threads, request.fusion
+    scratch = scratch_bytes(program, tokens, rows, fusion) + kept_bytes(program, threads, fusion)
+    canary = canary_bytes(program, threads, fusion, sum(_block_bytes(request))) - scratch
     return (
         MemoryItem("weights", weights, f"{format_count(num_parameters)} parameters as {stored}"),
         MemoryItem(
             "scratch",
             scratch,
             f"buffers of {format_count(tokens)} tokens, logits of {rows} rows ({EXTRA_ROWS} of "
-            f"them for drafts and scored prompts), sampling in {request.num_threads} threads",
+            f"them for drafts and scored prompts), sampling in {threads} threads",
         ),
         MemoryItem("runtime", RUNTIME_BYTES, "two Python processes and their libraries"),
+        *([MemoryItem("canary", canary, "more than scratch, at the start")] if canary > 0 else []),
         *_image_items(request),
     )
 
@@ -303,6 +303,25 @@ def _smaller_cache(request: FitRequest, budget: _KvBudget, wanted: int) -> str:
         )
     ]
     return f"; {', '.join(shown)} (docs/kv-cache.md: what it loses)" if shown else ""
+
+
+def less_context(request: FitRequest, memory: HostMemory, wanted: int) -> str:
+    """What fits of a context of `wanted` tokens that does not, for a hint; or "".
+
+    As `fit` would have it: shorter, or with smaller keys and values.
+    """
+    fixed = fixed_items(request) if request.fixed is None else request.fixed
+    free = memory.available_bytes - sum(item.num_bytes for item in fixed)
+    if free <= 0:
+        return ""
+    asked = request.kv_memory_bytes
+    num_bytes = free // KV_SHARE if asked is None else min(asked, free)
+    budget = _KvBudget(num_bytes, "", free, "")
+    lower = "" if asked is None else f", set --kv-cache-memory-bytes ≤ {free}"
+    fitting = min(wanted, longest_fitting(request, num_bytes, wanted))
+    if LEAST_MODEL_LEN <= fitting < wanted:
+        lower += f", set --max-model-len ≤ {format_count(fitting)}"
+    return f"{lower}{_smaller_cache(request, budget, wanted)}"
 
 
 def token_bytes(request: FitRequest) -> float:

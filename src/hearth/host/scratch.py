@@ -18,6 +18,10 @@ TILE_BYTES = 96 * 1024  # what a thread keeps of a tile of fused operations
 TILE_ROWS = 96  # that a linear tile takes at a time (csrc/kernels.h)
 IMAGE_QUERIES = 96  # patches that a thread attends with together (csrc/ops_attention.cpp)
 SAMPLER_BYTES = 20  # a weight and two keys to sort by for each token of the vocabulary
+# Of the second executor that the start-up canary has (engine/canary_weights): rows of tokens and of
+# logits, and blocks of each KV group.
+CANARY_TOKENS = 16
+CANARY_PLACES = 4
 
 
 def scratch_bytes(
@@ -58,6 +62,28 @@ def encoder_bytes(encoder: EncoderProgram, max_patches: int, fused_threads: int)
         for number, buffer in enumerate(program.buffers)
         if number not in without_memory
     )
+
+
+def kept_bytes(program: StepProgram, num_threads: int, fusion: Fusion | None) -> int:
+    """What the threads of an executor keep, sampling and experts' rows included."""
+    each = program.vocab_size * SAMPLER_BYTES + expert_bytes(program)
+    return num_threads * each + thread_bytes(program, num_threads, fusion)
+
+
+def canary_bytes(
+    program: StepProgram, num_threads: int, fusion: Fusion | None, block_bytes: int
+) -> int:
+    """What the start-up canary takes beside the weights and the cache: it ends before serving.
+
+    The first rows of the executor that serves (its buffers get memory where they are written), all
+    of a second one that runs operations one by one, and copies of both one's logits in float32 and
+    of one row in float64, twice. `block_bytes`: of one block of every KV group.
+    """
+    serving = scratch_bytes(program, CANARY_TOKENS, CANARY_TOKENS, fusion)
+    second = scratch_bytes(program, CANARY_TOKENS, CANARY_TOKENS) + CANARY_PLACES * block_bytes
+    threads = kept_bytes(program, num_threads, fusion) + kept_bytes(program, 1, None)
+    logits = (2 * CANARY_PLACES * 4 + 2 * 8) * program.vocab_size
+    return serving + second + threads + logits
 
 
 def thread_bytes(program: StepProgram, num_threads: int, fusion: Fusion | None) -> int:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from hearth.core.errors import CapacityError
+from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.units import format_bytes
 from hearth.hub.digests import file_digest
 from hearth.hub.download import Fetcher, StoppedError, disk_error, fetch_file, held_bytes
@@ -80,6 +80,12 @@ class ConvertingAttempt(Attempt):
         self._converter = converter
         self.suffix = f".{converter.label}"
         super().__init__(store, order, source, listing, observer)
+        if self.selection.gguf:
+            raise ConfigError(
+                f"--quantize converts safetensors; {listing.repo} has none, and GGUF files are "
+                "codes already",
+                hint="leave out --quantize, or name the repository of the original",
+            )
 
     def run(self, transport: Transport) -> Pulled:
         """Fetches and converts what is missing."""

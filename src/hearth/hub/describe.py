@@ -11,7 +11,9 @@ from typing import TypeVar
 from hearth.core.errors import ModelNotFoundError, UnreachableError
 from hearth.hub.download import Fetcher, StoppedError, fetch_file
 from hearth.hub.fronts import Needed, read_fronts
-from hearth.hub.listing import Listing
+from hearth.hub.gguf_choice import Selection
+from hearth.hub.gguf_files import SUFFIX
+from hearth.hub.listing import Listing, RemoteFile
 from hearth.hub.names import ModelName
 from hearth.hub.observer import Silent
 from hearth.hub.selection import select
@@ -19,6 +21,7 @@ from hearth.hub.sources import Source
 from hearth.hub.transport import Transport
 
 _CONFIG = "config.json"
+_WEIGHTS = (".safetensors", SUFFIX)
 _BESIDE = ("generation_config.json", "preprocessor_config.json")
 MAX_DESCRIPTION_BYTES = 64 << 20
 
@@ -39,10 +42,19 @@ class RemoteModel:
     """A revision on a hub, of which single files are read."""
 
     def __init__(
-        self, listing: Listing, source: Source, transport: Transport, stopped: threading.Event
+        self,
+        listing: Listing,
+        source: Source,
+        transport: Transport,
+        stopped: threading.Event,
+        tag: str | None = None,
     ) -> None:
-        """Once `stopped` is set, every method raises UnreachableError: the time is over."""
+        """Once `stopped` is set, every method raises UnreachableError: the time is over.
+
+        `tag`: of the GGUF model that is meant.
+        """
         self.listing = listing
+        self._tag = tag
         self._fetcher = Fetcher(transport, listing, source.refusal, Silent(), stopped)
         self._files = {file.path: file for file in listing.files}
 
@@ -60,10 +72,20 @@ class RemoteModel:
         """Of a file that is listed."""
         return self._files[path].num_bytes
 
+    @property
+    def may_be_gguf(self) -> bool:
+        """Whether a GGUF model is named, or listed."""
+        return self._tag is not None or any(path.endswith(SUFFIX) for path in self._files)
+
+    @property
+    def selection(self) -> Selection:
+        """What a pull would take. Raises as `select` does."""
+        return select(self.listing, tag=self._tag)
+
     def description(self) -> Description:
-        """Raises ModelError for a model without weights that hearth reads."""
-        files = select(self.listing)
-        weights = (file.num_bytes for file in files if file.path.endswith(".safetensors"))
+        """Raises as `select` does, for a model without weights that hearth reads as well."""
+        files = self.selection.files
+        weights = (file.num_bytes for file in files if file.path.endswith(_WEIGHTS))
         total = sum(file.num_bytes for file in files)
         return Description(self.listing.source, self.listing.commit, total, sum(weights))
 
@@ -97,9 +119,14 @@ class RemoteModel:
         part.replace(directory / path)
 
     def read_fronts(self, paths: Sequence[str], needed: Needed, min_bytes: int) -> dict[str, bytes]:
-        """See `fronts.read_fronts`; after a failure nothing can be read any more."""
+        """See `fronts.read_fronts`."""
+        return self.read_fronts_of([self._files[path] for path in paths], needed, min_bytes)
+
+    def read_fronts_of(
+        self, files: Sequence[RemoteFile], needed: Needed, min_bytes: int
+    ) -> dict[str, bytes]:
+        """As `read_fronts`, of files that a selection calls otherwise than the listing does."""
         try:
-            files = [self._files[path] for path in paths]
             return read_fronts(self._fetcher, files, needed, min_bytes)
         except StoppedError:
             raise self._too_slow() from None
@@ -126,7 +153,7 @@ def ask(
     for source in sources:
         try:
             listing = source.list_files(name, transport)
-            return look(RemoteModel(listing, source, transport, stopped))
+            return look(RemoteModel(listing, source, transport, stopped, name.tag))
         except UnreachableError as error:
             tried.append(f"{source.label}: {error.message}")
     raise UnreachableError(

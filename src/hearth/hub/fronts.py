@@ -8,6 +8,7 @@ needed, then the connection is closed.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,8 +26,10 @@ FIRST_BYTES = 64 << 10
 # Of all files together. The largest models have some ten MiB of headers.
 MOST_BYTES = 256 << 20
 _NUM_WORKERS = 8
+_POLL_S = 0.05
 
-# How many bytes of a file are needed, from its first ones; raises where they cannot be.
+# How many bytes of a file are needed, from those that are there; more than there are: it is asked
+# again when they have come. Raises where the file cannot have them.
 Needed: TypeAlias = Callable[[RemoteFile, bytes], int]
 
 
@@ -37,12 +40,12 @@ def read_fronts(
 
     `needed` is asked once `min_bytes` of a file, or all of a shorter one, are there. Raises what it
     raises, what the source refuses, UnreachableError, RemoteError; StoppedError once
-    `fetcher.stopped` is set, which a failure does, too.
+    `fetcher.stopped` is set.
     """
-    budget = _Budget(MOST_BYTES)
+    budget, stop = _Budget(MOST_BYTES), _Stop(fetcher.stopped)
 
     def read(file: RemoteFile) -> bytes:
-        return _Front(fetcher, file, needed, min_bytes, budget).read()
+        return _Front(fetcher, file, needed, min_bytes, budget, stop).read()
 
     workers = max(1, min(_NUM_WORKERS, len(files)))
     with ThreadPoolExecutor(workers, thread_name_prefix="hearth-headers") as pool:
@@ -50,9 +53,31 @@ def read_fronts(
         try:
             return {file.path: future.result() for file, future in zip(files, futures, strict=True)}
         except BaseException:
-            fetcher.stopped.set()  # for those that still read
+            stop.set()  # for those that still read
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class _Stop:
+    """What ends the reading of these files: the failure of one, or the event from outside.
+
+    The event stays as it is: another source may be asked next.
+    """
+
+    def __init__(self, outer: threading.Event) -> None:
+        self._outer, self._own = outer, threading.Event()
+
+    def set(self) -> None:
+        self._own.set()
+
+    def is_set(self) -> bool:
+        return self._own.is_set() or self._outer.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            self._own.wait(min(_POLL_S, left))
+        return self.is_set()
 
 
 class _Budget:
@@ -76,19 +101,26 @@ class _Front:
     """One file's beginning; for one thread."""
 
     def __init__(
-        self, fetcher: Fetcher, file: RemoteFile, needed: Needed, min_bytes: int, budget: _Budget
+        self,
+        fetcher: Fetcher,
+        file: RemoteFile,
+        needed: Needed,
+        min_bytes: int,
+        budget: _Budget,
+        stop: _Stop,
     ) -> None:
         self._fetcher = fetcher
         self._file = file
         self._needed = needed
         self._min_bytes = min(min_bytes, file.num_bytes)
         self._budget = budget
+        self._stop = stop
         self._data = bytearray()
+        self._known_end = 0
 
     def read(self) -> bytes:
         transport = self._fetcher.transport
-        wait = self._fetcher.stopped.wait
-        attempts = Attempts(transport.retry, self._file.path, transport.note, wait)
+        attempts = Attempts(transport.retry, self._file.path, transport.note, self._stop.wait)
         reached = 0
         while len(self._data) < self._end():
             try:
@@ -98,7 +130,7 @@ class _Front:
                     reached = len(self._data)
                     attempts.progressed()
                 attempts.failed(failure.error, failure.wait_s)
-            if self._fetcher.stopped.is_set():
+            if self._stop.is_set():
                 raise StoppedError
         return bytes(self._data[: self._end()])
 
@@ -106,7 +138,9 @@ class _Front:
         """How far to read, as far as that is known."""
         if len(self._data) < self._min_bytes:
             return min(FIRST_BYTES, self._file.num_bytes)
-        return self._needed(self._file, bytes(self._data[: self._min_bytes]))
+        if len(self._data) >= self._known_end:
+            self._known_end = self._needed(self._file, bytes(self._data))
+        return self._known_end
 
     def _request(self, end: int) -> None:
         """One request for what is missing up to `end`. Raises RetryableError if it brings less."""
@@ -127,7 +161,7 @@ class _Front:
 
     def _copy(self, response: httpx.Response, end: Callable[[], int]) -> None:
         for chunk in response.iter_bytes():
-            if self._fetcher.stopped.is_set():
+            if self._stop.is_set():
                 raise StoppedError
             self._budget.take(len(chunk), self._fetcher.listing.source)
             self._data += chunk

@@ -34,6 +34,7 @@ class Manifest:
 
     `is_chosen`: patterns of the user's chose the files, so that some that serving needs may be
     missing. `converted`: the files are not the source's, but what was made of them (int4-g128).
+    `gguf`: the file of the GGUF model that this is, the first of its parts; empty: it is none.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Manifest:
     files: tuple[ManifestFile, ...]
     is_chosen: bool = False
     converted: str = ""
+    gguf: str = ""
     schema: int = SCHEMA
 
     @property

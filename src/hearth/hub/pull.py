@@ -44,7 +44,7 @@ from hearth.hub.names import COMMIT, ModelName
 from hearth.hub.observer import Observer
 from hearth.hub.selection import select
 from hearth.hub.sources import Source
-from hearth.hub.store import Store, utc_now
+from hearth.hub.store import Store, ref_name, utc_now
 from hearth.hub.transport import Retry, Transport
 
 # Directories, the manifest, the file system's own: not worth a second of anybody's time.
@@ -97,7 +97,8 @@ def pull(
         pinned = order.name.revision or ""
         if COMMIT.fullmatch(pinned) and not order.has_patterns and make is None:
             found = here(store, order.name)
-            if found is not None and not found.manifest.is_chosen:
+            is_sure = order.name.tag is not None or not (found and found.manifest.gguf)
+            if found is not None and is_sure and not found.manifest.is_chosen:
                 return found  # a commit never means anything else: nobody has to be asked
         transport = Transport(order.retry, observer.note)
         try:
@@ -164,7 +165,10 @@ def _hint(store: Store, name: ModelName) -> str:
 
 
 class Attempt:
-    """One attempt with one source; the lock is held. `suffix`: of the directory's name."""
+    """One attempt with one source; the lock is held. `suffix`: of the directory's name.
+
+    Making one raises ConfigError, ModelError, ModelNotFoundError: see `select`.
+    """
 
     suffix = ""
 
@@ -176,6 +180,9 @@ class Attempt:
         self.source = source
         self.listing = listing
         self.observer = observer
+        self.selection = select(listing, order.include, order.exclude, order.name.tag)
+        if self.selection.gguf:
+            self.suffix = f".{self.selection.label}"
         self.directory = store.commit_dir(order.name, listing.commit + self.suffix)
         self._parts = store.parts_dir(order.name)
         self._twins = self._find_twins()
@@ -201,10 +208,11 @@ class Attempt:
         return Pulled(self.directory, manifest, total - held, unverified)
 
     def wanted_files(self) -> tuple[RemoteFile, ...]:
-        """Those that serving needs, or that patterns choose. Raises ConfigError, ModelError."""
-        wanted = select(self.listing, self.order.include, self.order.exclude)
-        self.store.check_names(file.path for file in wanted)
-        return wanted
+        """Those that serving needs, or that patterns choose. Raises HearthError."""
+        for note in self.selection.notes:
+            self.observer.note(note)
+        self.store.check_names(file.path for file in self.selection.files)
+        return self.selection.files
 
     def target_of(self, file: RemoteFile) -> Path:
         """Where a file has its place."""
@@ -356,9 +364,11 @@ class Attempt:
                 verified_at=now,
                 files=tuple(files[path] for path in sorted(files)),
                 is_chosen=is_chosen,
+                gguf=self.selection.gguf,
             )
             write_manifest(self.directory, manifest)
-        self.store.set_ref(self.order.name, self.listing.revision, self.listing.commit)
+        revision = ref_name(self.listing.revision, self.selection.label)
+        self.store.set_ref(self.order.name, revision, self.directory.name)
         self._drop_parts(manifest)
         return manifest
 

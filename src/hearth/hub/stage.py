@@ -9,7 +9,9 @@
 KEY names the model's contents: the commit of a pulled one, else the sizes and times of its files.
 The least recently used copies go first, by the time of their lock files; one in use stays. A copy
 is what its source was: contents are hashed as they are read, compared with the manifest where there
-is one, and read back from the copy and hashed again before it gets its name.
+is one, and read back from the copy and hashed again before it gets its name. The quality report of
+a quantized checkpoint is no part of its contents: it is measured later, and measured again; a copy
+gets the source's whenever it is asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hearth.core.errors import CapacityError, ChecksumError, HearthError, ModelNotFoundError
+from hearth.core.quality import REPORT_FILE
 from hearth.core.units import format_bytes
 from hearth.hub.digests import file_digest
 from hearth.hub.download import disk_error, sync_directory
+from hearth.hub.gguf_files import SUFFIX
 from hearth.hub.listing import MANIFEST, STAGED, is_inside
 from hearth.hub.manifest import read_manifest
 from hearth.hub.observer import Observer
@@ -82,6 +87,7 @@ def stage(source: Path, directory: Path, max_bytes: int | None, observer: Observ
                 _lock_shared(fd, observer)
                 if cache.is_whole(key, files):
                     os.utime(fd)
+                    _bring_report(source, directory / key)
                     return Staged(directory / key, fd, is_new=is_new)
                 # One kind of lock becomes the other by way of none (flock(2)): look again. Nobody
                 # waits for the exclusive one: whoever made the copy meanwhile keeps it shared.
@@ -95,6 +101,33 @@ def stage(source: Path, directory: Path, max_bytes: int | None, observer: Observ
             raise
     except OSError as error:
         raise disk_error(error, str(directory), "--stage names another directory") from error
+
+
+def _bring_report(source: Path, copy: Path) -> None:
+    """The source's report into a copy that has none or another one; a copy's own stays without.
+
+    A report that does not belong to its model's weights is not believed, so it may be replaced
+    while somebody serves the copy. Raises OSError.
+    """
+    try:
+        report = (source / REPORT_FILE).read_bytes()
+    except FileNotFoundError:
+        return
+    target = copy / REPORT_FILE
+    with contextlib.suppress(FileNotFoundError):
+        if target.read_bytes() == report:
+            return
+    fd, draft = tempfile.mkstemp(prefix=f".{REPORT_FILE}-", dir=copy)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(report)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).chmod(0o644)
+        Path(draft).replace(target)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
 
 
 def staged_bytes(directory: Path) -> int:
@@ -247,16 +280,18 @@ def _try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 def _files_of(source: Path) -> tuple[_File, ...]:
     """What serving reads of a directory; of a pulled one, what its manifest names."""
-    if not (source / "config.json").is_file():
-        raise ModelNotFoundError(f"{source} holds no config.json", hint="name a model directory")
     manifest = read_manifest(source)
+    is_pulled_gguf = manifest is not None and manifest.gguf
+    if not is_pulled_gguf and not (source / "config.json").is_file():
+        raise ModelNotFoundError(f"{source} holds no config.json", hint="name a model directory")
     if manifest is not None:
         sums = {file.path: file.sha256 for file in manifest.files}
     else:
         paths = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
         paths = [path for path in paths if is_inside(path)]  # not the note of another copy
-        weights = set(needed_weights(paths))
+        weights = set(needed_weights(paths) or _gguf_files(paths))
         sums = {path: "" for path in sorted(paths) if path in weights or is_needed(path)}
+    sums.pop(REPORT_FILE, None)
     try:
         status = {path: (source / path).stat() for path in sums}
     except OSError as error:
@@ -264,6 +299,11 @@ def _files_of(source: Path) -> tuple[_File, ...]:
             f"{error.filename}: {error.strerror}", hint="the model is not whole: pull it again"
         ) from error
     return tuple(_File(p, s.st_size, s.st_mtime_ns, sums[p]) for p, s in status.items())
+
+
+def _gguf_files(paths: list[str]) -> list[str]:
+    """In a view of GGUF files (models/gguf/view) all of them belong to one model."""
+    return [path for path in paths if path.endswith(SUFFIX) and "/" not in path]
 
 
 def _key(source: Path, files: tuple[_File, ...]) -> str:

@@ -2,7 +2,9 @@
 
     ROOT/ORG--NAME/COMMIT/…              the files, and .hearth.json when all are there
     ROOT/ORG--NAME/COMMIT.int4-g128/…    the same, converted (hub/converting)
-    ROOT/ORG--NAME/.refs/REVISION        the commit that a revision meant when it was pulled
+    ROOT/ORG--NAME/COMMIT.MODEL-Q4_K_M/… one GGUF model of that commit (hub/gguf_choice)
+    ROOT/ORG--NAME/.refs/REVISION        the commit that a revision meant when it was pulled; of
+                                         a GGUF model REVISION:MODEL-Q4_K_M
     ROOT/ORG--NAME/.parts/…              what is not whole yet
     ROOT/.locks/ORG--NAME                flock(2): held by who changes anything above
 
@@ -34,12 +36,14 @@ from hearth.core.errors import (
 from hearth.core.paths import home_expanded
 from hearth.hub.digests import file_digest
 from hearth.hub.download import sync_directory
+from hearth.hub.gguf_files import SUFFIX, matches, quantization_of, stem_of
 from hearth.hub.listing import MANIFEST
 from hearth.hub.manifest import Manifest, read_manifest, write_manifest
 from hearth.hub.names import DEFAULT_REVISION, ModelName, is_repo, parse_name
 
 MODELS_VARIABLE = "HEARTH_MODELS_DIR"
 _LOCKS, _REFS, _PARTS = ".locks", ".refs", ".parts"
+_OF_MODEL = ":"  # no revision has one
 _MIN_COMMIT_CHARS = 7
 _SHORT_COMMIT = 12
 
@@ -79,7 +83,32 @@ class StoredModel:
     def short(self) -> str:
         """As people read it: the beginning of the commit, and what was made of it."""
         commit, _, made = self.commit.partition(".")
-        return commit[:_SHORT_COMMIT] + (f"+{made}" if made else "")
+        return commit[:_SHORT_COMMIT] + (f"+{made}" if made and not self.gguf else "")
+
+    @property
+    def gguf(self) -> str:
+        """The file of the GGUF model that this is; empty: it is none."""
+        return "" if self.manifest is None else self.manifest.gguf
+
+    @property
+    def tag(self) -> str:
+        """What a name has behind ":" to mean it; empty: nothing."""
+        return quantization_of(self.gguf) or stem_of(self.gguf)
+
+    @property
+    def title(self) -> str:
+        """As it is named in a store that holds one revision of it."""
+        return f"{self.name}:{self.tag}" if self.gguf else self.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The revisions, without what they say of a GGUF model."""
+        return tuple(revision.partition(_OF_MODEL)[0] for revision in self.revisions)
+
+    def is_meant(self, revision: str) -> bool:
+        """Whether a revision, a commit or its short form means it."""
+        own = self.commit.partition(".")[0] if self.gguf else self.commit
+        return revision in (self.commit, own, self.short, *self.labels)
 
 
 class Store:
@@ -182,19 +211,17 @@ class Store:
         Without a revision: the one that was pulled without one, or else the only one there is.
         Raises ModelNotFoundError where that is not clear.
         """
-        whole = [model for model in self.revisions(name) if is_whole(model)]
+        whole = [m for m in self.revisions(name) if is_whole(m) and _is_tagged(m, name.tag)]
         wanted = name.revision or DEFAULT_REVISION
-        for model in whole:
-            if wanted in (model.commit, model.short, *model.revisions):
-                return model
-        if name.revision is None:
+        found = [model for model in whole if model.is_meant(wanted)]
+        if name.tag is None:  # safetensors, where they are here
+            found = [model for model in found if not model.gguf] or found
+        if not found and name.revision is None:
             found = whole
-        elif len(wanted) >= _MIN_COMMIT_CHARS:
+        elif not found and len(wanted) >= _MIN_COMMIT_CHARS:
             found = [model for model in whole if model.commit.startswith(wanted)]
-        else:
-            found = []
         if len(found) > 1:
-            choices = ", ".join(f"{name.repo}@{model.short}" for model in found)
+            choices = ", ".join(sorted({_choice(model, found) for model in found}))
             raise ModelNotFoundError(
                 f"{name} may be any of {len(found)} that were pulled", hint=f"name one: {choices}"
             )
@@ -257,6 +284,36 @@ class Store:
         if not self.revisions(name):
             shutil.rmtree(self.repo_dir(name))
         return freed
+
+
+def ref_name(revision: str, label: str) -> str:
+    """How a revision is noted; `label`: of a GGUF model, of which a commit has several."""
+    return f"{revision}{_OF_MODEL}{label}" if label else revision
+
+
+def _is_tagged(model: StoredModel, tag: str | None) -> bool:
+    return tag is None or (model.gguf != "" and is_tag_of(tag, model))
+
+
+def is_tag_of(tag: str, model: StoredModel) -> bool:
+    """Whether a tag means a GGUF model: its quantization, its file's name, or where it lay."""
+    label = model.commit.partition(".")[2]
+    return matches(tag, model.gguf) or tag.replace("/", "__").casefold() in (
+        label.casefold(),
+        f"{label}{SUFFIX}".casefold(),
+    )
+
+
+def _choice(model: StoredModel, others: list[StoredModel]) -> str:
+    """A name that means it and none of the others, as far as names can."""
+    if not model.gguf:
+        return f"{model.name}@{model.short}"
+    same = [other for other in others if other.gguf and is_tag_of(model.tag, other)]
+    if len(same) == 1:
+        return model.title
+    if len({other.commit.partition(".")[0] for other in same}) == len(same):
+        return f"{model.title}@{model.short}"
+    return f"{model.name}:{model.commit.partition('.')[2].replace('__', '/')}"
 
 
 def is_whole(model: StoredModel) -> bool:

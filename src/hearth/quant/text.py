@@ -17,10 +17,9 @@ from typing import BinaryIO, TypeAlias
 from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.quant.builtin_texts import BUILTIN, text_path
 from hearth.quant.held_out import SeenText
 
-BUILTIN = "builtin"
-BUILTIN_PATH = Path(__file__).parent / "data" / "builtin_text.txt"
 PIECE_CHARS = 1 << 16
 # A line that does not end is cut after so many characters, at a space where there is one.
 _MOST_CHARS = 1 << 18
@@ -57,7 +56,7 @@ class TextSource:
         Raises ConfigError for a file that cannot be read.
         """
         self.is_builtin = text == BUILTIN
-        self.path = BUILTIN_PATH if self.is_builtin else Path(text).expanduser()
+        self.path = text_path(text, "measuring")
         self._seen = seen
         self._name = BUILTIN if self.is_builtin else self.path.name
         if seen is not None:

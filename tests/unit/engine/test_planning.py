@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,47 @@ def test_the_context_and_cache_that_are_asked_for_count(monkeypatch: pytest.Monk
     large = replace(AUTO, cache=CacheConfig(memory_bytes=available))
     with pytest.raises(CapacityError, match="in no precision"):
         plan(monkeypatch, available, large)
+
+
+def test_where_nothing_fits_what_the_error_offers_does_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter context, and keys and values in fewer bits, each with the context it allows."""
+    few = needed(monkeypatch, "int4") - 10 * MIB
+    with pytest.raises(CapacityError, match="in no precision") as caught:
+        plan(monkeypatch, few)
+    hint = caught.value.hint or ""
+    (shorter,) = re.findall(r"set --max-model-len ≤ ([\d,]+)", hint)
+    longest = int(shorter.replace(",", ""))
+    assert 16 <= longest < 4096
+    for tokens, fits in ((longest, True), (longest + 16, False)):
+        config = replace(AUTO, model=replace(AUTO.model, max_model_len=tokens))
+        if fits:
+            assert plan(monkeypatch, few, config).choices[0].value == "int4"
+        else:
+            with pytest.raises(CapacityError):
+                plan(monkeypatch, few, config)
+    offered = dict(re.findall(r"--kv-cache-dtype (\w+) allows ([\d,]+) tokens", hint))
+    assert offered.keys() == {"int8", "int4"}
+    for dtype, allowed in offered.items():
+        tokens = int(allowed.replace(",", ""))
+        assert longest < tokens <= 4096
+        model = replace(AUTO.model, max_model_len=tokens)
+        planned = plan(monkeypatch, few, replace(AUTO, model=model, cache=CacheConfig(dtype=dtype)))
+        assert planned.fitted.limits.max_model_len == tokens
+    assert "docs/kv-cache.md" in hint
+    # Where the weights alone are too many, nothing of that helps, and nothing is said.
+    with pytest.raises(CapacityError) as caught:
+        plan(monkeypatch, 50 * MIB)
+    assert "--max-model-len" not in (caught.value.hint or "")
+    assert "--kv-cache-dtype" not in (caught.value.hint or "")
+
+
+def test_a_cache_that_is_too_large_is_told_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = needed(monkeypatch, "int4")
+    with pytest.raises(CapacityError) as caught:
+        plan(monkeypatch, available, replace(AUTO, cache=CacheConfig(memory_bytes=available)))
+    (most,) = re.findall(r"set --kv-cache-memory-bytes ≤ (\d+)", caught.value.hint or "")
+    fitting = replace(AUTO, cache=CacheConfig(memory_bytes=int(most)))
+    assert plan(monkeypatch, available, fitting).choices[0].value == "int4"
 
 
 def test_without_the_kernels_auto_means_none() -> None:

@@ -12,9 +12,8 @@ from tests.support.shards import sharded_model
 
 from hearth.core.config import CodesConfig, EngineConfig, ModelConfig, WeightCacheConfig
 from hearth.core.errors import ConfigError
-from hearth.core.quality import QualitySummary, RoundingLoss
+from hearth.core.quality import REPORT_FILE, QualitySummary, RoundingLoss
 from hearth.engine.quality_store import (
-    FILE_NAME,
     find_quality,
     kv_dtype_of,
     quality_key,
@@ -164,7 +163,7 @@ def test_the_report_of_a_quantized_checkpoint_travels_with_it(
     checkpoint: EngineConfig, tmp_path: Path
 ) -> None:
     path = stored(checkpoint)
-    assert path == Path(checkpoint.model.path) / FILE_NAME
+    assert path == Path(checkpoint.model.path) / REPORT_FILE
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in path.parent.iterdir():

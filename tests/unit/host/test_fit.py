@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.program import BufferRows, BufferSpec, KvGroupSpec, StepProgram
-from hearth.core.spec import DType, QuantSpec, SlotKind, WeightSlot
+from hearth.core.spec import DType, KvDType, QuantSpec, SlotKind, WeightSlot
 from hearth.core.units import GIB, MIB
 from hearth.host.fit import (
     EXTRA_ROWS,
@@ -20,8 +20,15 @@ from hearth.host.fit import (
     fit,
 )
 from hearth.host.memory import HostMemory, MemoryFact
-from hearth.host.scratch import CODES_BYTES, SAMPLER_BYTES, SPLIT_BYTES, TILE_BYTES
+from hearth.host.scratch import (
+    CODES_BYTES,
+    SAMPLER_BYTES,
+    SPLIT_BYTES,
+    TILE_BYTES,
+    canary_bytes,
+)
 from hearth.kernels.fuse import Fusion
+from hearth.kernels.packing import kv_block_bytes
 
 WEIGHTS_BYTES = 64 * 1024 * 1024 * 2  # one matrix of 64 Mi elements as bfloat16
 BLOCK_BYTES = 2 * 4 * 2 * 32 * 64 * 2  # layers · heads · (k, v) · block · head size · bytes
@@ -110,6 +117,18 @@ def test_every_thread_has_its_sampling_memory_and_rows_are_padded() -> None:
     assert padded == 4 * 128 * 512 + SAMPLER_SCRATCH
 
 
+def test_the_canary_s_second_executor_lies_within_a_step_or_is_counted() -> None:
+    """16 rows of tokens and of logits in both executors, four blocks, copies of four rows."""
+    rows = 16 * 4 * (1024 + 32768)
+    canary = 2 * (rows + SAMPLER_SCRATCH) + 4 * BLOCK_BYTES + 48 * 32768
+    assert canary < SCRATCH_BYTES
+    assert "canary" not in bytes_of(fit(REQUEST, memory_of(16 * GIB)))
+    small = replace(REQUEST, max_num_batched_tokens=8, max_num_seqs=1)
+    items = bytes_of(fit(small, memory_of(16 * GIB)))
+    assert items["scratch"] == 8 * 4 * (1024 + 32768) + SAMPLER_SCRATCH
+    assert items["scratch"] + items["canary"] == canary
+
+
 def test_every_thread_has_room_for_the_codes_of_a_quantized_layer() -> None:
     codes = replace(PROGRAM.slots[0], quant=QuantSpec(bits=4, group_size=128, int8_rows=True))
     program = replace(PROGRAM, slots=(codes, *PROGRAM.slots[1:]))
@@ -155,7 +174,9 @@ def test_the_kv_cache_never_exceeds_its_budget_and_holds_one_sequence(
     )
     rows = min(max_num_seqs + EXTRA_ROWS, budget)
     scratch = 4 * (1024 * budget + 32768 * rows) + SAMPLER_SCRATCH
-    fixed = WEIGHTS_BYTES + scratch + RUNTIME_BYTES
+    blocks = sum(kv_block_bytes(group, 32, KvDType.BFLOAT16) for group in groups)
+    canary = max(0, canary_bytes(request.program, 1, None, blocks) - scratch)
+    fixed = WEIGHTS_BYTES + scratch + RUNTIME_BYTES + canary
     try:
         fitted = fit(request, memory_of(fixed + 2 * kv_blocks * BLOCK_BYTES))
     except CapacityError:

@@ -15,6 +15,7 @@ from tests.support.hub_server import FakeHub
 from tests.unit.hub.hubs import Recorder, contents, do_pull, hugging, model_files
 
 from hearth.core.errors import CapacityError, ChecksumError, HearthError, ModelNotFoundError
+from hearth.core.quality import REPORT_FILE
 from hearth.hub import stage as stage_module
 from hearth.hub.observer import Silent
 from hearth.hub.stage import Staged, stage, staged_bytes
@@ -54,6 +55,49 @@ def test_a_copy_holds_what_serving_needs(tmp_path: Path) -> None:
     again = stage(source, tmp_path / "fast", None, Silent())
     again.release()
     assert (again.path, again.is_new) == (staged.path, False)
+
+
+def test_a_copy_has_its_source_s_quality_report_as_it_is_now(tmp_path: Path) -> None:
+    """A report is measured after the weights were made, and measured again: no reason to copy."""
+    with FakeHub(model_files()) as hub:
+        pulled = do_pull(tmp_path / "store", hugging(hub)).path
+    plain = model(tmp_path / "slow" / "toy")
+    for source in (pulled, plain):
+        fast = tmp_path / "fast" / source.name
+        first = used(stage(source, fast, None, Silent()), 1.0)
+        assert not (first / REPORT_FILE).exists()
+        for report in (b"{}", b'{"format": 1}'):
+            (source / REPORT_FILE).write_bytes(report)
+            again = stage(source, fast, None, Silent())
+            again.release()
+            assert (again.path, again.is_new) == (first, False)
+            assert (again.path / REPORT_FILE).read_bytes() == report
+        assert not list(first.glob(f".{REPORT_FILE}*"))
+        # One that was measured of the copy is the copy's own.
+        (source / REPORT_FILE).unlink()
+        stage(source, fast, None, Silent()).release()
+        assert (first / REPORT_FILE).read_bytes() == report
+        # A new copy has it from the beginning.
+        (source / REPORT_FILE).write_bytes(b"new")
+        other = stage(source, tmp_path / "other" / source.name, None, Silent())
+        other.release()
+        assert (other.path / REPORT_FILE).read_bytes() == b"new"
+
+
+def test_a_report_that_cannot_be_written_is_an_error_and_leaves_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model(tmp_path / "slow" / "toy")
+    stage(source, tmp_path / "fast", None, Silent()).release()
+    (source / REPORT_FILE).write_bytes(b"{}")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CapacityError, match="cannot be written"):
+        stage(source, tmp_path / "fast", None, Silent())
+    assert not [p for p in (tmp_path / "fast").rglob("*") if REPORT_FILE in p.name]
 
 
 def test_a_pulled_model_brings_its_manifest_along(tmp_path: Path) -> None:

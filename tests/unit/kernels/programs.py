@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.contract.plan_builder import Chunk, PlanBuilder, Track
 
 from hearth.core.program import (
     Attend,
@@ -165,3 +166,45 @@ def causal_attention(qkv: NDArray[np.float32], heads: Heads) -> NDArray[np.float
 def int32(values: Sequence[int]) -> NDArray[np.int32]:
     """A plan array."""
     return np.array(values, np.int32)
+
+
+def run_chunks(
+    executor: CpuExecutor, builder: PlanBuilder, track: Track, chunks: Sequence[int]
+) -> NDArray[np.float32]:
+    """What an attention program's steps of so many tokens leave in its last buffer."""
+    rows = []
+    for size in chunks:
+        executor.execute(builder.plan([Chunk(track, size)]))
+        rows.append(executor.read_buffer(1, size))
+    return np.concatenate(rows)
+
+
+def run_chunked(
+    arrays: dict[str, NDArray[np.float32]], heads: Heads, tokens: list[int], bench: Bench
+) -> NDArray[np.float32]:
+    """The rows of 700 tokens, the same bits however they come."""
+    outputs = []
+    for chunks in ([700], [1] * 40 + [60, 500, 99, 1], [513, 187]):
+        executor = build(attention_program(len(arrays["table"]), heads), arrays, bench)
+        builder = PlanBuilder(bench.block_size, bench.num_blocks, seed=len(chunks))
+        outputs.append(run_chunks(executor, builder, Track(tokens), chunks))
+        executor.close()
+    assert all(output.tobytes() == outputs[0].tobytes() for output in outputs)
+    return outputs[0]
+
+
+def run_after_poison(
+    arrays: dict[str, NDArray[np.float32]], heads: Heads, tokens: list[int], bench: Bench
+) -> list[NDArray[np.float32]]:
+    """The rows of 80 tokens, chunked three ways, in blocks that held only token 0 before, NaN."""
+    executor = build(attention_program(len(arrays["table"]), heads), arrays, bench)
+    blocks, outputs = list(range(bench.num_blocks)), []
+    num_slots = bench.num_blocks * bench.block_size
+    for chunks in ([1, 1, 3, 12, 1, 17, 45], [80], [33, 2, 45]):
+        builder = PlanBuilder(bench.block_size, bench.num_blocks)
+        poison = Track([0] * num_slots, blocks=[*blocks])
+        seen = run_chunks(executor, builder, poison, [num_slots])
+        assert np.isnan(seen).all(), "NaN has to show where it is seen"
+        outputs.append(run_chunks(executor, builder, Track(tokens, blocks=[*blocks]), chunks))
+    executor.close()
+    return outputs

@@ -24,6 +24,8 @@ from tests.unit.kernels.programs import (
     attention_program,
     build,
     causal_attention,
+    run_after_poison,
+    run_chunked,
 )
 
 from hearth.core.errors import KernelError
@@ -73,23 +75,14 @@ def test_attention_over_codes_equals_its_definition_however_it_was_chunked(
     arrays = {"table": random_rows((VOCAB, width), 5)}
     tokens = np.random.default_rng(6).integers(0, VOCAB, length).tolist()
     bench = Bench(2, isa, max_tokens=length, num_blocks=64, block_size=32, kv_dtype=dtype)
-    outputs = []
-    for chunks in ([700], [1] * 40 + [60, 500, 99, 1], [513, 187]):
-        executor = build(attention_program(VOCAB, heads), arrays, bench)
-        builder, track, rows = PlanBuilder(32, 64, seed=len(chunks)), Track(tokens), []
-        for size in chunks:
-            executor.execute(builder.plan([Chunk(track, size)]))
-            rows.append(executor.read_buffer(1, size))
-        outputs.append(np.concatenate(rows))
-        executor.close()
-    assert all(output.tobytes() == outputs[0].tobytes() for output in outputs)
+    got = run_chunked(arrays, heads, tokens, bench)
     qkv = arrays["table"][tokens]
     expected = coded_attention(qkv, heads, dtype)
-    errors = np.abs(outputs[0] - expected) / max(1.0, np.abs(expected).max())
+    errors = np.abs(got - expected) / max(1.0, np.abs(expected).max())
     assert np.quantile(errors, 0.99 if rounded else 1) < (2e-4 if rounded else FLIPPED[dtype])
     assert errors.max() < max(2**-8, FLIPPED[dtype])
     exact = causal_attention(qkv, replace(heads, rounded=False))
-    assert np.abs(outputs[0] - exact).mean() > 1e-4, "nothing was rounded"
+    assert np.abs(got - exact).mean() > 1e-4, "nothing was rounded"
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -124,20 +117,11 @@ def test_what_others_left_in_a_block_has_no_part_in_an_answer(
     arrays = {"table": random_rows((VOCAB, 10 * 20), 5)}
     arrays["table"][0] = np.nan
     bench = Bench(1, isa, num_blocks=8, kv_dtype=dtype)
-    executor = build(attention_program(VOCAB, heads), arrays, bench)
     tokens = np.random.default_rng(6).integers(1, VOCAB, 80).tolist()
     expected = coded_attention(arrays["table"][tokens], heads, dtype)
-    for chunks in ([1, 1, 3, 12, 1, 17, 45], [80], [33, 2, 45]):
-        builder, poison = PlanBuilder(16, 8), Track([0] * 128, blocks=[*range(8)])
-        executor.execute(builder.plan([Chunk(poison, 128)]))
-        assert np.isnan(executor.read_buffer(1, 128)).all(), "NaN has to show where it is seen"
-        track, rows = Track(tokens, blocks=[*range(8)]), []
-        for size in chunks:
-            executor.execute(builder.plan([Chunk(track, size)]))
-            rows.append(executor.read_buffer(1, size))
-        errors = np.abs(np.concatenate(rows) - expected) / np.abs(expected).max()
+    for got in run_after_poison(arrays, heads, tokens, bench):
+        errors = np.abs(got - expected) / np.abs(expected).max()
         assert errors.max() < max(2**-7 if rounded else 1e-4, FLIPPED[dtype])
-    executor.close()
 
 
 @pytest.mark.parametrize("isa", ISAS)

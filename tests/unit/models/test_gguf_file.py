@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.gguf_writer import finish
 
 from hearth.core.errors import HearthError, ModelError, WeightsError
 from hearth.models.gguf.config import config_of
@@ -34,10 +35,7 @@ def write(path: Path, arch: str = "llama") -> Path:
     writer.add_tensor("y.weight", np.ones(32, np.float32))
     quantized = gguf.quants.quantize(np.ones((2, 64), np.float32), gguf.GGMLQuantizationType.Q8_0)
     writer.add_tensor("x.weight", quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -149,15 +147,3 @@ def test_what_the_configuration_lacks_is_named(
     with pytest.raises(ModelError) as caught:
         config_of(read_gguf(path))
     assert says in caught.value.message
-
-
-def test_one_of_several_parts_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(ModelError, match="one of 3 parts"):
-        config_of(read_gguf(path))

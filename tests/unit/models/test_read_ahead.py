@@ -114,18 +114,27 @@ def test_what_is_cached_is_passed_over(
 def test_files_on_which_no_advice_can_be_given_are_left_to_who_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    refused: list[int] = []
+
+    def refuse(_fd: int, begin: int, *_: object) -> None:
+        refused.append(begin)
         raise OSError("no advice here")
 
     monkeypatch.setattr(os, "posix_fadvise", refuse)
+    monkeypatch.setattr(module, "is_cached", lambda *_: False)  # it was written just now
     found = pieces(tmp_path / "file", 3)
+    num_open, num_threads = num_descriptors(), threading.active_count()
     with ReadAhead(found, GIB) as ahead:
         ahead.need(found[0])
         ahead.packed(found[0])
+    assert refused
+    num_refused = len(refused)
     (tmp_path / "file").unlink()
     with ReadAhead(found, GIB) as ahead:
         ahead.need(found[1])
         ahead.packed(found[1])
+    assert len(refused) == num_refused  # there is nothing to be asked about
+    assert (num_descriptors(), threading.active_count()) == (num_open, num_threads)
 
 
 def test_the_window_leaves_the_memory_to_the_weights() -> None:

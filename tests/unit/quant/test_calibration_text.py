@@ -6,11 +6,15 @@ import itertools
 from pathlib import Path
 
 import pytest
+from tools.calibration_text import runs_of, without
 from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.core.errors import ConfigError
+from hearth.quant.builtin_texts import Purpose, text_path
 from hearth.quant.calibrated import text
 from hearth.quant.calibrated.text import read_calibration
+
+PURPOSES: tuple[Purpose, ...] = ("calibrating", "measuring")
 
 
 def numbered_lines(count: int) -> str:
@@ -48,3 +52,28 @@ def test_wrong_bytes_in_a_large_text_are_told(
     monkeypatch.setattr(text, "MOST_BYTES", 16 << 10)
     with pytest.raises(ConfigError, match="UTF-8"):
         read_calibration(str(path), TEXT_MODEL_DIR, 4, 32)
+
+
+def test_what_is_calibrated_with_is_not_measured_on() -> None:
+    """No run of letters and digits is in both of hearth's own texts, whatever its markup is."""
+    calibrating, measuring = (text_path("builtin", p).read_text("utf-8") for p in PURPOSES)
+    runs = [runs_of(calibrating), runs_of(measuring)]
+    assert not runs[0] & runs[1]
+    assert min(map(len, runs)) > 40_000
+
+
+def test_lines_that_are_measured_on_are_left_out_whatever_their_markup() -> None:
+    measured = "It streams chat answers with continuous batching over a paged KV cache.\n短"
+    lines = (
+        "* **It streams** [chat](x.md)",  # too little to be the same
+        "| `streams chat answers`, with continuous batching over a paged KV cache |",
+        "短",
+        "Something else that is long enough to be compared with it.",
+    )
+    assert without("\n".join(lines), measured) == "\n".join((lines[0], *lines[2:]))
+
+
+def test_a_user_s_text_is_no_builtin_one(tmp_path: Path) -> None:
+    for purpose in PURPOSES:
+        assert text_path(str(tmp_path / "builtin"), purpose) == tmp_path / "builtin"
+        assert text_path("builtin", purpose).is_file()

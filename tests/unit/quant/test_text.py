@@ -12,7 +12,7 @@ from tests.unit.text import builders
 from hearth.core.errors import ConfigError
 from hearth.engine.text.tokenizer import Tokenizer
 from hearth.engine.text.tokenizer_config import TokenizerConfig
-from hearth.quant import text as text_module
+from hearth.quant.builtin_texts import text_path
 from hearth.quant.text import CutText, TextSource, prefix_of
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_builtin_text_is_prose_in_two_languages() -> None:
-    found = text_module.BUILTIN_PATH.read_text(encoding="utf-8")
+    found = text_path("builtin", "measuring").read_text(encoding="utf-8")
     assert 40_000 < len(found.encode()) < 100_000
     assert "the" in found
     assert "服务" in found

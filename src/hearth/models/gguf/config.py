@@ -58,11 +58,6 @@ def config_of(file: GgufFile, projector: GgufFile | None = None) -> dict[str, An
 
 
 def _text_config(file: GgufFile, architecture: Architecture, read: Metadata) -> dict[str, Any]:
-    if read.optional("split.count", int, file.metadata) not in (None, 0, 1):
-        raise ModelError(
-            f"{file.path.name} is one of {file.metadata['split.count']} parts; permitted: one file",
-            hint="join them with llama-gguf-split --merge",
-        )
     heads = read.number("attention.head_count", int)
     hidden = read.number("embedding_length", int)
     head_dim = read.optional("attention.key_length", int) or hidden // max(1, heads)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +23,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 512 << 20
 MAX_TENSORS = 1 << 20
+LEAST_GROWN_BYTES = 1 << 20  # a vocabulary of 32,000 tokens takes about as much
 _MAX_ELEMENTS = 1 << 24  # of an array
 _MAX_DIMENSIONS = 4
 _MAX_DEPTH = 4
@@ -101,15 +102,38 @@ def read_gguf(path: Path, *, with_texts: bool = True) -> GgufFile:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def front_bytes(path: Path, front: bytes, num_bytes: int, tensors: Collection[str] = ()) -> int:
+    """Bytes up to the end of the header, of a file of `num_bytes` that begins with `front`.
+
+    Up to the end of those `tensors`, too, that it has. Where `front` is too short to tell, more
+    than it has, to be asked again with. Raises WeightsError as `read_gguf` does.
+    """
+    reader = _Reader(path, front, num_bytes, with_texts=False)
+    try:
+        found = reader.read().tensors
+    except _ShortError as error:
+        return min(max(error.end, 2 * len(front), LEAST_GROWN_BYTES), num_bytes)
+    return max([reader.at, *(found[name].end for name in tensors if name in found)])
+
+
+class _ShortError(Exception):
+    """What is at hand of a file ends before byte `end`, and the file itself does not."""
+
+    def __init__(self, end: int) -> None:
+        super().__init__(end)
+        self.end = end
+
+
 class _Reader:
-    """A position in a mapped file that never passes its end."""
+    """A position in a mapped file, or in its front, that never passes the file's end."""
 
     def __init__(
-        self, path: Path, mapped: mmap.mmap, num_bytes: int, with_texts: bool = True
+        self, path: Path, mapped: mmap.mmap | bytes, num_bytes: int, with_texts: bool = True
     ) -> None:
         self.path, self.mapped, self.num_bytes = path, mapped, num_bytes
         self.with_texts = with_texts
         self.limit = min(num_bytes, MAX_HEADER_BYTES)
+        self.here = len(mapped)
         self.at = 0
 
     def read(self) -> GgufFile:
@@ -144,6 +168,8 @@ class _Reader:
             raise _damaged(
                 self.path, f"ends within {what}: {count:,} bytes are claimed at {self.at:,}"
             )
+        if self.at + count > self.here:
+            raise _ShortError(self.at + count)
         self.at += count
         return self.mapped[self.at - count : self.at]
 
@@ -197,12 +223,15 @@ class _Reader:
         """Many short texts: a vocabulary has hundreds of thousands."""
         found: list[Value] = []
         mapped, at, limit, size = self.mapped, self.at, self.limit, struct.Struct("<Q").unpack_from
+        here = self.here
         for _ in range(count):
             end = at + 8
-            if end <= limit:
+            if end <= here:
                 end += size(mapped, at)[0]
             if end > limit:
                 raise _damaged(self.path, f"ends within {key}, at {at:,}")
+            if end > here:
+                raise _ShortError(end)
             if self.with_texts:
                 found.append(mapped[at + 8 : end].decode("utf-8", "replace"))
             at = end

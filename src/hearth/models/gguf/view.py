@@ -16,16 +16,17 @@ from hashlib import blake2b
 from pathlib import Path
 
 from hearth.core.errors import ModelNotFoundError, WeightsError
-from hearth.models.gguf.checkpoint import PROJECTOR_FILE
+from hearth.models.gguf.checkpoint import PROJECTOR_FILE, part_file
 from hearth.models.gguf.config import architecture_of, config_of
 from hearth.models.gguf.file import is_gguf, read_gguf
 from hearth.models.gguf.glm4v import preprocessor_of
 from hearth.models.gguf.names import GLM4V
+from hearth.models.gguf.parts import is_later_part, parts_of, plain_stem, read_parts
 from hearth.models.gguf.vocabulary import vocabulary_files
 from hearth.models.safetensors_file import GGUF_FILE
 
 SUFFIX = ".gguf"
-_VERSION = 1  # of the files that are made
+_VERSION = 2  # of the files that are made
 _PROJECTOR = "mmproj"  # how names of encoders' files begin
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _BESIDE = (
@@ -43,19 +44,21 @@ _BESIDE = (
 def find_gguf(path: Path) -> Path | None:
     """The GGUF file that a path means: itself, or the only one of a directory without config.json.
 
-    Raises ModelNotFoundError for a directory with several.
+    Of a model in parts it is the first one. Raises ModelNotFoundError for a directory with several
+    models, WeightsError where parts are missing.
     """
     if path.is_file():
-        return path if path.suffix == SUFFIX or is_gguf(path) else None
+        return parts_of(path)[0] if path.suffix == SUFFIX or is_gguf(path) else None
     if not path.is_dir() or (path / "config.json").exists():
         return None
     found = sorted(p for p in path.glob(f"*{SUFFIX}") if not p.name.startswith(_PROJECTOR))
+    found = [p for p in found if not is_later_part(p)] or found[:1]
     if len(found) > 1:
         raise ModelNotFoundError(
             f"{path} holds {len(found)} GGUF files: {', '.join(p.name for p in found[:4])}",
             hint="name the file itself",
         )
-    return found[0] if found else None
+    return parts_of(found[0])[0] if found else None
 
 
 def view_of(path: Path, environment: Mapping[str, str]) -> Path:
@@ -86,8 +89,9 @@ def view_of(path: Path, environment: Mapping[str, str]) -> Path:
 
 def _files(path: Path) -> dict[str, bytes | Path]:
     """Contents by name, or what a link leads to."""
-    file = read_gguf(path)
-    files: dict[str, bytes | Path] = {GGUF_FILE: path}
+    parts = parts_of(path)
+    file = read_parts(parts)
+    files: dict[str, bytes | Path] = {part_file(n): p for n, p in enumerate(parts, start=1)}
     projector = None
     if architecture_of(file) is GLM4V and (found := _projector_of(path)) is not None:
         projector = read_gguf(found)
@@ -143,14 +147,14 @@ def _name(path: Path) -> str:
     """By the file, and by what lies beside it."""
     stamps = []
     encoders = sorted(path.parent.glob(f"{_PROJECTOR}*{SUFFIX}"))
-    for part in (path, *encoders, *(path.with_name(name) for name in _BESIDE)):
+    for part in (*parts_of(path), *encoders, *(path.with_name(name) for name in _BESIDE)):
         try:
             status = part.stat()
         except OSError:
             continue
         stamps.append((str(part), status.st_ino, status.st_size, status.st_mtime_ns))
     digest = blake2b(json.dumps([_VERSION, stamps]).encode(), digest_size=8).hexdigest()
-    return f"{path.stem}-{digest}"
+    return f"{plain_stem(path)}-{digest}"
 
 
 def _cache(environment: Mapping[str, str]) -> Path | None:

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from hearth.core.errors import ConfigError, ModelError
 from hearth.core.units import format_count
 from hearth.engine.text.tokenizer import Tokenizer
+from hearth.quant.builtin_texts import text_path
 
-BUILTIN = "builtin"
 # Of a text: some two million tokens, far more than calibration takes. A larger one is read here and
 # there.
 MOST_BYTES = 8 << 20
 PLACES = 64
-_BUILTIN_FILE = Path(__file__).with_name("builtin.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def read_calibration(source: str, model: Path, num_sequences: int, length: int) 
     A text shorter than asked for gives fewer sequences, and a note. Raises ConfigError for a file
     that cannot be read or is too short, TokenizerError.
     """
-    path = _BUILTIN_FILE if source == BUILTIN else Path(source).expanduser()
+    path = text_path(source, "calibrating")
     try:
         text = _read(path)
     except OSError as error:
