@@ -88,6 +88,7 @@ class QuantSpec:
     bfloat16, or float32 where `wide_scales`: those of a checkpoint that bfloat16 does not hold.
     `int8_rows`: what a linear layer multiplies it with is rounded to int8, each group of
     `group_size` values of a row by a scale of its own; otherwise rows stay float32.
+    `residual_rows`: of them, groups with outliers keep what rounding left as a second int8.
     """
 
     dtype: DType = DType.FLOAT32
@@ -96,6 +97,7 @@ class QuantSpec:
     symmetric: bool = True
     int8_rows: bool = False
     wide_scales: bool = False
+    residual_rows: bool = False
 
     @property
     def name(self) -> str:
@@ -103,6 +105,7 @@ class QuantSpec:
         if not self.bits:
             return str(self.dtype)
         rows = ", int8 rows" if self.int8_rows else ""
+        rows += " with residuals" if self.residual_rows else ""
         zero = "" if self.symmetric else ", zero points"
         wide = ", float32 scales" if self.wide_scales else ""
         return f"int{self.bits} (groups of {self.group_size}{zero}{wide}{rows})"
