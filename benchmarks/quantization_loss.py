@@ -116,7 +116,9 @@ OF_OUTLIERS = [
     Scheme("unquantized"),
     *(scheme(bits, 128, rows) for bits in (8, 4) for rows in ("float32", RESIDUAL, "int8")),
     *(
-        Scheme(f"{rows} activations, groups of {g}", "int8", CodesConfig(rows, g), float_weights=True)
+        Scheme(
+            f"{rows} activations, groups of {g}", "int8", CodesConfig(rows, g), float_weights=True
+        )
         for rows in (RESIDUAL, "int8")
         for g in (128, 64, 32)
     ),
@@ -301,7 +303,7 @@ def layer_errors() -> None:
     x = random.normal(0, 1, (64, LAYER_COLS)).astype(np.float32)
     weight = random.normal(0, LAYER_COLS**-0.5, (256, LAYER_COLS)).astype(np.float32)
     channels = random.choice(LAYER_COLS, LAYER_OUTLIERS, replace=False)
-    print("\n| one layer | residuals | groups of 128 | groups of 64 | groups of 32 | a scale a token |")
+    print("\n| one layer | residuals | groups of 128 | of 64 | of 32 | one scale a token |")
     print("|---|---|---|---|---|---|")
     for scale in (1, *OUTLIER_SCALES):
         factors = np.ones(LAYER_COLS, np.float32)

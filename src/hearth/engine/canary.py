@@ -99,7 +99,8 @@ def check_canary(
 ) -> Choice:
     """Runs the prompts, and compares with the checkpoint of `loaded`, where there is one.
 
-    `probe` keeps how far channels stand out. Returns what the banner says. Raises CanaryError where what comes out is no model's answer.
+    `probe` keeps how far channels stand out. Returns what the banner says. Raises CanaryError where
+    what comes out is no model's answer.
     """
     started = time.perf_counter()
     rows = canary_logits(executor, shape, probe)

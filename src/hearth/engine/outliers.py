@@ -1,9 +1,9 @@
 """Channels that stand out in what quantized layers read, seen while the canary's prompts run.
 
 A group of an int8 row has one scale: a value that is 30 times as large as the others leaves them
-four steps. Where that is the same channel in most rows, weights that were trained beside it may need
-the others all the same, and nothing else would tell. Looked at are the rows as they were rounded, so
-that it costs reading them once; the inputs of experts' `down` are not.
+four steps. Where it is the same channel in most rows, the model may need the others all the same,
+and nothing in its answers would tell. Looked at are the rows as they were rounded, which costs
+reading them once; the inputs of experts' `down` are not looked at.
 """
 
 from __future__ import annotations
@@ -79,12 +79,13 @@ class OutlierProbe:
             return ()
         worst = far[0]
         size = f"{worst.ratio:.0f} times" if worst.ratio < _MOST else f"{_MOST:.0f} times or more"
-        return (
+        text = (
             f"in {len(far)} of {len(self.found)} inputs of quantized layers "
             f"one channel is {STANDS_OUT:.0f} times as large as its neighbours or more "
             f"({worst.weight}: {size}), and int8 rows leave the others few steps: --activations "
-            f"{RESIDUAL} keeps them (docs/quantization.md: what they cost)",
+            f"{RESIDUAL} keeps them (docs/quantization.md: what they cost)"
         )
+        return (text,)
 
 
 def largest_ratio(rows: NDArray[np.float32], group_size: int) -> float:
@@ -118,7 +119,9 @@ def _places(executor: CpuExecutor) -> list[tuple[int, Quantize, str]]:
     places = []
     for at, op in enumerate(ops):
         if isinstance(op, Quantize):
-            reader = next(o for o in ops[at + 1 :] if isinstance(o, Linear | Experts) and o.x == op.out)
+            reader = next(
+                o for o in ops[at + 1 :] if isinstance(o, Linear | Experts) and o.x == op.out
+            )
             weight = reader.weight if isinstance(reader, Linear) else reader.gate_up
             places.append((ends.get(at, at + 1), op, weight))
     return places

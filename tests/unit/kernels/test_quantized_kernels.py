@@ -48,9 +48,7 @@ def quant_of(
     wide: bool = False,
     residual: bool = False,
 ) -> QuantSpec:
-    return QuantSpec(
-        DType.FLOAT32, bits, group, symmetric, int8_rows, wide, residual and int8_rows
-    )
+    return QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows, wide, residual and int8_rows)
 
 
 QUANTS = st.builds(
