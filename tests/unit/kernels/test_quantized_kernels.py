@@ -171,7 +171,7 @@ def test_the_bits_of_a_row_do_not_depend_on_how_many_rows_go_with_it(
 def with_outliers(array: NDArray[np.float32], size: float) -> NDArray[np.float32]:
     """Of every other row one value in the second group, so that neighbours differ in theirs."""
     changed = array.copy()
-    changed[::2, 70] *= np.float32(size)
+    changed[::2, 70] = size
     return changed
 
 
@@ -226,8 +226,8 @@ def test_an_outlier_costs_its_neighbours_nothing_where_residuals_are_kept(
         exact = arrays["table"][tokens].astype(np.float64) @ layer.matrix.T
         errors[residual] = np.linalg.norm(layer.run(tokens) - exact) / np.linalg.norm(exact)
         layer.executor.close()
-    assert errors[True] < 0.01  # of what a group without outliers loses: 0.6 %
-    assert errors[False] > 0.04
+    assert errors[True] < 0.01  # a group without outliers loses 0.6 %, one nearly with residuals 1 %
+    assert errors[False] > 2 * errors[True]
 
 
 @pytest.mark.parametrize("isa", ISAS)
