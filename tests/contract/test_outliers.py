@@ -53,9 +53,7 @@ def with_outlier(weights: CpuWeights, loaded: LoadedSpec) -> None:
 
 @pytest.mark.parametrize("case", [LLAMA, MOE], ids=lambda case: case.name)
 @pytest.mark.parametrize("activations", ["int8", "int8-residual"])
-def test_looking_changes_no_bit(
-    case: ModelCase, activations: str, expected_of: ExpectedOf
-) -> None:
+def test_looking_changes_no_bit(case: ModelCase, activations: str, expected_of: ExpectedOf) -> None:
     codes = CodesConfig(activations)
     loaded = load_model_spec(expected_of(case).path, quantize="int4", codes=codes)
     with closing(started(loaded, with_outlier)) as executor:

@@ -226,7 +226,7 @@ def test_an_outlier_costs_its_neighbours_nothing_where_residuals_are_kept(
         exact = arrays["table"][tokens].astype(np.float64) @ layer.matrix.T
         errors[residual] = np.linalg.norm(layer.run(tokens) - exact) / np.linalg.norm(exact)
         layer.executor.close()
-    assert errors[True] < 0.01  # a group without outliers loses 0.6 %, one nearly with residuals 1 %
+    assert errors[True] < 0.01  # groups without outliers lose 0.6 %, others up to 1 %
     assert errors[False] > 2 * errors[True]
 
 
