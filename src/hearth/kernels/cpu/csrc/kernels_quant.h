@@ -110,10 +110,9 @@ HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_
 // sums += scales of the weight and the row · the integer sums of a group. Addresses are local: the
 // compiler would read them again after each store, which may have changed anything. A row without
 // residuals in the group is left alone, so that those beside it change none of its bits.
-template <int R, int V, class P>
+template <int R, int V, bool IS_RESIDUAL, class P>
 HEARTH_INLINE void add_group(const P& p, Group g, const QuantTile& t, int column,
                              const Int (&acc)[R][V]) {
-  bool is_residual = g.of_rows != g.of_weight;
   const auto* scales = reinterpret_cast<const typename P::Scale*>(p.block(g.of_weight)) + column;
   float* out = t.sums + column;
   const int8_t* row_scale = p.row_scale(t.row, g.of_rows);
@@ -121,10 +120,10 @@ HEARTH_INLINE void add_group(const P& p, Group g, const QuantTile& t, int column
   unroll<V>([&](auto v) HEARTH_LAMBDA {
     Vec scale = vload(scales + v.value * kLanes);
     unroll<R>([&](auto r) HEARTH_LAMBDA {
-      if (is_residual && !p.has_residuals(t.row + r.value, g.of_weight)) return;
+      if (IS_RESIDUAL && !p.has_residuals(t.row + r.value, g.of_weight)) return;
       float* to = out + r.value * kPanel + v.value * kLanes;
       Vec factor = vmul(scale, one_value(row_scale + r.value * ldx));
-      Vec sum = g.of_rows == 0 ? vzero() : vload(to);
+      Vec sum = !IS_RESIDUAL && g.of_weight == 0 ? vzero() : vload(to);
       vstore(to, vfma(vfloat(acc[r.value][v.value]), factor, sum));
     });
   });
@@ -173,7 +172,11 @@ HEARTH_INLINE void quant_tile(const P& p, Group g, const QuantTile& t, int colum
       unpacked += 2 * kPanel * 4;
     }
   }
-  add_group<R, V>(p, g, t, column, acc);
+  // One question a tile: asked for each row, it took 4 % of the time of rows without residuals.
+  if (g.of_rows == g.of_weight)
+    add_group<R, V, false>(p, g, t, column, acc);
+  else
+    add_group<R, V, true>(p, g, t, column, acc);
 }
 
 // Whether any row of the tile has residuals in the group.
