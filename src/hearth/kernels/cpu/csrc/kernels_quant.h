@@ -338,6 +338,21 @@ inline void put_row_group(int8_t* codes, int group, float scale, Int sums) {
   memcpy(codes + group + 4, &minus_sum, 4);
 }
 
+HEARTH_INLINE Vec signed_bytes(const int8_t* p) {
+  return vfloat(iload_signed_bytes(reinterpret_cast<const uint8_t*>(p)));
+}
+
+// Whether a few values have taken the steps of the others, so that these have small codes. Codes
+// are integers, whose sum is exact in any order.
+inline bool is_crowded(const int8_t* codes, int64_t count, int group) {
+  Vec sizes = vzero();
+  for (int64_t k = 0; k < group; k += kLanes) {
+    Vec code = signed_bytes(codes + k);
+    sizes = vadd(sizes, vmax(code, vsub(vzero(), code)));
+  }
+  return lane_sum(sizes) < static_cast<float>(hearth::kResidualBelow * count);
+}
+
 // What rounding left of a group that `codes` of x · factor stand for.
 inline void put_residuals(const float* x, int64_t count, int group, float factor, float scale,
                           const int8_t* codes, int8_t* out) {
@@ -345,8 +360,8 @@ inline void put_residuals(const float* x, int64_t count, int group, float factor
   for (int64_t k = 0; k < group; k += kLanes) {
     Vec left = vzero();
     if (k < count) {
-      Vec code = vfloat(iload_signed_bytes(reinterpret_cast<const uint8_t*>(codes + k)));
-      left = vmul(vsub(vmul(vload(x + k), vset(factor)), code), vset(hearth::kResidualSteps));
+      left = vsub(vmul(vload(x + k), vset(factor)), signed_bytes(codes + k));
+      left = vmul(left, vset(hearth::kResidualSteps));
       left = vkeep(left, vzero(), 0, static_cast<int>(smaller(kLanes, count - k)));
     }
     sums = iadd(sums, istore_bytes(out + k, left));
@@ -374,21 +389,16 @@ void quantize(const QuantizeArgs& a) {
     float factor = is_usable ? inverse : 0.0f;
     if (finite != 0.0f) scale = __builtin_nanf("");
     Int sums = izero();
-    Vec magnitudes = vzero();  // integers, whose sum is exact
     for (int64_t k = 0; k < a.group; k += kLanes) {
       Vec v = k < end && is_usable
                   ? vkeep(vload(x + k), vzero(), 0, static_cast<int>(smaller(kLanes, end - k)))
                   : vzero();
-      Int n = istore_bytes(codes + k, vmul(v, vset(factor)));
-      sums = iadd(sums, n);
-      magnitudes = vadd(magnitudes, vmax(vfloat(n), vsub(vzero(), vfloat(n))));
+      sums = iadd(sums, istore_bytes(codes + k, vmul(v, vset(factor))));
     }
     put_row_group(codes, a.group, scale, sums);
     if (!a.residuals) continue;
     auto* residuals = reinterpret_cast<int8_t*>(a.residuals + g * step);
-    bool is_crowded =
-        lane_sum(magnitudes) < static_cast<float>(hearth::kResidualBelow) * static_cast<float>(end);
-    if (is_usable && inverse > 0.0f && is_crowded)
+    if (is_usable && inverse > 0.0f && is_crowded(codes, end, a.group))
       put_residuals(x, end, a.group, factor, scale, codes, residuals);
     else
       put_row_group(residuals, a.group, 0.0f, izero());
