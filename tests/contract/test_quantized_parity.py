@@ -159,8 +159,8 @@ class LockStep:
         gated = torch.from_numpy(self._cpu.read_buffer(op.gated, rows))
         group_size = self._program.slot(op.down).quant.group_size
         residual = self._program.buffers[op.x].residual
-        rows = gated.reshape(-1, op.intermediate_size)
-        return rounded_rows(rows, group_size, residual=residual)
+        parts = gated.reshape(-1, op.intermediate_size)
+        return rounded_rows(parts, group_size, residual=residual)
 
     def _settled(self, x: torch.Tensor, group_size: int, *, residual: bool) -> torch.Tensor:
         """The kernels' rows, which are the reference's but where a value lies in the middle."""
