@@ -38,6 +38,7 @@ from hearth.kernels.cpu.weights import CpuWeights
 from hearth.kernels.packing import HostTensor, WeightSink
 from hearth.models.loader import LoadedSpec, load_model_spec
 from hearth.models.lower import lower
+from hearth.models.quantize import RESIDUAL
 from hearth.models.weights import elements, load_weights
 from hearth.quant.divergence import Divergence, DivergenceMeter
 from hearth.quant.quality import equal_length
@@ -114,11 +115,12 @@ PARTS = [
 ]
 OF_OUTLIERS = [
     Scheme("unquantized"),
-    *(scheme(bits, 128, rows) for bits in (8, 4) for rows in ("float32", "int8")),
+    *(scheme(bits, 128, rows) for bits in (8, 4) for rows in ("float32", RESIDUAL, "int8")),
     *(
         Scheme(
-            f"int8 activations, groups of {g}", "int8", CodesConfig("int8", g), float_weights=True
+            f"{rows} activations, groups of {g}", "int8", CodesConfig(rows, g), float_weights=True
         )
+        for rows in (RESIDUAL, "int8")
         for g in (128, 64, 32)
     ),
     replace(
@@ -302,16 +304,19 @@ def layer_errors() -> None:
     x = random.normal(0, 1, (64, LAYER_COLS)).astype(np.float32)
     weight = random.normal(0, LAYER_COLS**-0.5, (256, LAYER_COLS)).astype(np.float32)
     channels = random.choice(LAYER_COLS, LAYER_OUTLIERS, replace=False)
-    print("\n| one layer | groups of 128 | groups of 64 | groups of 32 | one scale a token |")
-    print("|---|---|---|---|---|")
+    print("\n| one layer | residuals | groups of 128 | of 64 | of 32 | one scale a token |")
+    print("|---|---|---|---|---|---|")
     for scale in (1, *OUTLIER_SCALES):
         factors = np.ones(LAYER_COLS, np.float32)
         factors[channels] = scale
         rows, reader = torch.from_numpy(x * factors), torch.from_numpy(weight / factors)
         exact = rows @ reader.T
         errors = [
-            float((rounded_rows(rows, group) @ reader.T - exact).norm() / exact.norm())
-            for group in (128, 64, 32, LAYER_COLS)
+            float((rounded @ reader.T - exact).norm() / exact.norm())
+            for rounded in (
+                rounded_rows(rows, 128, residual=True),
+                *(rounded_rows(rows, group) for group in (128, 64, 32, LAYER_COLS)),
+            )
         ]
         print(f"| s = {scale} | {' | '.join(f'{100 * error:.2f} %' for error in errors)} |")
 

@@ -192,6 +192,32 @@ def test_logits_are_those_of_transformers(tmp_path: Path, form: str, executor: s
     assert np.abs(logits - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+def with_outliers(model: Any) -> Any:
+    """The same function: one channel is large between a norm and what reads it."""
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.weight.data[5] *= 300
+        for reader in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            reader.weight.data[:, 5] /= 300
+    return model
+
+
+@pytest.mark.parametrize("executor", NAMES)
+def test_residuals_keep_a_checkpoint_of_codes_from_outliers(tmp_path: Path, executor: str) -> None:
+    """Against float32 rows on the same codes: int8 ones lose what stands beside the outlier."""
+    model = with_outliers(build_model(CASES["llama"]))
+    forms = tuple(replace(form, inputs=None) for form in FORMS["w8a8"])
+    save_compressed(model, tmp_path, forms, ["lm_head"])
+    tokens = [int(t) for t in np.random.default_rng(0).integers(0, 264, 40)]
+    logits = {}
+    for rows in ("float32", "int8", "int8-residual"):
+        loaded = load_model_spec(tmp_path, "float32", codes=CodesConfig(rows))
+        built = build_executor(executor, Setup(loaded))
+        (logits[rows],) = teacher_forced(built, PlanBuilder(16, 256), [tokens], 17)
+        built.close()
+    lost = {rows: np.abs(logits[rows] - logits["float32"]).max() for rows in logits}
+    assert 0 < lost["int8-residual"] < 0.5 * lost["int8"]
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_columns_in_the_order_of_activations_are_converted(tmp_path: Path, symmetric: bool) -> None:
     """`actorder: group`, which the library wrote until it was removed: by hand."""

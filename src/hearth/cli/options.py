@@ -143,11 +143,12 @@ Quantize = Annotated[
     ),
 ]
 Activations = Annotated[
-    Literal["auto", "int8", "float32"],
+    Literal["auto", "int8", "int8-residual", "float32"],
     option(
         "--activations",
         "What codes are multiplied with: rows rounded to int8, a scale for each group of values; "
-        "or float32 rows, which lose nothing more and take several times as long. auto: int8.",
+        "int8-residual: and a second int8 for what is left in groups with outliers; or float32 "
+        "rows, which lose nothing more and take several times as long. auto: int8.",
         rich_help_panel="Model",
     ),
 ]

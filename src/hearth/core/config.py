@@ -16,8 +16,9 @@ from hearth.core.quality import QualitySummary, RoundingLoss
 class CodesConfig:
     """How codes are made of matrices, and what they are multiplied with, where they are codes.
 
-    `activations`: int8, float32, or auto, which is int8. `group_size` columns of a row share a
-    scale, and a zero point where `zero_points`.
+    `activations`: int8, int8-residual (groups with outliers keep what rounding left as a second
+    int8), float32, or auto, which is int8. `group_size` columns of a row share a scale, and a zero
+    point where `zero_points`.
     """
 
     activations: str = "auto"

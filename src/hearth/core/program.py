@@ -39,13 +39,15 @@ class BufferSpec:
     """A numbered buffer of `width` float32 a row; `name` is for people.
 
     With a `group_size` its rows are int8 instead: `width` codes, and a scale and a sum of codes
-    for each group (see kernels/packing).
+    for each group (see kernels/packing). `residual`: the same once more, of what rounding left in
+    groups whose codes are small but for a few.
     """
 
     name: str
     width: int
     rows: BufferRows = BufferRows.TOKENS
     group_size: int = 0
+    residual: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,10 @@ class QuantSpec:
     `group_size` columns of a row share a scale, and a zero point where not `symmetric`. Scales are
     bfloat16, or float32 where `wide_scales`: those of a checkpoint that bfloat16 does not hold.
     `int8_rows`: what a linear layer multiplies it with is rounded to int8, each group of
-    `group_size` values of a row by a scale of its own; otherwise rows stay float32. `is_float`: the
-    codes, of 8 bits, are FP8 (e4m3) numbers, without a zero point and with float32 rows.
+    `group_size` values of a row by a scale of its own; otherwise rows stay float32.
+    `residual_rows`: of them, groups with outliers keep what rounding left as a second int8.
+    `is_float`: the codes, of 8 bits, are FP8 (e4m3) numbers, without a zero point and with float32
+    rows.
     """
 
     dtype: DType = DType.FLOAT32
@@ -98,6 +100,7 @@ class QuantSpec:
     int8_rows: bool = False
     wide_scales: bool = False
     is_float: bool = False
+    residual_rows: bool = False
 
     @property
     def storage(self) -> str:
@@ -112,6 +115,7 @@ class QuantSpec:
         if not self.bits:
             return str(self.dtype)
         rows = ", int8 rows" if self.int8_rows else ""
+        rows += " with residuals" if self.residual_rows else ""
         zero = "" if self.symmetric else ", zero points"
         wide = ", float32 scales" if self.wide_scales else ""
         return f"{self.storage} (groups of {self.group_size}{zero}{wide}{rows})"

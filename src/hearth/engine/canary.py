@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ from hearth.engine.engine import EngineShape
 from hearth.engine.plain_steps import Layout, Rows, last_logits, step_plan
 from hearth.kernels.packing import arena_bytes
 from hearth.models.loader import LoadedSpec
+
+if TYPE_CHECKING:
+    from hearth.engine.outliers import OutlierProbe
 
 # Of the prompts below; a new version makes stored tokens void.
 CANARY_VERSION = 1
@@ -60,10 +64,13 @@ def canary_prompts(vocab_size: int, longest: int) -> list[list[int]]:
     return prompts
 
 
-def canary_logits(executor: Executor, shape: EngineShape) -> list[NDArray[np.float32]]:
+def canary_logits(
+    executor: Executor, shape: EngineShape, probe: OutlierProbe | None = None
+) -> list[NDArray[np.float32]]:
     """Logits behind each prompt, [vocabulary]; uses the first blocks of each KV group.
 
-    In one step, which reads the weights once; where it may not hold all prompts, one by one.
+    In one step, which reads the weights once and at which `probe` looks; where it may not hold all
+    prompts, one by one.
     """
     limits, kv = shape.limits, shape.kv
     longest = min(limits.max_model_len, kv.block_size)
@@ -77,7 +84,8 @@ def canary_logits(executor: Executor, shape: EngineShape) -> list[NDArray[np.flo
         return last_logits(executor, prompts, Layout(kv.block_size, 1, 1, limits.max_tokens))
     rows = [Rows(prompt, 0, place, 1) for place, prompt in enumerate(prompts)]
     layout = Layout(kv.block_size, 1, count, num_tokens)
-    logits = executor.execute(step_plan(rows, layout, len(kv.num_blocks))).logits
+    plan = step_plan(rows, layout, len(kv.num_blocks))
+    logits = (executor if probe is None else probe).execute(plan).logits
     assert logits is not None
     return list(logits)
 
@@ -87,15 +95,19 @@ def check_canary(
     shape: EngineShape,
     stored: QualitySummary | None = None,
     loaded: LoadedSpec | None = None,
+    probe: OutlierProbe | None = None,
 ) -> Choice:
     """Runs the prompts, and compares with the checkpoint of `loaded`, where there is one.
 
-    Returns what the banner says. Raises CanaryError where what comes out is no model's answer.
+    `probe` keeps how far channels stand out. Returns what the banner says. Raises CanaryError where
+    what comes out is no model's answer.
     """
     started = time.perf_counter()
-    rows = canary_logits(executor, shape)
+    rows = canary_logits(executor, shape, probe)
     check_logits(rows)
     parts = [f"{len(rows)} prompts", *_check_kernels(executor, shape, rows, loaded)]
+    if probe is not None and (line := probe.line()):
+        parts.append(line)
     if stored is not None and stored.canary_version == CANARY_VERSION and stored.canary:
         _check_stored(rows, stored)
         parts.append(f"best tokens as measured on {stored.measured_at[:10]}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hearth.core.config import DEFAULT_CODES, Choice, CodesConfig, EngineConfig
-from hearth.core.errors import CapacityError
+from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.images import ImageInfo
 from hearth.core.units import format_bytes, format_count
 from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patterns_of
@@ -31,7 +31,7 @@ from hearth.models.automodel.spec import AutoModelSpec
 from hearth.models.image_processor import read_image_processor
 from hearth.models.image_sizes import check_processor, default_processor
 from hearth.models.loader import LoadedSpec
-from hearth.models.quantize import distinct_schemes, storage_of
+from hearth.models.quantize import RESIDUAL, distinct_schemes, storage_of
 
 # A scheme fits with a context of so many tokens, where neither the user nor the model says less.
 AUTO_CONTEXT = 8192
@@ -83,6 +83,13 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
     kv = kv_choice(config, loaded, request)
     scheme = config.model.quantize
     if not isinstance(loaded, LoadedSpec) or (scheme == "none" and loaded.stored is None):
+        if config.model.codes.activations == RESIDUAL:
+            raise ConfigError(
+                f"--activations is {RESIDUAL}, and no matrix is codes: rows of int8 are multiplied "
+                "with codes",
+                param="activations",
+                hint="set --quantize int8 or int4, or leave --activations out",
+            )
         return PlannedModel(loaded, fitted, (kv,))
     if scheme == "none":
         choices = _stored_choices(loaded, config.model.codes)
@@ -235,6 +242,9 @@ def _code_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
     elif codes.activations == "float32":
         reason = "--activations: exact rows, several times slower than int8"
         rows = Choice("activations", "float32", reason)
+    elif codes.activations == RESIDUAL:
+        reason = "--activations: groups with outliers keep what rounding left as a second int8"
+        rows = Choice("activations", RESIDUAL, reason)
     else:
         how = "--activations" if codes.activations == "int8" else "auto"
         reason = f"{how}: the fastest; each group of {codes.group_size} values has a scale"

@@ -180,8 +180,8 @@ def _command(config: EngineConfig, scheme: str, *, against: bool) -> str:
         parts += ["--against", "REF"]
     if scheme != "none":
         parts += ["--quantize", scheme]
-    if model.codes.activations == "float32":
-        parts += ["--activations", "float32"]
+    if model.codes.activations not in ("auto", "int8"):
+        parts += ["--activations", model.codes.activations]
     if model.codes.group_size != type(model.codes)().group_size:
         parts += ["--quantize-group-size", str(model.codes.group_size)]
     return " ".join([*parts, "--store"])

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from hearth.core.config import Choice, EngineConfig, Resolved
 from hearth.core.errors import ConfigError, HearthError
@@ -35,6 +35,9 @@ from hearth.host.numa import ONE_NODE
 from hearth.host.placement import Placement, place_threads
 from hearth.host.profile import age_of, load_profile, machine_name, profile_path
 from hearth.models.loader import LoadedSpec
+
+if TYPE_CHECKING:
+    from hearth.engine.outliers import OutlierProbe
 
 logger = logging.getLogger("hearth.engine")
 
@@ -95,7 +98,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     )
     timer.end("weights")
     quality = find_quality(loaded, config, created.rounding)
-    checks = _check_canary(config, loaded, created.executor, shape, quality)
+    checked = _check_canary(config, loaded, created.executor, shape, quality)
     timer.end("canary")
     speculation = _choose_speculation(config, created.executor.info)
     drafter = NgramDrafter() if speculation.value == "ngram" else None
@@ -104,13 +107,13 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
         encoding = Encoding(created.encoder, images.processor, config.images.cache_bytes)
     engine = Engine(config, created.executor, shape, drafter=drafter, encoding=encoding)
     window = _window_note(config, fitted.limits.max_model_len)
-    notes = (backend.warning, window.warning if window else "")
+    notes = (backend.warning, window.warning if window else "", *checked.warnings)
     warnings = (*node_warnings, *loaded.warnings, *created.warnings, *filter(None, notes))
     windows = (window.choice,) if window else ()
     own = _choices(loaded, backend, placement)
     notes_of_quality = (quality.choice,) if quality.choice else ()
     choices = (*own, *windows, *planned.choices, *notes_of_quality, *created.choices, speculation)
-    choices = (*choices, *checks)
+    choices = (*choices, checked.choice)
     if backend.name == "cpu":
         choices = (*choices, *_expected_speed(loaded, config, placement))
     resolved = replace(
@@ -131,23 +134,43 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     return StartedEngine(engine, ready, placed.lease)
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What the banner says of the canary, and what the user is warned of."""
+
+    choice: Choice
+    warnings: tuple[str, ...] = ()
+
+
 def _check_canary(
     config: EngineConfig,
     loaded: LoadedModel,
     executor: Executor,
     shape: EngineShape,
     quality: QualityNote,
-) -> tuple[Choice, ...]:
+) -> _Checked:
     """Refuses a model that gives garbage. Raises CanaryError."""
     if not config.canary:
-        return (Choice("canary", "off", "--no-canary: nothing was tried before serving"),)
+        return _Checked(Choice("canary", "off", "--no-canary: nothing was tried before serving"))
     is_dummy = config.model.load_format == "dummy"
     checkpoint = loaded if isinstance(loaded, LoadedSpec) and not is_dummy else None
+    probe = _probe_of(executor)
     try:
-        return (check_canary(executor, shape, quality.summary, checkpoint),)
+        choice = check_canary(executor, shape, quality.summary, checkpoint, probe)
     except HearthError:
         executor.close()
         raise
+    return _Checked(choice, () if probe is None else probe.warnings())
+
+
+def _probe_of(executor: Executor) -> OutlierProbe | None:
+    """For the C++ kernels, whose steps can be run in parts."""
+    if executor.info.name != "cpu":
+        return None
+    from hearth.engine.outliers import OutlierProbe
+    from hearth.kernels.cpu.executor import CpuExecutor
+
+    return OutlierProbe(executor) if isinstance(executor, CpuExecutor) else None
 
 
 @dataclass(frozen=True, slots=True)

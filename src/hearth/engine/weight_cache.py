@@ -205,7 +205,7 @@ def _wanted(slots: tuple[WeightSlot, ...], sources: _Sources, isa: str) -> Packe
 
 def _as_stored(slot: WeightSlot) -> WeightSlot:
     """The slot without what changes no packed byte: which rows it will be multiplied with."""
-    return replace(slot, quant=replace(slot.quant, int8_rows=False))
+    return replace(slot, quant=replace(slot.quant, int8_rows=False, residual_rows=False))
 
 
 def _read_in(memory: mmap.mmap, on_progress: Progress) -> None:

@@ -8,7 +8,12 @@ from __future__ import annotations
 from hearth.core.program import BufferRows, EncoderProgram, Experts, StepProgram
 from hearth.core.units import MIB, ceil_div, round_up
 from hearth.kernels.fuse import Fusion, fuse
-from hearth.kernels.packing import ENCODER_CHUNK_ROWS, PANEL_COLUMNS, row_bytes
+from hearth.kernels.packing import (
+    ENCODER_CHUNK_ROWS,
+    PANEL_COLUMNS,
+    buffer_row_bytes,
+    row_bytes,
+)
 
 # A thread's share of the results of attention that is split by keys (csrc/ops_attention.cpp).
 SPLIT_BYTES = 2 * MIB
@@ -34,7 +39,7 @@ def scratch_bytes(
     without_memory = frozenset[int]() if fusion is None else fusion.tile_buffers
     top_k = max((op.router.top_k for op in program.ops if isinstance(op, Experts)), default=0)
     return 4 * max_tokens * top_k + sum(
-        round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS)
+        round_up(buffer_row_bytes(buffer), 4 * PANEL_COLUMNS)
         * (max_tokens if buffer.rows is BufferRows.TOKENS else max_logit_rows)
         for number, buffer in enumerate(program.buffers)
         if number not in without_memory
@@ -58,7 +63,7 @@ def encoder_bytes(encoder: EncoderProgram, max_patches: int, fused_threads: int)
     if fused_threads:
         without_memory = fuse(program, fused_threads, cuts=encoder.phases).tile_buffers
     return sum(
-        round_up(row_bytes(buffer.width, buffer.group_size), 4 * PANEL_COLUMNS) * rows[buffer.rows]
+        round_up(buffer_row_bytes(buffer), 4 * PANEL_COLUMNS) * rows[buffer.rows]
         for number, buffer in enumerate(program.buffers)
         if number not in without_memory
     )
@@ -102,6 +107,7 @@ def expert_bytes(program: StepProgram) -> int:
         if not isinstance(op, Experts) or not (down := program.slot(op.down)).quant.bits:
             continue
         x = program.buffers[op.x]
-        widths = (row_bytes(x.width, x.group_size), row_bytes(down.cols, down.quant.group_size))
+        of_down = row_bytes(down.cols, down.quant.group_size, residual=x.residual)
+        widths = (buffer_row_bytes(x), of_down)
         widest = max(widest, *widths, 4 * down.cols)
     return TILE_ROWS * round_up(widest, 4 * PANEL_COLUMNS)

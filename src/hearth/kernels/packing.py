@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hearth.core.program import KvGroupSpec
+    from hearth.core.program import BufferSpec, KvGroupSpec
     from hearth.core.spec import WeightSlot
 
 PACKING_VERSION = 5
@@ -45,6 +45,10 @@ _LAYOUTS = {SlotKind.LINEAR: "panel64", SlotKind.TABLE: "row16", SlotKind.VECTOR
 # built-in model's matrices, groups of 128: 0.93 % with 8 near steps, 0.91 % with the 8 wide ones of
 # kernels_fit.h, 0.90 % with 30 over any range, 0.87 % with zero points.)
 SCALE_CANDIDATES = 8
+# A group of an int8 row keeps residuals where the mean magnitude of its codes is below, and a code
+# has so many steps of them; csrc/quant.h says why.
+RESIDUAL_BELOW = 8
+RESIDUAL_STEPS = 254
 KV_SCALE_COLUMNS = 64  # elements of a value in 4 bits that share a scale
 KV_SCALE_BYTES = 2  # bfloat16
 MOST_CODED_HEAD_DIM = 512
@@ -143,11 +147,16 @@ def packed_tensors(slots: Sequence[WeightSlot]) -> tuple[PackedTensor, ...]:
     return tuple(tensors)
 
 
-def row_bytes(width: int, group_size: int) -> int:
+def row_bytes(width: int, group_size: int, *, residual: bool = False) -> int:
     """Bytes of one row of a program's buffer, without the padding behind it."""
     if not group_size:
         return 4 * width
-    return -(-width // group_size) * (group_size + 8)
+    return -(-width // group_size) * (group_size + 8) * (2 if residual else 1)
+
+
+def buffer_row_bytes(buffer: BufferSpec) -> int:
+    """The same of a buffer."""
+    return row_bytes(buffer.width, buffer.group_size, residual=buffer.residual)
 
 
 def arena_bytes(slots: Sequence[WeightSlot]) -> int:

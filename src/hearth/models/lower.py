@@ -185,7 +185,11 @@ def _write_experts(writer: _Writer, moe: MoeSpec, x_out: tuple[int, int]) -> Non
     if writer.quants[moe.gate_up].int8_rows:
         rounding = writer.rounding(x, moe.gate_up)
         writer.ops.append(rounding)
-        part_bytes = row_bytes(moe.intermediate_size, writer.quants[moe.down].group_size)
+        part_bytes = row_bytes(
+            moe.intermediate_size,
+            writer.quants[moe.down].group_size,
+            residual=writer.quants[moe.gate_up].residual_rows,
+        )
         rows, codes = rounding.out, writer.buffer("expert_codes", router.top_k * part_bytes // 4)
     writer.ops.append(
         Experts(

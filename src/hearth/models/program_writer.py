@@ -43,7 +43,8 @@ class ProgramWriter:
     def rounding(self, x: int, weight: str) -> Quantize:
         """The rounding of rows to int8, as a weight asks for it."""
         rows = self.buffers[x]
-        codes = BufferSpec("codes", rows.width, rows.rows, self.quants[weight].group_size)
+        quant = self.quants[weight]
+        codes = BufferSpec("codes", rows.width, rows.rows, quant.group_size, quant.residual_rows)
         return Quantize(x, self._number(codes))
 
     def _number(self, buffer: BufferSpec) -> int:

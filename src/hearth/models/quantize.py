@@ -26,7 +26,8 @@ from hearth.core.units import round_up
 AUTO_SCHEMES = ("none", "int8", "int4")
 SCHEMES = (*AUTO_SCHEMES, "fp8")
 GROUP_SIZES = (32, 64, 128)
-ACTIVATIONS = ("auto", "int8", "float32")
+RESIDUAL = "int8-residual"
+ACTIVATIONS = ("auto", "int8", RESIDUAL, "float32")
 LEAST_GROUP = 32  # groups are multiples of it
 
 
@@ -92,8 +93,17 @@ def linear_slots(vision: VisionSpec) -> set[str]:
 
 def _quant_of(slot: WeightSlot, bits: int, codes: CodesConfig) -> QuantSpec:
     group_size = _group_size(slot.cols, codes.group_size)
-    int8_rows = slot.kind is SlotKind.LINEAR and codes.activations != "float32"
-    return QuantSpec(slot.quant.dtype, bits, group_size, int8_rows=int8_rows)
+    quant = QuantSpec(slot.quant.dtype, bits, group_size)
+    return with_rows(quant, codes) if slot.kind is SlotKind.LINEAR else quant
+
+
+def with_rows(quant: QuantSpec, codes: CodesConfig) -> QuantSpec:
+    """The same codes of a linear layer, multiplied with such rows."""
+    return replace(
+        quant,
+        int8_rows=codes.activations != "float32",
+        residual_rows=codes.activations == RESIDUAL,
+    )
 
 
 def _fp8_of(slot: WeightSlot, codes: CodesConfig) -> QuantSpec:

@@ -15,6 +15,7 @@ from typing import Any
 from hearth import __version__
 from hearth.core.errors import ConfigError
 from hearth.core.quality import QualitySummary
+from hearth.core.spec import QuantSpec
 from hearth.engine.canary import CANARY_VERSION
 from hearth.engine.quality_store import (
     is_stored_quantized,
@@ -49,10 +50,14 @@ def storage_name(side: PlannedSide) -> str:
     if not isinstance(side.loaded, LoadedSpec):
         return str(side.loaded.dtype)
     slots = side.loaded.program.slots
-    rows = {"int8 activations" for slot in slots if slot.quant.int8_rows}
+    rows = {_rows_name(slot.quant) for slot in slots if slot.quant.int8_rows}
     sizes = sorted({slot.quant.group_size for slot in slots if slot.quant.bits})
     groups = [f"groups of {', '.join(map(str, sizes))}"] if sizes else []
     return "; ".join([storage_of(slots), *groups, *rows])
+
+
+def _rows_name(quant: QuantSpec) -> str:
+    return "int8 activations" + (" with residuals" if quant.residual_rows else "")
 
 
 def method_of(side: PlannedSide) -> str:

@@ -11,7 +11,7 @@ from tests.support.vision_directory import write_directory
 from tools.demo_model import TEXT_MODEL_DIR
 
 from hearth.core.config import CacheConfig, CodesConfig, EngineConfig, ImagesConfig, ModelConfig
-from hearth.core.errors import CapacityError
+from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.program import Quantize
 from hearth.core.units import MIB
 from hearth.engine import planning
@@ -19,6 +19,8 @@ from hearth.engine.executor import BackendChoice
 from hearth.engine.planning import PlannedModel, plan_model
 from hearth.host.fit import needed_bytes
 from hearth.host.memory import HostMemory, MemoryFact
+from hearth.host.scratch import scratch_bytes
+from hearth.kernels.packing import buffer_row_bytes
 
 CPU = BackendChoice("cpu", "test")
 AUTO = EngineConfig(ModelConfig(str(TEXT_MODEL_DIR), quantize="auto"))
@@ -137,6 +139,30 @@ def test_exact_activations_take_no_room_for_rounded_rows(monkeypatch: pytest.Mon
         ("group size", "64"),
         ("kv_cache_dtype", "bfloat16, 1.50 KiB a token"),
     ]
+
+
+def test_residuals_have_room_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = replace(AUTO.model, quantize="int8")
+    plain = plan(monkeypatch, 1 << 40, replace(AUTO, model=model))
+    kept_model = replace(model, codes=CodesConfig("int8-residual"))
+    kept = plan(monkeypatch, 1 << 40, replace(AUTO, model=kept_model))
+    assert [(c.name, c.value) for c in kept.choices][1] == ("activations", "int8-residual")
+    sizes = [scratch_bytes(each.loaded.program, 64, 8) for each in (plain, kept)]
+    coded = [
+        sum(buffer_row_bytes(b) for b in each.loaded.program.buffers if b.group_size)
+        for each in (plain, kept)
+    ]
+    assert sizes[1] > sizes[0]
+    assert coded[1] == 2 * coded[0]
+
+
+@pytest.mark.parametrize("executor", ["cpu", "reference"])
+def test_residuals_without_codes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    model = replace(AUTO.model, quantize="none", codes=CodesConfig("int8-residual"))
+    with pytest.raises(ConfigError, match="no matrix is codes"):
+        plan_model(BackendChoice(executor, ""), replace(AUTO, model=model), 2)
 
 
 def test_the_plan_has_room_for_the_images_of_a_request(

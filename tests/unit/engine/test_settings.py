@@ -51,7 +51,7 @@ def test_the_defaults_are_in_range() -> None:
         ),
         (
             EngineConfig(ModelConfig("m", quantize="int4", codes=CodesConfig("int4"))),
-            "--activations is 'int4'; permitted: auto, int8, float32",
+            "--activations is 'int4'; permitted: auto, int8, int8-residual, float32",
         ),
         (
             EngineConfig(ModelConfig("m", codes=CodesConfig("int8"))),

@@ -55,9 +55,10 @@ def coded_program(shape: Shape, quant: QuantSpec, **changes: Any) -> StepProgram
     experts = ops.pop()
     assert isinstance(experts, Experts)
     if quant.int8_rows:
-        part = row_bytes(shape.size, quant.group_size) // 4
+        residual = quant.residual_rows
+        part = row_bytes(shape.size, quant.group_size, residual=residual) // 4
         buffers += [
-            BufferSpec("codes", shape.hidden, group_size=quant.group_size),
+            BufferSpec("codes", shape.hidden, group_size=quant.group_size, residual=residual),
             BufferSpec("gated codes", shape.router.top_k * part),
         ]
         ops.append(Quantize(0, CODES))
@@ -95,7 +96,7 @@ def mixture_of(
     bits=st.sampled_from((4, 8)),
     group=st.sampled_from((32, 64, 128)),
     symmetric=st.booleans(),
-    int8_rows=st.booleans(),
+    rows=st.sampled_from(("float32", "int8", "residual")),
     is_float=st.booleans(),
     threads=st.integers(1, 3),
 )
@@ -109,15 +110,17 @@ def test_a_mixture_equals_the_products_of_what_its_codes_stand_for(
     bits: int,
     group: int,
     symmetric: bool,
-    int8_rows: bool,
+    rows: str,
     is_float: bool,
     threads: int,
 ) -> None:
     shape = Shape(softmax_router(count, min(count, top_k)), hidden, size)
-    quant = QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows)
+    quant = QuantSpec(DType.FLOAT32, bits, group, symmetric, int8_rows=rows != "float32")
+    quant = replace(quant, residual_rows=rows == "residual")
     if is_float:
         quant = QuantSpec(DType.FLOAT32, 8, group, is_float=True)
     arrays = arrays_of(shape, VOCAB, seed=hidden)
+    arrays["table"][::2, 0] *= 50
     mixture = mixture_of(coded_program(shape, quant), arrays, Bench(threads, isa))
     tokens = np.random.default_rng(size).integers(0, VOCAB, num_rows).tolist()
     out = run(mixture.executor, tokens)
@@ -137,14 +140,16 @@ def check(
     """Both halves by their definition; the second one begins with what the first one gave."""
     gated, out = got
     x = arrays["table"][tokens]
-    wide = rounded_rows(x, quant.group_size) if quant.int8_rows else x.astype(np.float64)
+    wide, residual = x.astype(np.float64), quant.residual_rows
+    if quant.int8_rows:
+        wide = rounded_rows(x, quant.group_size, residual=residual)
     expected_gated, expected_out = np.zeros(gated.shape), np.zeros(out.shape)
     for t, token in enumerate(tokens):
         logits = arrays["logits"][token].astype(np.float64)
         shares = weights_by(shape.router, logits, np.zeros(shape.router.num_experts))
         parts = gated[t].astype(np.float64)
         if quant.int8_rows:
-            parts = rounded_rows(gated[t], quant.group_size)
+            parts = rounded_rows(gated[t], quant.group_size, residual=residual)
         for i, (expert, share) in enumerate(sorted(shares.items())):
             gate, up = mixture.gate_up[expert] @ wide[t]
             expected_gated[t, i] = share * ACTIVATIONS[shape.activation](gate) * up
@@ -154,15 +159,15 @@ def check(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("int8_rows", [True, False])
+@pytest.mark.parametrize("rows", ["float32", "int8", "residual"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_bits_of_a_row_do_not_depend_on_its_company(
-    isa: str, bits: int, int8_rows: bool
-) -> None:
+def test_the_bits_of_a_row_do_not_depend_on_its_company(isa: str, bits: int, rows: str) -> None:
     """An expert sees one row, a few, and more than a tile."""
     shape = Shape(softmax_router(3, 2), hidden=300, size=270)
-    quant = QuantSpec(DType.FLOAT32, bits, 128, True, int8_rows)
+    quant = QuantSpec(DType.FLOAT32, bits, 128, True, int8_rows=rows != "float32")
+    quant = replace(quant, residual_rows=rows == "residual")
     arrays = arrays_of(shape, VOCAB)
+    arrays["table"][::2, 0] *= 300
     tokens = np.random.default_rng(4).integers(0, VOCAB, 200).tolist()
     seen: dict[int, bytes] = {}
     for threads in (1, 3):

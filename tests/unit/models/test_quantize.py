@@ -85,6 +85,19 @@ def test_experts_become_codes_and_routers_stay_as_they_are(
     assert (experts.gated_codes is not None) == is_rounded
 
 
+@pytest.mark.parametrize("activations", ["int8", "int8-residual"])
+def test_rows_keep_residuals_where_asked_for_and_weights_stay_the_same(activations: str) -> None:
+    loaded = load_model_spec(TEXT_MODEL_DIR, quantize="int4", codes=CodesConfig(activations))
+    is_residual = activations == "int8-residual"
+    rounded = [buffer for buffer in loaded.program.buffers if buffer.group_size]
+    assert {buffer.residual for buffer in rounded} == {is_residual}
+    for slot in loaded.spec.slots:
+        assert slot.quant.residual_rows == (is_residual and slot.quant.int8_rows)
+    plain = load_model_spec(TEXT_MODEL_DIR, quantize="int4")
+    sizes = [arena_bytes(one.program.slots) for one in (loaded, plain)]
+    assert sizes[0] == sizes[1]
+
+
 def test_none_changes_nothing() -> None:
     spec = load_model_spec(TEXT_MODEL_DIR).spec
     assert quantized(spec, "none") is spec

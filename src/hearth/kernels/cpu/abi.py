@@ -19,7 +19,7 @@ from hearth.core.spec import (
     WeightSlot,
 )
 
-ABI_VERSION = 14
+ABI_VERSION = 15
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
 KV_CODES = {
     KvDType.FLOAT32: 0,
@@ -128,6 +128,7 @@ class CBuffer(CStructure):
         ("rows", c_int32),
         ("group", c_int32),
         ("is_tile", c_int32),
+        ("residual", c_int32),
     )
 
 

@@ -229,6 +229,7 @@ def _encode_buffers(program: StepProgram, fusion: Fusion) -> ctypes.Array[abi.CB
                 rows=abi.ROW_CODES[b.rows],
                 group=b.group_size,
                 is_tile=i in fusion.tile_buffers,
+                residual=b.residual,
             )
             for i, b in enumerate(program.buffers)
         ]

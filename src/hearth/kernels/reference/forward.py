@@ -103,8 +103,9 @@ class _Pass:
         self.buffers[op.out] = functional.linear(self.buffers[op.x], self.weights[op.weight], bias)
 
     def quantize(self, op: Quantize) -> None:
-        group_size = self.program.buffers[op.out].group_size
-        self.buffers[op.out] = rounded_rows(self.buffers[op.x], group_size)
+        out = self.program.buffers[op.out]
+        rows = rounded_rows(self.buffers[op.x], out.group_size, residual=out.residual)
+        self.buffers[op.out] = rows
 
     def head_norm(self, op: HeadNorm) -> None:
         x = self.buffers[op.x]
@@ -158,8 +159,10 @@ class _Pass:
         if op.gated_codes is not None:
             group_size = self.program.slot(op.down).quant.group_size
 
+            residual = self.program.buffers[op.x].residual
+
             def rounded(x: torch.Tensor) -> torch.Tensor:
-                return rounded_rows(x, group_size)
+                return rounded_rows(x, group_size, residual=residual)
 
         activate = _ACTIVATIONS[op.activation]
         self.buffers[op.out] = mix(self.buffers[op.x], routes, weights, activate, rounded)

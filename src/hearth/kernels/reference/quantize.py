@@ -15,23 +15,31 @@ from torch.nn import functional
 
 from hearth.core.spec import QuantSpec
 from hearth.kernels.e4m3 import LARGEST
-from hearth.kernels.packing import SCALE_CANDIDATES
+from hearth.kernels.packing import RESIDUAL_BELOW, RESIDUAL_STEPS, SCALE_CANDIDATES
 
 LEAST = 1e-35  # a group whose values are all smaller is zero
 ROW_LEVELS = 127
 _MOST_INVERSE = 3.0e38  # of a row's scale: beyond it the row counts as zero
 
 
-def rounded_rows(x: torch.Tensor, group_size: int) -> torch.Tensor:
+def rounded_rows(x: torch.Tensor, group_size: int, *, residual: bool = False) -> torch.Tensor:
     """What int8 rows stand for: each group of a row by a scale of its own, [T, width].
 
-    A group with a value that is not finite is NaN.
+    A group with a value that is not finite is NaN. `residual`: a group whose codes are small but
+    for a few has what rounding left, too, in steps of 1/254.
     """
     groups = _grouped(x, group_size)
     largest = groups.abs().amax(dim=-1, keepdim=True)
     inverse = torch.where(largest > 0, ROW_LEVELS / largest, 0.0)
     inverse = torch.where(inverse < _MOST_INVERSE, inverse, 0.0)
-    values = (groups * inverse).round() * (largest / ROW_LEVELS)
+    scaled = groups * inverse
+    values = scaled.round()
+    if residual:
+        left = ((scaled - values) * RESIDUAL_STEPS).round() / RESIDUAL_STEPS
+        least = RESIDUAL_BELOW * _grouped(torch.ones(x.shape[-1]), group_size).sum(-1, keepdim=True)
+        is_crowded = values.abs().sum(-1, keepdim=True) < least
+        values = torch.where(is_crowded, values + left, values)
+    values = values * (largest / ROW_LEVELS)
     values = torch.where(largest.isfinite(), values, torch.nan)
     return values.flatten(-2)[..., : x.shape[-1]]
 

@@ -18,6 +18,7 @@ from hearth.core.units import round_up
 from hearth.models.config_json import ConfigJson
 from hearth.models.formats.fp8 import FORMAT as FP8
 from hearth.models.formats.fp8 import group_size_of
+from hearth.models.quantize import with_rows
 from hearth.models.safetensors_file import TensorEntry
 from hearth.models.stored import KEY, LEAST_GROUP, METHOD, PACKED, PLAIN_INT, UNREAD
 from hearth.models.stored import read_compressed as _read_compressed
@@ -177,23 +178,23 @@ def _quant_of(slot: WeightSlot, form: CodesForm, codes: CodesConfig, *, wide: bo
     if not form.bits:
         return slot.quant
     is_table = slot.kind is SlotKind.TABLE
-    int8_rows = not is_table and codes.activations != "float32"
     if form.converted:
-        return QuantSpec(slot.quant.dtype, 8, CONVERTED_GROUP, int8_rows=int8_rows)
+        quant = QuantSpec(slot.quant.dtype, 8, CONVERTED_GROUP)
+        return quant if is_table else with_rows(quant, codes)
     if is_table and not form.symmetric and form.bits == 8:
         raise ModelError(
             f"config.json: {KEY}: {slot.name} has 8 bits and zero points; permitted for it: "
             "symmetric codes",
             hint=UNREAD,
         )
-    return QuantSpec(
+    quant = QuantSpec(
         dtype=slot.quant.dtype,
         bits=8 if is_table else form.bits,
         group_size=form.group_size or min(_ROW_GROUP, round_up(slot.cols, LEAST_GROUP)),
         symmetric=is_table or form.symmetric,
-        int8_rows=int8_rows,
         wide_scales=wide,
     )
+    return quant if is_table else with_rows(quant, codes)
 
 
 def _present(source: WeightSource, stored: StoredForms) -> str:

@@ -113,7 +113,8 @@ void Model::check_expert_codes(const hearth_op& op, const hearth_layout& gate_up
   require(buffers_[op.gated_codes].rows_kind == buffers_[op.out].rows_kind,
           "experts have buffers of different rows");
   require(!buffers_[op.gated_codes].group &&
-              buffers_[op.gated_codes].width * 4 == op.top_k * row_bytes(down.cols, down.group),
+              buffers_[op.gated_codes].width * 4 ==
+                  op.top_k * row_bytes(down.cols, down.group, buffers_[op.x].residual),
           "experts do not fit their buffers");
   for (int32_t other : {op.x, op.y, op.out, op.routes, op.gated})
     require(op.gated_codes != other, "experts work in place");
@@ -226,6 +227,7 @@ void Model::check_op(const hearth_op& op) const {
     case HEARTH_OP_SELECT:
       require(buffer(op.x).stride == buffer(op.out).stride &&
                   buffer(op.x).group == buffer(op.out).group &&
+                  buffer(op.x).residual == buffer(op.out).residual &&
                   buffer(op.x).rows_kind == HEARTH_ROWS_TOKENS &&
                   buffer(op.out).rows_kind == HEARTH_ROWS_LOGITS,
               "select does not fit");

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define HEARTH_ABI_VERSION 14
+#define HEARTH_ABI_VERSION 15
 
 enum {
   HEARTH_OK = 0,
@@ -108,6 +108,7 @@ typedef struct hearth_buffer {
   int32_t rows;     // HEARTH_ROWS_*
   int32_t group;    // 0: float rows; else `width` int8 values a row, scaled in groups of so many
   int32_t is_tile;  // 1: has no memory, since fused operations keep it within their tiles
+  int32_t residual;  // 1: int8 rows keep what rounding left, where it is much; see quant.h
 } hearth_buffer;
 
 // How a weight is packed; kernels/packing.py and quant.h say where its elements lie.

@@ -49,6 +49,7 @@ struct QuantLinearArgs {
   int64_t cols;
   int bits, group;
   bool zeros, wide, fp8;
+  bool residual;      // the rows have residuals
   const float* bias;  // [64] or null
   float* out;         // [rows, ldo]
   int64_t ldo;
@@ -61,6 +62,7 @@ struct QuantizeArgs {
   int64_t cols;
   int group;
   char* out;
+  char* residuals;  // of the same groups, or null: none are kept
 };
 
 // The codes of one group of one row of a weight.

@@ -33,6 +33,12 @@ struct QuantPanel {
     return reinterpret_cast<const int8_t*>(a.x + r * a.ldx + group * row_step);
   }
   const int8_t* row_scale(int r, int64_t group) const { return row_group(r, group) + a.group; }
+  // Groups of residuals are numbered on behind those of the row.
+  bool has_residuals(int r, int64_t group) const {
+    float scale;
+    memcpy(&scale, row_scale(r, groups + group), 4);
+    return scale != 0.0f;
+  }
   const int8_t* minus_sum(int r, int64_t group) const { return row_scale(r, group) + 4; }
 };
 
@@ -63,8 +69,8 @@ HEARTH_INLINE Vec one_value(const int8_t* p) {
 // −zero · sum: the integer that the products of a group start from.
 template <int V, int BITS, class P>
 HEARTH_INLINE Int first_sum(const P& p, const uint8_t* block, int column, int v, int r,
-                            int64_t group) {
-  Int minus_sum = four_values(p.minus_sum(r, group));
+                            int64_t at) {
+  Int minus_sum = four_values(p.minus_sum(r, at));
   if (!p.a.zeros) return ishift_left<BITS - 1>(minus_sum);  // the zero point is 2^(BITS − 1)
   return imul(iload_bytes(block + p.scales_bytes + column + v * kLanes), minus_sum);
 }
@@ -85,6 +91,11 @@ struct QuantTile {
   uint8_t* unpacked;  // of the groups, [group / 4][kPanel][4] each
 };
 
+// A group of the weight, and what of the rows is multiplied with it: their codes, or residuals.
+struct Group {
+  int64_t of_weight, of_rows;
+};
+
 // acc += codes of V vectors · four values of each of R rows.
 template <int R, int V, int BITS>
 HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_t* x, int64_t ldx) {
@@ -97,20 +108,22 @@ HEARTH_INLINE void dot_rows(Int (&acc)[R][V], const Int (&codes)[V], const int8_
 }
 
 // sums += scales of the weight and the row · the integer sums of a group. Addresses are local: the
-// compiler would read them again after each store, which may have changed anything.
-template <int R, int V, class P>
-HEARTH_INLINE void add_group(const P& p, int64_t group, const QuantTile& t, int column,
+// compiler would read them again after each store, which may have changed anything. A row without
+// residuals in the group is left alone, so that those beside it change none of its bits.
+template <int R, int V, bool IS_RESIDUAL, class P>
+HEARTH_INLINE void add_group(const P& p, Group g, const QuantTile& t, int column,
                              const Int (&acc)[R][V]) {
-  const auto* scales = reinterpret_cast<const typename P::Scale*>(p.block(group)) + column;
+  const auto* scales = reinterpret_cast<const typename P::Scale*>(p.block(g.of_weight)) + column;
   float* out = t.sums + column;
-  const int8_t* row_scale = p.row_scale(t.row, group);
+  const int8_t* row_scale = p.row_scale(t.row, g.of_rows);
   const int64_t ldx = p.a.ldx;
   unroll<V>([&](auto v) HEARTH_LAMBDA {
     Vec scale = vload(scales + v.value * kLanes);
     unroll<R>([&](auto r) HEARTH_LAMBDA {
+      if (IS_RESIDUAL && !p.has_residuals(t.row + r.value, g.of_weight)) return;
       float* to = out + r.value * kPanel + v.value * kLanes;
       Vec factor = vmul(scale, one_value(row_scale + r.value * ldx));
-      Vec sum = group == 0 ? vzero() : vload(to);
+      Vec sum = !IS_RESIDUAL && g.of_weight == 0 ? vzero() : vload(to);
       vstore(to, vfma(vfloat(acc[r.value][v.value]), factor, sum));
     });
   });
@@ -118,17 +131,18 @@ HEARTH_INLINE void add_group(const P& p, int64_t group, const QuantTile& t, int 
 
 // Adds one group to R rows of V vectors of outputs. BITS bounds the values of codes.
 template <int R, int V, Codes FROM, int BITS, int AHEAD, class P>
-HEARTH_INLINE void quant_tile(const P& p, int64_t group, const QuantTile& t, int column) {
+HEARTH_INLINE void quant_tile(const P& p, Group g, const QuantTile& t, int column) {
   constexpr bool is_packed = FROM == Codes::kPacked || FROM == Codes::kUnpack;
   const QuantLinearArgs& a = p.a;
-  const uint8_t* block = p.block(group);
+  const uint8_t* block = p.block(g.of_weight);
   Int acc[R][V];
   unroll<R * V>([&](auto i) HEARTH_LAMBDA {
     constexpr int r = i.value / V, v = i.value % V;
-    acc[r][v] = first_sum<V, BITS>(p, block, column, v, t.row + r, group);
+    acc[r][v] = first_sum<V, BITS>(p, block, column, v, t.row + r, g.of_rows);
   });
-  const int8_t* x = p.row_group(t.row, group);
-  uint8_t* unpacked = t.unpacked + ((group - t.first_group) * a.group * kPanel + column * 4);
+  const int8_t* x = p.row_group(t.row, g.of_rows);
+  uint8_t* unpacked =
+      t.unpacked + ((g.of_weight - t.first_group) * a.group * kPanel + column * 4);
   const uint8_t* w = FROM == Codes::kUnpacked ? unpacked : block + p.head_bytes + column * 4;
   // The rows of the tile that comes next, which lie far apart: 4 to 10 % at long rows.
   if constexpr (FROM == Codes::kUnpacked)
@@ -158,17 +172,34 @@ HEARTH_INLINE void quant_tile(const P& p, int64_t group, const QuantTile& t, int
       unpacked += 2 * kPanel * 4;
     }
   }
-  add_group<R, V>(p, group, t, column, acc);
+  // One question a tile: asked for each row, it took 4 % of the time of rows without residuals.
+  if (g.of_rows == g.of_weight)
+    add_group<R, V, false>(p, g, t, column, acc);
+  else
+    add_group<R, V, true>(p, g, t, column, acc);
 }
 
+// Whether any row of the tile has residuals in the group.
+template <class P>
+inline bool any_residuals(const P& p, int64_t group, const QuantTile& t) {
+  bool any = false;
+  for (int r = 0; p.a.residual && r < t.rows; r++) any |= p.has_residuals(t.row + r, group);
+  return any;
+}
+
+// Residuals follow their group's codes, when the weight's lie in the cache.
 template <int R, Codes FROM, int AHEAD, class P>
 void quant_rows(const P& p, const QuantTile& t) {
   if constexpr (R > 0) {
     if (t.rows != R) return quant_rows<R - 1, FROM, AHEAD>(p, t);
     constexpr int vectors = R <= kNarrowRows ? kNarrowVectors : kLinearVectors;
-    for (int64_t group = t.first_group; group < t.last_group; group++)
-      for (int column = 0; column < kPanel; column += vectors * kLanes)
-        quant_tile<R, vectors, FROM, FROM == Codes::kBytes ? 8 : 4, AHEAD>(p, group, t, column);
+    for (int64_t group = t.first_group; group < t.last_group; group++) {
+      int64_t last = any_residuals(p, group, t) ? p.groups + group : group;
+      for (int64_t of_rows = group; of_rows <= last; of_rows += p.groups)
+        for (int column = 0; column < kPanel; column += vectors * kLanes)
+          quant_tile<R, vectors, FROM, FROM == Codes::kBytes ? 8 : 4, AHEAD>(p, {group, of_rows}, t,
+                                                                            column);
+    }
   }
 }
 
@@ -300,12 +331,53 @@ void quant_linear_exact(const QuantLinearArgs& a) {
   a.wide ? quant_linear_exact_of<float>(a) : quant_linear_exact_of<uint16_t>(a);
 }
 
+// Codes of a group of values, and behind them its scale and minus the codes' sum.
+inline void put_row_group(int8_t* codes, int group, float scale, Int sums) {
+  int32_t lanes[kLanes], sum = 0;
+  istore(lanes, sums);
+  for (int i = 0; i < kLanes; i++) sum += lanes[i];
+  int32_t minus_sum = -sum;
+  memcpy(codes + group, &scale, 4);
+  memcpy(codes + group + 4, &minus_sum, 4);
+}
+
+HEARTH_INLINE Vec signed_bytes(const int8_t* p) {
+  return vfloat(iload_signed_bytes(reinterpret_cast<const uint8_t*>(p)));
+}
+
+// Whether a few values have taken the steps of the others, so that these have small codes. Codes
+// are integers, whose sum is exact in any order.
+inline bool is_crowded(const int8_t* codes, int64_t count, int group) {
+  Vec sizes = vzero();
+  for (int64_t k = 0; k < group; k += kLanes) {
+    Vec code = signed_bytes(codes + k);
+    sizes = vadd(sizes, vmax(code, vsub(vzero(), code)));
+  }
+  return lane_sum(sizes) < static_cast<float>(hearth::kResidualBelow * count);
+}
+
+// What rounding left of a group that `codes` of x · factor stand for.
+inline void put_residuals(const float* x, int64_t count, int group, float factor, float scale,
+                          const int8_t* codes, int8_t* out) {
+  Int sums = izero();
+  for (int64_t k = 0; k < group; k += kLanes) {
+    Vec left = vzero();
+    if (k < count) {
+      left = vsub(vmul(vload(x + k), vset(factor)), signed_bytes(codes + k));
+      left = vmul(left, vset(hearth::kResidualSteps));
+      left = vkeep(left, vzero(), 0, static_cast<int>(smaller(kLanes, count - k)));
+    }
+    sums = iadd(sums, istore_bytes(out + k, left));
+  }
+  put_row_group(out, group, scale / hearth::kResidualSteps, sums);
+}
+
 // One row to int8, each group by its own largest magnitude. A value that is not finite makes the
 // group's scale NaN, so that every output that reads it is NaN too.
 void quantize(const QuantizeArgs& a) {
-  int64_t groups = hearth::num_groups(a.cols, a.group);
-  auto* codes = reinterpret_cast<int8_t*>(a.out);
-  for (int64_t g = 0; g < groups; g++, codes += hearth::row_group_bytes(a.group)) {
+  int64_t groups = hearth::num_groups(a.cols, a.group), step = hearth::row_group_bytes(a.group);
+  for (int64_t g = 0; g < groups; g++) {
+    auto* codes = reinterpret_cast<int8_t*>(a.out + g * step);
     const float* x = a.x + g * a.group;
     int64_t end = smaller(a.group, a.cols - g * a.group);
     Vec most = vzero(), check = vzero();
@@ -317,21 +389,22 @@ void quantize(const QuantizeArgs& a) {
     float largest = lane_max(most), finite = lane_sum(check);
     float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
     bool is_usable = finite == 0.0f && inverse < 3.0e38f;  // subnormal rows count as zero
-    Vec factor = vset(is_usable ? inverse : 0.0f);
+    float factor = is_usable ? inverse : 0.0f;
     if (finite != 0.0f) scale = __builtin_nanf("");
     Int sums = izero();
     for (int64_t k = 0; k < a.group; k += kLanes) {
       Vec v = k < end && is_usable
                   ? vkeep(vload(x + k), vzero(), 0, static_cast<int>(smaller(kLanes, end - k)))
                   : vzero();
-      sums = iadd(sums, istore_bytes(codes + k, vmul(v, factor)));
+      sums = iadd(sums, istore_bytes(codes + k, vmul(v, vset(factor))));
     }
-    int32_t lanes[kLanes], sum = 0;
-    istore(lanes, sums);
-    for (int i = 0; i < kLanes; i++) sum += lanes[i];
-    int32_t minus_sum = -sum;
-    memcpy(codes + a.group, &scale, 4);
-    memcpy(codes + a.group + 4, &minus_sum, 4);
+    put_row_group(codes, a.group, scale, sums);
+    if (!a.residuals) continue;
+    auto* residuals = reinterpret_cast<int8_t*>(a.residuals + g * step);
+    if (is_usable && inverse > 0.0f && is_crowded(codes, end, a.group))
+      put_residuals(x, end, a.group, factor, scale, codes, residuals);
+    else
+      put_row_group(residuals, a.group, 0.0f, izero());
   }
 }
 

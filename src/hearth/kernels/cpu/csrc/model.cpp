@@ -24,12 +24,18 @@ void require(bool condition, const char* message) {
   if (!condition) fail(HEARTH_E_ARGUMENT, message);
 }
 
-void read_quantized_row(const void* row, int64_t width, int group, float* out) {
+float row_element(const void* row, int64_t at, int group, int64_t k) {
+  auto* codes = static_cast<const int8_t*>(row) + at * row_group_bytes(group);
+  float scale;
+  std::memcpy(&scale, codes + group, sizeof(scale));
+  return scale == 0.0f ? 0.0f : static_cast<float>(codes[k]) * scale;
+}
+
+void read_quantized_row(const void* row, int64_t width, int group, bool residual, float* out) {
+  int64_t groups = num_groups(width, group);
   for (int64_t k = 0; k < width; k++) {
-    auto* codes = static_cast<const int8_t*>(row) + k / group * row_group_bytes(group);
-    float scale;
-    std::memcpy(&scale, codes + group, sizeof(scale));
-    out[k] = static_cast<float>(codes[k % group]) * scale;
+    out[k] = row_element(row, k / group, group, k % group);
+    if (residual) out[k] += row_element(row, groups + k / group, group, k % group);
   }
 }
 
@@ -90,10 +96,11 @@ void Model::create_buffers(const hearth_model_desc& desc) {
   int64_t floats = 0;
   for (int i = 0; i < desc.num_buffers; i++) {
     const hearth_buffer& b = desc.buffers[i];
-    int64_t floats_a_row = b.group ? (row_bytes(b.width, b.group) + 3) / 4 : b.width;
-    bool is_tile = b.is_tile != 0;
+    bool is_tile = b.is_tile != 0, residual = b.residual != 0;
+    require(!residual || b.group, "only rows of codes have residuals");
+    int64_t floats_a_row = b.group ? (row_bytes(b.width, b.group, residual) + 3) / 4 : b.width;
     buffers_.push_back(
-        {nullptr, b.width, round_up(floats_a_row, kRowPad), b.rows, b.group, is_tile});
+        {nullptr, b.width, round_up(floats_a_row, kRowPad), b.rows, b.group, is_tile, residual});
     if (!is_tile) floats += buffers_.back().stride * most_rows(b.rows);
   }
   rows_ = std::make_unique<Arena>(static_cast<size_t>(floats) * sizeof(float));
@@ -240,7 +247,7 @@ void Model::read_buffer(int buffer, int rows, float* out) const {
   for (int r = 0; r < rows; r++) {
     const float* row = b.data + r * b.stride;
     if (b.group)
-      read_quantized_row(row, b.width, b.group, out + r * b.width);
+      read_quantized_row(row, b.width, b.group, b.residual, out + r * b.width);
     else
       std::memcpy(out + r * b.width, row, static_cast<size_t>(b.width) * sizeof(float));
   }

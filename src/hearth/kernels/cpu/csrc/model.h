@@ -106,6 +106,7 @@ class Model {
     int rows_kind;
     int group;     // of quantized rows; 0: floats
     bool is_tile;  // without memory: fused operations keep it within their tiles
+    bool residual;  // quantized rows keep what rounding left, where a group's scale is too coarse
   };
   const Buffer& whole_buffer(int buffer, int rows) const;  // checked; throws Failure
   struct Group {
@@ -127,7 +128,7 @@ class Model {
     const int64_t* offsets;
     int count;
     int64_t floats;  // that a row occupies
-    bool is_int8;
+    bool is_int8, residual;
   };
   // Of one thread, for the rows that it routes.
   struct RouteScratch {

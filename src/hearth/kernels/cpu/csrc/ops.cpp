@@ -244,9 +244,7 @@ void Model::norm(const hearth_op& op, Rows rows) {
 }
 
 void Model::quantize(const hearth_op& op, int index) {
-  const Buffer& out = buffers_[op.out];
-  kernels_.quantize(
-      {row(op.x, index), out.width, out.group, reinterpret_cast<char*>(row(op.out, index))});
+  quantize_columns(op, index, 0, buffers_[op.out].width, row(op.x, index));
 }
 
 void Model::gate(const hearth_op& op, Rows rows) {

@@ -92,7 +92,8 @@ void Model::create_expert_scratch() {
     top_k = std::max(top_k, static_cast<size_t>(op.top_k));
     const hearth_layout& down = weights_[op.down].layout;
     if (!down.bits) continue;
-    int64_t widest = std::max({buffers_[op.x].stride, row_bytes(down.cols, down.group) / 4,
+    const Buffer& x = buffers_[op.x];
+    int64_t widest = std::max({x.stride, row_bytes(down.cols, down.group, x.residual) / 4,
                                (down.cols + kRowPad - 1) / kRowPad * kRowPad});
     gather_floats_ = std::max(gather_floats_, widest);
   }
@@ -247,6 +248,7 @@ void Model::expert_panel(const hearth_weight& weight, int64_t matrix, int panel,
   args.zeros = w.zeros != 0;
   args.wide = w.wide != 0;
   args.fp8 = w.fp8 != 0;
+  args.residual = rows.residual;
   args.out = out;
   args.ldo = ldo;
   args.rows = rows.count;
@@ -261,9 +263,12 @@ void Model::expert_codes(const hearth_op& op, int index, int thread) {
       reinterpret_cast<float*>(gather_scratch_->data()) + thread * gather_floats_ * kLinearTileRows;
   const float* gated = row(op.gated, index);
   char* codes = reinterpret_cast<char*>(row(op.gated_codes, index));
+  bool residual = buffers_[op.x].residual;
   for (int i = 0; i < op.top_k; i++) {  // the kernel reads whole vectors
     std::copy(gated + i * w.cols, gated + (i + 1) * w.cols, padded);
-    kernels_.quantize({padded, w.cols, w.group, codes + i * row_bytes(w.cols, w.group)});
+    char* part = codes + i * row_bytes(w.cols, w.group, residual);
+    char* residuals = residual ? part + row_bytes(w.cols, w.group, false) : nullptr;
+    kernels_.quantize({padded, w.cols, w.group, part, residuals});
   }
 }
 
@@ -288,7 +293,7 @@ void Model::expert_gated(const hearth_op& op, int tile, int thread) {
     for (int r = 0; r < args.rows; r++) offsets[r] = pairs[r] / op.top_k * x.stride;
     for (int part = 0; part < 2; part++) {
       if (w.bits) {
-        ExpertRows rows{x.data, offsets, args.rows, x.stride, x.group > 0};
+        ExpertRows rows{x.data, offsets, args.rows, x.stride, x.group > 0, x.residual};
         expert_panel(weight, 2 * expert + part, panel, rows, both + part * kPanel, 2 * kPanel,
                      thread);
         continue;
@@ -310,9 +315,9 @@ void Model::expert_gated(const hearth_op& op, int tile, int thread) {
 void Model::expert_down(const hearth_op& op, int panel, int thread) {
   const hearth_weight& weight = weights_[op.down];
   const hearth_layout& w = weight.layout;
-  bool is_int8 = op.gated_codes >= 0;
+  bool is_int8 = op.gated_codes >= 0, residual = buffers_[op.x].residual;
   const Buffer &gated = buffers_[is_int8 ? op.gated_codes : op.gated], &out = buffers_[op.out];
-  int64_t part_floats = is_int8 ? row_bytes(w.cols, w.group) / 4 : w.cols;
+  int64_t part_floats = is_int8 ? row_bytes(w.cols, w.group, residual) / 4 : w.cols;
   alignas(64) float sums[kLinearTileRows * kPanel];
   for (int t = 0; t < rows_of(op); t++) std::fill_n(row(op.out, t) + panel * kPanel, kPanel, 0.0f);
   int64_t x_offsets[kLinearTileRows], out_offsets[kLinearTileRows];
@@ -338,7 +343,7 @@ void Model::expert_down(const hearth_op& op, int panel, int thread) {
         kernels_.linear(args);
         continue;
       }
-      ExpertRows rows{gated.data, x_offsets, args.rows, part_floats, is_int8};
+      ExpertRows rows{gated.data, x_offsets, args.rows, part_floats, is_int8, residual};
       expert_panel(weight, static_cast<int64_t>(expert), panel, rows, sums, kPanel, thread);
       for (int r = 0; r < args.rows; r++)
         kernels_.add(out.data + out_offsets[r], sums + r * kPanel, kPanel);

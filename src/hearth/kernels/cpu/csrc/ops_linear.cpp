@@ -136,6 +136,7 @@ void Model::quant_panel(const hearth_op& op, int64_t panel, Rows rows, float* ou
   args.zeros = w.zeros != 0;
   args.wide = w.wide != 0;
   args.fp8 = w.fp8 != 0;
+  args.residual = buffers_[op.x].residual;
   args.bias = panel_bias(op, panel);
   args.out = out;
   args.ldo = ldo;
@@ -200,7 +201,9 @@ void Model::quantize_columns(const hearth_op& op, int index, int64_t first, int6
                              const float* x) {
   const Buffer& out = buffers_[op.out];
   char* whole = reinterpret_cast<char*>(row(op.out, index));
-  kernels_.quantize({x, count, out.group, whole + first / out.group * row_group_bytes(out.group)});
+  char* codes = whole + first / out.group * row_group_bytes(out.group);
+  char* residuals = out.residual ? codes + row_bytes(out.width, out.group, false) : nullptr;
+  kernels_.quantize({x, count, out.group, codes, residuals});
 }
 
 // Heads are numbered through q, k and v; those of v are left as they are.
