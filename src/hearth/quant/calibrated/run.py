@@ -27,6 +27,7 @@ from hearth.models.weight_plan import READABLE
 from hearth.quant.calibrated.awq import quantize_by_awq
 from hearth.quant.calibrated.layer import LayerWork, quantize_by_gptq
 from hearth.quant.calibrated.model import StreamedModel
+from hearth.quant.calibrated.products import bfloat16_instruction, fastest_float32
 from hearth.quant.calibrated.states import StateFiles
 from hearth.quant.calibrated.text import Calibration, check_vocabulary
 from hearth.quant.checkpoint import (
@@ -48,7 +49,7 @@ _METHODS: dict[str, Callable[[LayerWork], None]] = {
     "awq": quantize_by_awq,
 }
 # Of what decides a layer's codes beside model, scheme, method and text.
-_VERSION = 1
+_VERSION = 2
 _FORWARD_SHARE = 0.2  # of a layer's work, about: the pass that makes the next layer's states
 
 
@@ -82,11 +83,14 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
 
     Raises ModelError, WeightsError, ConfigError, CapacityError, HearthError.
     """
-    how = f", {order.method} version {_VERSION} over {order.calibration.identity}"
+    instruction = bfloat16_instruction()
+    products = "bfloat16" if instruction else "float32"
+    how = f", {order.method} version {_VERSION} over {order.calibration.identity} in {products}"
     conversion = conversion_of(order.source, order.scheme, order.ignore, how)
     prepare(order.source, order.target)
-    run = _Run(order, conversion, observer)
-    layers = run.layers()
+    run = _Run(order, conversion, observer, instruction)
+    with fastest_float32():
+        layers = run.layers()
     kept = {run.layer_file(i).name for i in range(run.num_layers)} | run.rest(layers)
     files = weight_files(order.source)
     drop_leftovers(order.target, kept)
@@ -98,8 +102,12 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
 class _Run:
     """The layers of one order."""
 
-    def __init__(self, order: Order, conversion: Conversion, observer: Observer) -> None:
+    def __init__(
+        self, order: Order, conversion: Conversion, observer: Observer, instruction: str
+    ) -> None:
+        """`instruction`: for products of bfloat16, "" where there is none."""
         self._order, self._conversion, self._observer = order, conversion, observer
+        self._instruction = instruction
         self._loaded = load_model_spec(order.source)
         self._checkpoint = read_checkpoint(order.source)
         check_vocabulary(order.calibration, self._loaded.spec.vocab_size)
@@ -199,17 +207,28 @@ class _Run:
                 states,
                 lambda one: self._model.run(layer, one),
                 lambda share: self._observer.advance(share * (1 - _FORWARD_SHARE)),
+                self._order.target,
+                is_rounded=bool(self._instruction),
             )
-            _METHODS[self._order.method](work)
-            if index + 1 < self.num_layers:
-                with self._states.writing(index + 1) as write:
-                    for i in range(len(states)):
-                        write(i, work.run(states[i]))
+            try:
+                _METHODS[self._order.method](work)
+                if index + 1 < self.num_layers:
+                    self._write_states(work)
+            finally:
+                if work.passes is not None:
+                    work.passes.close()
             self._write(work)
         for note in work.notes:
             self._observer.note(note)
         self._states.remove(index)
         self._observer.advance(_FORWARD_SHARE)
+
+    def _write_states(self, work: LayerWork) -> None:
+        """What the layer behind this one reads."""
+        assert work.passes is not None
+        with self._states.writing(work.layer.index + 1) as write, work.passes.over() as run:
+            for i in range(len(work.states)):
+                write(i, run(i))
 
     def _write(self, work: LayerWork) -> None:
         """The layer's file: codes, and everything else as the checkpoint has it."""
