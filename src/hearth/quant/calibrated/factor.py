@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hearth.quant.calibrated.parts import one_thread
+
 _LEAF = 256  # columns that LAPACK takes as they are
 _DOUBLE_COLS = 4096  # up to this width factors are computed in float64
 _FIRST_DAMPING = 0.01  # of the mean of the diagonal, as in the paper
@@ -44,12 +46,8 @@ def _invert_factor(matrix: Tensor) -> bool:
     """Puts the inverse of a matrix's lower Cholesky factor in its place; False: there is none."""
     size = len(matrix)
     if size <= _LEAF:
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:
-            return False
-        one = torch.eye(size, dtype=matrix.dtype)
-        matrix.copy_(torch.linalg.solve_triangular(lower, one, upper=False))
-        return bool(torch.isfinite(matrix).all())
+        with one_thread():
+            return _invert_leaf(matrix)
     half = size // 2
     first, below, last = matrix[:half, :half], matrix[half:, :half], matrix[half:, half:]
     if not _invert_factor(first):
@@ -62,3 +60,12 @@ def _invert_factor(matrix: Tensor) -> bool:
     below.copy_(factor.neg_())
     matrix[:half, half:] = 0
     return True
+
+
+def _invert_leaf(matrix: Tensor) -> bool:
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return False
+    one = torch.eye(len(matrix), dtype=matrix.dtype)
+    matrix.copy_(torch.linalg.solve_triangular(lower, one, upper=False))
+    return bool(torch.isfinite(matrix).all())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hearth.quant.calibrated.factor import inverse_factor
 from hearth.quant.calibrated.fit import Form, Grid, codes_of, search, values_of
+from hearth.quant.calibrated.parts import one_thread, over_rows
 
 ORDERS = ("columns", "natural")
 _BLOCK = 128  # columns between two products with all columns to come
@@ -53,12 +54,29 @@ def gptq(weight: Tensor, gram: Tensor, form: Form, order: str = "columns") -> Co
     diagonal = used_diagonal(gram)
     permutation = _permutation(diagonal, order)
     factor, damping = inverse_factor(gram, diagonal, permutation)
-    visit = _Visit(weight, diagonal, permutation, form)
-    for begin in range(0, weight.shape[1], _BLOCK):
-        end = min(begin + _BLOCK, weight.shape[1])
-        errors = visit.block(factor, begin, end)
-        visit.work[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
-    return Coded(visit.codes.T.contiguous(), visit.grid, form, damping)
+
+    def part(rows: slice) -> Coded:
+        visit = _Visit(weight[rows], diagonal, permutation, form)
+        visit.all_columns(factor)
+        return Coded(visit.codes.T.contiguous(), visit.grid, form, damping)
+
+    return joined(over_rows(len(weight), part))
+
+
+def rows_of(coded: Coded, rows: slice) -> Coded:
+    """Some of them."""
+    grid = Grid(coded.grid.scales[rows], coded.grid.zeros[rows])
+    return Coded(coded.codes[rows], grid, coded.form, coded.damping)
+
+
+def joined(parts: list[Coded]) -> Coded:
+    """Rows behind each other."""
+    grid = Grid(
+        torch.cat([part.grid.scales for part in parts]),
+        torch.cat([part.grid.zeros for part in parts]),
+    )
+    codes = torch.cat([part.codes for part in parts])
+    return Coded(codes, grid, parts[0].form, parts[0].damping)
 
 
 class _Visit:
@@ -80,7 +98,16 @@ class _Visit:
         self._importance = diagonal.reshape(groups, form.group_size)
         self._grids: dict[int, tuple[Tensor, Tensor]] = {}  # scales and zeros [rows] of a group
 
-    def block(self, factor: Tensor, begin: int, end: int) -> Tensor:
+    def all_columns(self, factor: Tensor) -> None:
+        """Visits them."""
+        cols = len(self.work)
+        for begin in range(0, cols, _BLOCK):
+            end = min(begin + _BLOCK, cols)
+            with one_thread():
+                errors = self._block(factor, begin, end)
+            self.work[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
+
+    def _block(self, factor: Tensor, begin: int, end: int) -> Tensor:
         """Codes of the columns at `begin` … `end` − 1; what they leave to the ones behind."""
         for group in dict.fromkeys(self._group_of[begin:end]):
             if group not in self._grids:

@@ -19,7 +19,7 @@ from hearth.core.errors import WeightsError
 from hearth.core.spec import WeightSlot
 from hearth.kernels.packing import CodeRows
 from hearth.quant.calibrated.fit import Form, nearest, search
-from hearth.quant.calibrated.gptq import Coded, gptq
+from hearth.quant.calibrated.gptq import Coded, gptq, rows_of
 from hearth.quant.calibrated.model import Layer
 from hearth.quant.calibrated.products import Rounding
 from hearth.quant.calibrated.refine import refined
@@ -216,16 +216,9 @@ def _by_gptq(work: LayerWork, names: list[str], gram: Tensor) -> float:
         row = 0
         for name in together:
             count = len(work.weight(name))
-            work.take(name, part_of(coded, row, count))
+            work.take(name, rows_of(coded, slice(row, row + count)))
             row += count
     return damping
-
-
-def part_of(coded: Coded, first: int, count: int) -> Coded:
-    """Some rows."""
-    rows = slice(first, first + count)
-    grid = type(coded.grid)(coded.grid.scales[rows], coded.grid.zeros[rows])
-    return Coded(coded.codes[rows], grid, coded.form, coded.damping)
 
 
 def _batches(work: LayerWork, groups: list[Group]) -> Iterator[list[Group]]:

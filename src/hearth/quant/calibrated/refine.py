@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hearth.quant.calibrated.fit import Grid, bfloat16, codes_of
-from hearth.quant.calibrated.gptq import Coded, prepared
+from hearth.quant.calibrated.gptq import Coded, joined, prepared, rows_of
+from hearth.quant.calibrated.parts import one_thread, over_rows
 
 _BLOCK = 128
 _FEW = 16  # columns between two products with the rest of a block
@@ -26,11 +27,15 @@ def refined(weight: Tensor, gram: Tensor, coded: Coded, sweeps: int = SWEEPS) ->
     """
     gram = prepared(gram)
     gram.diagonal().add_(coded.damping * gram.diagonal().mean())
-    descent = _Descent(weight, gram, coded)
-    for sweep in range(sweeps):
-        descent.move_codes()
-        descent.move_scales(is_last=sweep + 1 == sweeps)
-    return descent.coded()
+
+    def part(rows: slice) -> Coded:
+        descent = _Descent(weight[rows], gram, rows_of(coded, rows))
+        for sweep in range(sweeps):
+            descent.move_codes()
+            descent.move_scales(is_last=sweep + 1 == sweeps)
+        return descent.coded()
+
+    return joined(over_rows(len(weight), part))
 
 
 class _Descent:
@@ -55,19 +60,25 @@ class _Descent:
     def move_codes(self) -> None:
         """One column after the other to its best codes, in blocks."""
         cols = len(self._steps)
-        diagonal = self._gram.diagonal().tolist()
         for begin in range(0, cols, _BLOCK):
             end = min(begin + _BLOCK, cols)
-            local = self._slope[begin:end].clone()
-            moved = torch.empty_like(local)
-            near = self._gram[begin:end, begin:end]
-            for first in range(0, end - begin, _FEW):
-                last = min(first + _FEW, end - begin)
-                for j in range(first, last):
-                    self._move_column(begin + j, local[j] / diagonal[begin + j], moved[j])
-                    local[j + 1 : last].addr_(near[j, j + 1 : last], moved[j], alpha=-1)
-                local[last:].addmm_(near[last:, first:last], moved[first:last], alpha=-1)
+            with one_thread():
+                moved = self._move_block(begin, end)
             self._slope.addmm_(self._gram[:, begin:end], moved, alpha=-1)
+
+    def _move_block(self, begin: int, end: int) -> Tensor:
+        """By how much its columns have moved, [columns, rows]."""
+        local = self._slope[begin:end].clone()
+        moved = torch.empty_like(local)
+        near = self._gram[begin:end, begin:end]
+        diagonal = near.diagonal().tolist()
+        for first in range(0, end - begin, _FEW):
+            last = min(first + _FEW, end - begin)
+            for j in range(first, last):
+                self._move_column(begin + j, local[j] / diagonal[j], moved[j])
+                local[j + 1 : last].addr_(near[j, j + 1 : last], moved[j], alpha=-1)
+            local[last:].addmm_(near[last:, first:last], moved[first:last], alpha=-1)
+        return moved
 
     def _move_column(self, column: int, wanted: Tensor, moved: Tensor) -> None:
         """By about `wanted`; into `moved` goes by how much."""
@@ -88,14 +99,19 @@ class _Descent:
         for group, scale in enumerate(self._scales):
             columns = slice(group * size, (group + 1) * size)
             part = self._steps[columns]
-            gain = (part * self._slope[columns]).sum(0)
-            curve = (part * (self._gram[columns, columns] @ part)).sum(0)
-            change = bfloat16(scale + gain / curve.clamp_min(1e-30)) - scale
-            is_better = ((2 * gain - change * curve) * change > 0) & torch.isfinite(change)
-            change = torch.where(is_better, change, torch.zeros_like(change))
-            scale += change
+            with one_thread():
+                change = self._change(part, columns, scale)
             first = columns.stop if is_last else 0
+            scale += change
             self._slope[first:].addmm_(self._gram[first:, columns], part * change, alpha=-1)
+
+    def _change(self, part: Tensor, columns: slice, scale: Tensor) -> Tensor:
+        """Of a group's scales."""
+        slope, own = self._slope[columns], self._gram[columns, columns]
+        gain, curve = (part * slope).sum(0), (part * (own @ part)).sum(0)
+        change = bfloat16(scale + gain / curve.clamp_min(1e-30)) - scale
+        is_better = ((2 * gain - change * curve) * change > 0) & torch.isfinite(change)
+        return torch.where(is_better, change, torch.zeros_like(change))
 
     def _grouped(self, values: Tensor) -> Tensor:
         """[groups, group_size, rows]."""
