@@ -160,5 +160,3 @@ def _permutation(diagonal: Tensor, order: str) -> Tensor:
     if order == "natural":
         return torch.arange(len(diagonal))
     return torch.argsort(diagonal, descending=True, stable=True)
-
-

@@ -38,7 +38,7 @@ _GRAM_BYTES = 2 << 30
 class LayerWork:
     """A layer at work.
 
-    `run` takes the states of a sequence through it in float32; `tick(share)`: so much of the layer's
+    `run` takes the states of a sequence through it, in float32; `tick(share)`: so much of its
     work is done, 1 in all. `directory`: for what passes keep for each other. `is_rounded`: passes
     over all sequences multiply in bfloat16.
     """

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hearth.core.errors import KernelError, WeightsError
+from hearth.core.units import format_duration
 from hearth.kernels.cpu.quantize import quantize_rows
 from hearth.kernels.packing import HostTensor
 from hearth.models.loader import load_model_spec
@@ -25,6 +26,7 @@ from hearth.models.safetensors_file import TensorEntry, read_checkpoint
 from hearth.models.safetensors_writer import SafetensorsWriter, TensorSpec
 from hearth.models.weight_plan import READABLE
 from hearth.quant.calibrated.awq import quantize_by_awq
+from hearth.quant.calibrated.estimate import measured_speed, operations_of
 from hearth.quant.calibrated.layer import LayerWork, quantize_by_gptq
 from hearth.quant.calibrated.model import StreamedModel
 from hearth.quant.calibrated.products import bfloat16_instruction, fastest_float32
@@ -135,6 +137,7 @@ class _Run:
         if first < self.num_layers:
             what = f"layers {first + 1} to {self.num_layers}"
             self._observer.begin(what, self.num_layers - first)
+            self._say_how_long(first)
             self._model.begin(self._order.calibration.tokens)
             self._embed(first)
         for index in range(first, self.num_layers):
@@ -144,6 +147,26 @@ class _Run:
             self._conversion.note(self.layer_file(index))
             names |= {entry.name for entry in self._model.entries(index)}
         return names
+
+    def _say_how_long(self, first: int) -> None:
+        """Which arithmetic it is, and of GPTQ about how long it will take."""
+        arithmetic = f"bfloat16 ({self._instruction})" if self._instruction else "float32"
+        self._observer.note(f"layers run in {arithmetic}, codes are searched in float32")
+        if self._order.method != "gptq":
+            return
+        matrices = [
+            (entry.name, entry.shape[0], slot.cols)
+            for index in range(first, self.num_layers)
+            for entry in self._model.entries(index)
+            if (slot := self._conversion.recipe.slot_of(entry.name, entry.shape)) is not None
+        ]
+        tokens = self._order.calibration.tokens
+        speed = measured_speed(is_rounded=bool(self._instruction))
+        seconds = operations_of(matrices, tokens.size).seconds(speed)
+        self._observer.note(
+            f"about {format_duration(seconds)} at this processor's speed for {len(tokens)} x "
+            f"{tokens.shape[1]} tokens; fewer --calibration-sequences take less"
+        )
 
     def rest(self, layers: set[str]) -> set[str]:
         """All tensors but those of `layers`, to nearest; the names of their files."""

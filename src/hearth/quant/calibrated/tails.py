@@ -113,7 +113,9 @@ class Tails:
 
         `order`: all matrices that become codes, as the first sequence used them, once or more.
         """
-        place = {name: i for i, stage in enumerate(stages) for g in stage.groups for name in g.names}
+        place = {
+            name: i for i, stage in enumerate(stages) for g in stage.groups for name in g.names
+        }
         for index, stage in enumerate(stages):
             names = [name for group in stage.groups for name in group.names]
             part = names[0].partition(".")[0]
