@@ -82,7 +82,7 @@ def search(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid
     `importance` [groups, group_size]: factors of the squares, all positive; None: all alike.
     """
     rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
-    parts = [_searched(part, form, importance) for part in weight.split(rows)]
+    parts = [_searched(part, form, importance) for part in torch.split(weight, rows)]
     return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
 
 

@@ -72,15 +72,16 @@ class Rounding:
     def on(self) -> Iterator[None]:
         """A context in which products are rounded."""
         for module in self._linear:
-            module.forward = self._forward(module)  # type: ignore[method-assign]  # for a while
+            vars(module)["forward"] = self._forward(module)
         try:
             yield
         finally:
             for module in self._linear:
-                del module.forward
+                del vars(module)["forward"]
 
     def _forward(self, module: nn.Linear) -> Callable[[Tensor], Tensor]:
-        bias = None if module.bias is None else module.bias.bfloat16()
+        own: Tensor | None = module.bias
+        bias = None if own is None else own.bfloat16()
 
         def forward(rows: Tensor) -> Tensor:
             return linear(rows.bfloat16(), self._weight(module), bias).float()

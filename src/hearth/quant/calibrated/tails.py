@@ -49,7 +49,7 @@ class Tail:
         """Keeps what the matrix reads for a sequence; False: the disk is full."""
         rows = rows.to(self._kind).contiguous()
         self._shape = tuple(rows.shape)
-        data = memoryview(rows.view(torch.uint8).numpy().reshape(-1))
+        data = rows.view(torch.uint8).numpy().reshape(-1).data
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
@@ -67,7 +67,7 @@ class Tail:
     def replayed(self, index: int) -> object:
         """What the part returns for a sequence."""
         rows = torch.empty(self._shape, dtype=self._kind)
-        data = memoryview(rows.view(torch.uint8).numpy().reshape(-1))
+        data = rows.view(torch.uint8).numpy().reshape(-1).data
         size, done = len(data), 0
         while done < size:
             done += os.preadv(self._file.fileno(), [data[done:]], index * size + done)
@@ -77,11 +77,11 @@ class Tail:
     @contextmanager
     def replaying(self, index: int) -> Iterator[None]:
         """A context in which the part is its last product, of that sequence."""
-        self._part.forward = lambda *_, **__: self.replayed(index)
+        vars(self._part)["forward"] = lambda *_, **__: self.replayed(index)
         try:
             yield
         finally:
-            del self._part.forward
+            del vars(self._part)["forward"]
 
     def close(self) -> None:
         """Gives the disk back."""
