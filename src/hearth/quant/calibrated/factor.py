@@ -2,9 +2,8 @@
 
 With H = M·Mᵀ, M upper triangular, H⁻¹ = UᵀU has the factor U = M⁻¹. M is the Cholesky factor of H
 read from its last row and column backwards, so that neither H⁻¹ nor a second factor is computed.
-Both steps are one recursion on halves, nearly all of it matrix products: LAPACK's own are
-several times slower (4,096 columns in float32, processor time: MKL's potrf, potri and potrf 4.9 s,
-this 0.7 s).
+Both steps are one recursion on halves, nearly all of it matrix products. (Processor time for 4,096
+columns in float32 on an EPYC 9005: MKL's potri alone takes 4.0 s, its potrf 0.5 s.)
 """
 
 from __future__ import annotations
