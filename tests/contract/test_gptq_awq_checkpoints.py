@@ -262,3 +262,35 @@ def test_a_head_can_be_codes_and_a_table_cannot(tmp_path: Path) -> None:
     assert np.array_equal(weights[loaded.spec.head].numpy(), values)
     table = next(s for s in loaded.program.slots if s.kind is SlotKind.TABLE)
     assert table.stored is None
+
+
+def add_biases(path: Path, value: float) -> list[str]:
+    """As AutoGPTQ does, to every matrix of codes; the first one's last element is `value`."""
+    (file,) = path.glob("*.safetensors")
+    tensors = load_file(file)
+    names = sorted(name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight"))
+    for name in names:
+        rows = tensors[f"{name}.scales"].shape[1]
+        tensors[f"{name}.bias"] = torch.zeros(rows, dtype=torch.float16)
+    tensors[f"{names[0]}.bias"][-1] = value
+    save_file(tensors, file, {"format": "pt"})
+    return names
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0])
+def test_biases_of_zeros_that_no_architecture_has_are_left_out_in_one_line(
+    tmp_path: Path, value: float
+) -> None:
+    expected = save(tmp_path, "v1")
+    names = add_biases(tmp_path, value)
+    _, report, values = values_of(tmp_path)
+    assert values.keys() == expected.keys()
+    (warning,) = report.warnings
+    assert warning.startswith(f"{len(names)} biases of zeros are left out")
+
+
+def test_biases_that_are_not_zero_and_have_no_place_are_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, "v1")
+    name = add_biases(tmp_path, 0.5)[0]
+    with pytest.raises(WeightsError, match=rf"not zero: {name}\.bias"):
+        values_of(tmp_path)

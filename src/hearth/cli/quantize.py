@@ -279,8 +279,7 @@ def _calibrate(order: _Order, progress: QuantizeProgress) -> tuple[Calibrated, b
 
 
 def _report(source: Path, target: Path, what: str, seconds: float) -> None:
-    from hearth.cli.quantize_progress import format_duration
-    from hearth.core.units import format_bytes
+    from hearth.core.units import format_bytes, format_duration
 
     before, after = (
         sum(path.stat().st_size for path in directory.glob("*.safetensors"))

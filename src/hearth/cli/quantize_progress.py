@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hearth.cli.shown_progress import ShownProgress
+from hearth.core.units import format_duration
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
@@ -35,11 +36,3 @@ class QuantizeProgress(ShownProgress):
             return None
         left = spent_s * (self._total - self._done) / self._done
         return f"{100 * self._done / self._total:.0f} %, about {format_duration(left)} left"
-
-
-def format_duration(seconds: float) -> str:
-    """Such as 40 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -22,6 +22,14 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
+def format_duration(seconds: float) -> str:
+    """Such as 40 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def ceil_div(value: int, divisor: int) -> int:
     """The smallest integer ≥ value / divisor, for value ≥ 0 and divisor > 0."""
     return -(-value // divisor)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from hearth.core.errors import WeightsError
 from hearth.core.spec import DType, ModelSpec, SlotKind, WeightSlot, WeightSource
+from hearth.models.formats.biases import added_biases
 from hearth.models.formats.forms import rows_of
 from hearth.models.formats.matrix import CodePiece
 from hearth.models.formats.placing import planned_conversions
@@ -243,9 +244,16 @@ def _unexpected(spec: ModelSpec, used: set[str], checkpoint: Checkpoint) -> tupl
     names = sorted(
         name for name in set(checkpoint.tensors) - used - harmless if not name.endswith(_HARMLESS)
     )
-    if not names:
-        return ()
-    return (f"{len(names)} tensors of the checkpoint are not used: {_listing(names)}",)
+    added = added_biases(names, checkpoint.tensors)
+    left = [name for name in names if name not in added]
+    found = []
+    if added:
+        found.append(
+            f"{len(added)} biases of zeros are left out, for which the architecture has no place"
+        )
+    if left:
+        found.append(f"{len(left)} tensors of the checkpoint are not used: {_listing(left)}")
+    return tuple(found)
 
 
 def _listing(names: Sequence[str], limit: int = 8) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hearth.quant.calibrated.fit import Form, Grid, bfloat16, codes_of, nearest, search
 from hearth.quant.calibrated.fold import Producer, fold, producer_of
 from hearth.quant.calibrated.gptq import Coded, output_error, prepared
-from hearth.quant.calibrated.layer import MIN_ROWS, LayerWork, grams_of, rounded, stages_of
+from hearth.quant.calibrated.layer import MIN_ROWS, LayerWork, Passes, grams_of, rounded, stages_of
 from hearth.quant.calibrated.trace import Gram, Group, Stage
 
 _POWERS = tuple(step / 20 for step in range(1, 21))
@@ -32,13 +32,15 @@ def quantize_by_awq(work: LayerWork) -> None:
     trace, stages = stages_of(work, targets)
     groups = [group for stage in stages for group in stage.groups]
     producers = {group.width: producer_of(work, trace, group) for group in groups}
-    trace.events.clear()
     scaled = [group for group in groups if producers[group.width] is not None]
+    work.passes = Passes(work, targets)
     for group, gram in grams_of(work, Stage(scaled), 0.5):
         producer = producers[group.width]
         if producer is not None and gram.num_rows >= MIN_ROWS:
             _scale(work, group, producer, gram)
     _note_unscaled(work, [g for g in groups if producers[g.width] is None])
+    work.passes.keep(trace, stages)
+    trace.events.clear()
     for stage in stages:
         rare: list[str] = []
         for group, gram in grams_of(work, stage, 0.5 / len(stages)):

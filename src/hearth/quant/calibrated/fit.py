@@ -15,6 +15,7 @@ from torch import Tensor
 # Of 4-bit codes: what the largest value of a group becomes is around 8, of ranges how much is kept.
 _INVERSES = tuple(8.0 + 0.25 * step for step in (0, *range(-6, 0), *range(1, 9)))
 _SHRINKS = tuple(1.0 - 0.02 * step for step in range(18))
+_AT_ONCE = 1 << 16  # weights that are searched at a time: 256 KiB, and as much for their codes
 _LEAST = 1e-35  # of a group's magnitude; below, it is all zeros (as in the kernels)
 
 
@@ -80,6 +81,13 @@ def search(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid
 
     `importance` [groups, group_size]: factors of the squares, all positive; None: all alike.
     """
+    rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
+    parts = [_searched(part, form, importance) for part in torch.split(weight, rows)]
+    return Grid(torch.cat([p.scales for p in parts]), torch.cat([p.zeros for p in parts]))
+
+
+def _searched(weight: Tensor, form: Form, importance: Tensor | None) -> Grid:
+    """`search` of rows that fit into the processor's cache."""
     if not form.symmetric:
         return _with_zeros(weight, form, importance)
     low, high = weight.amin(-1), weight.amax(-1)
@@ -91,10 +99,12 @@ def search(weight: Tensor, form: Form, importance: Tensor | None = None) -> Grid
         scales = bfloat16(safe.abs() / 127.0)
         return Grid(torch.where(is_zero, torch.zeros_like(scales), scales), zeros)
     best = gain = None
+    weighted = weight if importance is None else weight * importance
     for inverse in _INVERSES:
-        codes = torch.round(weight * (-inverse / safe)[..., None]).clamp_(-8, 7)
-        weighted = codes if importance is None else codes * importance
-        products, squares = (weighted * weight).sum(-1), (weighted * codes).sum(-1)
+        codes = (weight * (-inverse / safe)[..., None]).round_().clamp_(-8, 7)
+        products = (codes * weighted).sum(-1)
+        codes.square_()
+        squares = (codes if importance is None else codes.mul_(importance)).sum(-1)
         # With the best scale for its codes a fit takes products² / squares off the error.
         off = products.square() / squares.clamp_min(_LEAST)
         scale = products / squares.clamp_min(_LEAST)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hearth.quant.calibrated.factor import inverse_factor
 from hearth.quant.calibrated.fit import Form, Grid, codes_of, search, values_of
+from hearth.quant.calibrated.parts import one_thread, over_rows
 
 ORDERS = ("columns", "natural")
 _BLOCK = 128  # columns between two products with all columns to come
-_DOUBLE_COLS = 4096  # up to this width factors are computed in float64
-_FIRST_DAMPING = 0.01  # of the mean of the diagonal, as in the paper
-_MOST_DAMPING = 1e4
+_FEW = 16  # … between two products with the rest of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,66 +51,108 @@ def gptq(weight: Tensor, gram: Tensor, form: Form, order: str = "columns") -> Co
     small text model, groups of 64, by text that was not calibrated on, in parts of 10,000: rounding
     20.0, natural 5.35, by groups 4.81, by columns 4.53.)
     """
-    gram = prepared(gram)
-    permutation = _permutation(gram.diagonal(), order)
-    factor, damping = _factor(gram[permutation][:, permutation])
-    work = weight[:, permutation].clone()
-    visit = _Visit(weight, gram.diagonal(), permutation, form)
-    for begin in range(0, weight.shape[1], _BLOCK):
-        end = min(begin + _BLOCK, weight.shape[1])
-        errors = visit.block(work, factor, begin, end)
-        work[:, end:] -= errors @ factor[begin:end, end:]
-    return Coded(visit.codes, visit.grid, form, damping)
+    diagonal = used_diagonal(gram)
+    permutation = _permutation(diagonal, order)
+    factor, damping = inverse_factor(gram, diagonal, permutation)
+
+    def part(rows: slice) -> Coded:
+        visit = _Visit(weight[rows], diagonal, permutation, form)
+        visit.all_columns(factor)
+        return Coded(visit.codes.T.contiguous(), visit.grid, form, damping)
+
+    return joined(over_rows(len(weight), part))
+
+
+def rows_of(coded: Coded, rows: slice) -> Coded:
+    """Some of them."""
+    grid = Grid(coded.grid.scales[rows], coded.grid.zeros[rows])
+    return Coded(coded.codes[rows], grid, coded.form, coded.damping)
+
+
+def joined(parts: list[Coded]) -> Coded:
+    """Rows behind each other."""
+    grid = Grid(
+        torch.cat([part.grid.scales for part in parts]),
+        torch.cat([part.grid.zeros for part in parts]),
+    )
+    codes = torch.cat([part.codes for part in parts])
+    return Coded(codes, grid, parts[0].form, parts[0].damping)
 
 
 class _Visit:
-    """Codes as far as columns have been visited."""
+    """Codes as far as columns have been visited.
+
+    Here a column of the matrix is a row of memory: `work` [cols, rows] in the order of the visit,
+    `codes` [cols, rows] in their own.
+    """
 
     def __init__(self, weight: Tensor, diagonal: Tensor, permutation: Tensor, form: Form) -> None:
         rows, cols = weight.shape
         groups = cols // form.group_size
-        self.codes = torch.zeros(rows, cols, dtype=torch.uint8)
+        self.work = weight.T[permutation]
+        self.codes = torch.zeros(cols, rows, dtype=torch.uint8)
         self.grid = Grid(torch.zeros(rows, groups), torch.zeros(rows, groups))
-        self._form, self._permutation = form, permutation
+        self._form, self._columns = form, permutation.tolist()
         self._group_of = (permutation // form.group_size).tolist()
         self._places = torch.argsort(permutation).reshape(groups, form.group_size)
         self._importance = diagonal.reshape(groups, form.group_size)
-        self._begun = [False] * groups
+        self._grids: dict[int, tuple[Tensor, Tensor]] = {}  # scales and zeros [rows] of a group
 
-    def block(self, work: Tensor, factor: Tensor, begin: int, end: int) -> Tensor:
+    def all_columns(self, factor: Tensor) -> None:
+        """Visits them."""
+        cols = len(self.work)
+        for begin in range(0, cols, _BLOCK):
+            end = min(begin + _BLOCK, cols)
+            with one_thread():
+                errors = self._block(factor, begin, end)
+            self.work[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
+
+    def _block(self, factor: Tensor, begin: int, end: int) -> Tensor:
         """Codes of the columns at `begin` … `end` − 1; what they leave to the ones behind."""
         for group in dict.fromkeys(self._group_of[begin:end]):
-            if not self._begun[group]:
-                self._begin(work, group)
-        block, errors = work[:, begin:end].clone(), torch.empty(work.shape[0], end - begin)
-        rows_of = factor[begin:end, begin:end]
-        for j in range(end - begin):
-            group = self._group_of[begin + j]
-            scale, zero = self.grid.scales[:, group], self.grid.zeros[:, group]
-            code = codes_of(block[:, j], scale, zero, self._form)
-            error = (block[:, j] - (code - zero) * scale) / rows_of[j, j]
-            block[:, j + 1 :] -= error[:, None] * rows_of[j, j + 1 :]
-            errors[:, j] = error
-            self.codes[:, self._permutation[begin + j]] = code.to(torch.uint8)
+            if group not in self._grids:
+                self._begin(group)
+        errors = torch.empty(end - begin, self.work.shape[1])
+        for first in range(begin, end, _FEW):
+            last = min(first + _FEW, end)
+            for j in range(first, last):
+                error = errors[j - begin]
+                torch.div(self._rounded(j), factor[j, j], out=error)
+                self.work[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
+            few = errors[first - begin : last - begin]
+            self.work[last:end].addmm_(factor[first:last, last:end].T, few, alpha=-1)
         return errors
 
-    def _begin(self, work: Tensor, group: int) -> None:
+    def _rounded(self, j: int) -> Tensor:
+        """Takes the codes of a column; what they leave of it."""
+        scale, zero = self._grids[self._group_of[j]]
+        code = codes_of(self.work[j], scale, zero, self._form)
+        self.codes[self._columns[j]] = code
+        return self.work[j] - (code - zero).mul_(scale)
+
+    def _begin(self, group: int) -> None:
         """The grid of a group, for its weights as earlier columns have left them."""
-        weight = work[:, self._places[group]][:, None]
+        weight = self.work[self._places[group]].T.contiguous()[:, None]
         found = search(weight, self._form, self._importance[group : group + 1])
         self.grid.scales[:, group], self.grid.zeros[:, group] = (
             found.scales[:, 0],
             found.zeros[:, 0],
         )
-        self._begun[group] = True
+        self._grids[group] = found.scales[:, 0].contiguous(), found.zeros[:, 0].contiguous()
+
+
+def used_diagonal(gram: Tensor) -> Tensor:
+    """Of `prepared(gram)`."""
+    diagonal = gram.diagonal().clone()
+    used = diagonal > 0
+    diagonal[~used] = diagonal[used].mean() if bool(used.any()) else 1.0
+    return diagonal
 
 
 def prepared(gram: Tensor) -> Tensor:
     """Columns that read nothing but zeros count for themselves alone: they change no other."""
     gram = gram.clone()
-    diagonal = gram.diagonal()
-    used = diagonal > 0
-    diagonal[~used] = diagonal[used].mean() if bool(used.any()) else 1.0
+    gram.diagonal().copy_(used_diagonal(gram))
     return gram
 
 
@@ -118,23 +160,3 @@ def _permutation(diagonal: Tensor, order: str) -> Tensor:
     if order == "natural":
         return torch.arange(len(diagonal))
     return torch.argsort(diagonal, descending=True, stable=True)
-
-
-def _factor(gram: Tensor) -> tuple[Tensor, float]:
-    """The upper Cholesky factor of the inverse, float32, and the damping that it took.
-
-    The damping grows tenfold until both factors exist: a Gram matrix of few or of constant inputs
-    has no inverse.
-    """
-    wide = gram.double() if len(gram) <= _DOUBLE_COLS else gram
-    mean, damping = wide.diagonal().mean(), _FIRST_DAMPING
-    while damping <= _MOST_DAMPING:
-        damped = wide.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(torch.isfinite(factor).all()):
-                return factor.float(), damping
-        damping *= 10
-    return torch.diag(1 / (wide.diagonal() + damping * mean).sqrt()).float(), damping

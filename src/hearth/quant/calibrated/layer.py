@@ -7,8 +7,10 @@ stand for, so that whatever comes behind it is calibrated on what it will really
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,12 @@ from hearth.core.errors import WeightsError
 from hearth.core.spec import WeightSlot
 from hearth.kernels.packing import CodeRows
 from hearth.quant.calibrated.fit import Form, nearest, search
-from hearth.quant.calibrated.gptq import Coded, gptq
+from hearth.quant.calibrated.gptq import Coded, gptq, rows_of
 from hearth.quant.calibrated.model import Layer
+from hearth.quant.calibrated.products import Rounding
 from hearth.quant.calibrated.refine import refined
 from hearth.quant.calibrated.states import States
+from hearth.quant.calibrated.tails import Tails
 from hearth.quant.calibrated.trace import Gram, Grams, Group, LayerTrace, Stage
 from hearth.quant.recipe import Recipe
 
@@ -34,8 +38,9 @@ _GRAM_BYTES = 2 << 30
 class LayerWork:
     """A layer at work.
 
-    `run` takes the states of a sequence through it; `tick(share)`: so much of the layer's work is
-    done, 1 in all.
+    `run` takes the states of a sequence through it, in float32; `tick(share)`: so much of its
+    work is done, 1 in all. `directory`: for what passes keep for each other. `is_rounded`: passes
+    over all sequences multiply in bfloat16.
     """
 
     layer: Layer
@@ -43,6 +48,9 @@ class LayerWork:
     states: States
     run: Callable[[Tensor], Tensor]
     tick: Callable[[float], None]
+    directory: Path
+    is_rounded: bool = False
+    passes: Passes | None = None
     codes: dict[str, CodeRows] = field(default_factory=dict)  # by the checkpoint's names
     changed: set[str] = field(default_factory=set)  # names in the module of what is not codes
     notes: list[str] = field(default_factory=list)
@@ -123,16 +131,53 @@ def stages_of(work: LayerWork, targets: list[str]) -> tuple[LayerTrace, list[Sta
     return trace, stages
 
 
+class Passes:
+    """Over all sequences, by the fastest arithmetic that there is."""
+
+    def __init__(self, work: LayerWork, targets: list[str]) -> None:
+        self._work = work
+        self._rounding = Rounding(work.module, targets, is_wanted=work.is_rounded)
+        self._tails = Tails(work.directory, lambda index: work.run(work.states[index]))
+
+    def keep(self, trace: LayerTrace, stages: list[Stage]) -> None:
+        """From here on they keep for each other what finished parts of the layer read."""
+        targets = {name for stage in stages for group in stage.groups for name in group.names}
+        order = [event.name for event in trace.events if event.name in targets]
+        with self._rounding.on():
+            self._tails.find(self._work.module, order, stages, self._rounding.kind_of)
+
+    @contextmanager
+    def over(self, stage: Stage | None = None) -> Iterator[Callable[[int], Tensor]]:
+        """Gives what runs a sequence, by its number. What `stage` reads is kept if it helps."""
+        with self._rounding.on():
+            if stage is None:
+                yield self._tails.pass_over
+                return
+            with self._tails.recording(self._work.module, stage):
+                yield self._tails.pass_over
+
+    def close(self) -> None:
+        """Gives back what passes have kept."""
+        self._tails.close()
+        if self._tails.is_full:
+            self._work.notes.append(
+                f"layer {self._work.layer.index}: the disk has no room for what its parts read, "
+                "which therefore ran several times"
+            )
+
+
 def grams_of(work: LayerWork, stage: Stage, share: float) -> Iterator[tuple[Group, Gram]]:
     """The groups of a stage with their Gram matrices, as many at a time as memory takes."""
+    assert work.passes is not None
     for groups in _batches(work, stage.groups):
-        grams = Grams(work.module, groups, stage.stop)
+        stop = (*stage.stop, *(group.width for group in groups if stage.is_once))
+        grams = Grams(work.module, groups, stop)
         part = share * len(groups) / len(stage.groups) / len(work.states)
-        with grams.watching() as take:
+        with work.passes.over(stage) as run, grams.watching() as take:
             for index in range(len(work.states)):
-                take(partial(work.run, work.states[index]))
+                take(partial(run, index))
                 work.tick(part)
-        grams.check(f"layer {work.layer.index}: ")
+        grams.finish(f"layer {work.layer.index}: ")
         for group in groups:
             yield group, grams.found.pop(group.width)
 
@@ -140,7 +185,10 @@ def grams_of(work: LayerWork, stage: Stage, share: float) -> Iterator[tuple[Grou
 def quantize_by_gptq(work: LayerWork) -> None:
     """All of a layer's matrices, stage by stage."""
     targets = work.targets()
-    _, stages = stages_of(work, targets)
+    trace, stages = stages_of(work, targets)
+    work.passes = Passes(work, targets)
+    work.passes.keep(trace, stages)
+    trace.events.clear()
     dampings: list[float] = []
     for stage in stages:
         rare: list[str] = []
@@ -168,16 +216,9 @@ def _by_gptq(work: LayerWork, names: list[str], gram: Tensor) -> float:
         row = 0
         for name in together:
             count = len(work.weight(name))
-            work.take(name, part_of(coded, row, count))
+            work.take(name, rows_of(coded, slice(row, row + count)))
             row += count
     return damping
-
-
-def part_of(coded: Coded, first: int, count: int) -> Coded:
-    """Some rows."""
-    rows = slice(first, first + count)
-    grid = type(coded.grid)(coded.grid.scales[rows], coded.grid.zeros[rows])
-    return Coded(coded.codes[rows], grid, coded.form, coded.damping)
 
 
 def _batches(work: LayerWork, groups: list[Group]) -> Iterator[list[Group]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hearth.core.errors import KernelError, WeightsError
+from hearth.core.units import format_duration
 from hearth.kernels.cpu.quantize import quantize_rows
 from hearth.kernels.packing import HostTensor
 from hearth.models.loader import load_model_spec
@@ -25,8 +26,10 @@ from hearth.models.safetensors_file import TensorEntry, read_checkpoint
 from hearth.models.safetensors_writer import SafetensorsWriter, TensorSpec
 from hearth.models.weight_plan import READABLE
 from hearth.quant.calibrated.awq import quantize_by_awq
+from hearth.quant.calibrated.estimate import measured_speed, operations_of
 from hearth.quant.calibrated.layer import LayerWork, quantize_by_gptq
 from hearth.quant.calibrated.model import StreamedModel
+from hearth.quant.calibrated.products import bfloat16_instruction, fastest_float32
 from hearth.quant.calibrated.states import StateFiles
 from hearth.quant.calibrated.text import Calibration, check_vocabulary
 from hearth.quant.checkpoint import (
@@ -49,7 +52,7 @@ _METHODS: dict[str, Callable[[LayerWork], None]] = {
     "awq": quantize_by_awq,
 }
 # Of what decides a layer's codes beside model, scheme, method and text.
-_VERSION = 1
+_VERSION = 2
 _FORWARD_SHARE = 0.2  # of a layer's work, about: the pass that makes the next layer's states
 
 
@@ -84,10 +87,12 @@ def quantize_calibrated(order: Order, observer: Observer) -> Conversion:
     Raises ModelError, WeightsError, ConfigError, CapacityError, HearthError.
     """
     check_method(order.scheme, order.method)
-    conversion = _conversion_of(order)
+    instruction = bfloat16_instruction()
+    conversion = _conversion_of(order, instruction)
     prepare(order.source, order.target)
-    run = _Run(order, conversion, observer)
-    layers = run.layers()
+    run = _Run(order, conversion, observer, instruction)
+    with fastest_float32():
+        layers = run.layers()
     kept = {run.layer_file(i).name for i in range(run.num_layers)} | run.rest(layers)
     files = weight_files(order.source)
     drop_leftovers(order.target, kept)
@@ -103,20 +108,26 @@ def is_finished(order: Order, observer: Observer) -> bool:
     """
     if not (order.target / "config.json").exists():  # it comes last
         return False
-    run = _Run(order, _conversion_of(order), observer)
+    instruction = bfloat16_instruction()
+    run = _Run(order, _conversion_of(order, instruction), observer, instruction)
     return all(run.is_done(index) for index in range(run.num_layers))
 
 
-def _conversion_of(order: Order) -> Conversion:
-    how = f", {order.method} version {_VERSION} over {order.calibration.identity}"
+def _conversion_of(order: Order, instruction: str) -> Conversion:
+    products = "bfloat16" if instruction else "float32"
+    how = f", {order.method} version {_VERSION} over {order.calibration.identity} in {products}"
     return conversion_of(order.source, order.scheme, order.ignore, how)
 
 
 class _Run:
     """The layers of one order."""
 
-    def __init__(self, order: Order, conversion: Conversion, observer: Observer) -> None:
+    def __init__(
+        self, order: Order, conversion: Conversion, observer: Observer, instruction: str
+    ) -> None:
+        """`instruction`: for products of bfloat16, "" where there is none."""
         self._order, self._conversion, self._observer = order, conversion, observer
+        self._instruction = instruction
         self._loaded = load_model_spec(order.source)
         self._checkpoint = read_checkpoint(order.source)
         check_vocabulary(order.calibration, self._loaded.spec.vocab_size)
@@ -144,6 +155,7 @@ class _Run:
         if first < self.num_layers:
             what = f"layers {first + 1} to {self.num_layers}"
             self._observer.begin(what, self.num_layers - first)
+            self._say_how_long(first)
             self._model.begin(self._order.calibration.tokens)
             self._embed(first)
         for index in range(first, self.num_layers):
@@ -153,6 +165,26 @@ class _Run:
             self._conversion.note(self.layer_file(index))
             names |= {entry.name for entry in self._model.entries(index)}
         return names
+
+    def _say_how_long(self, first: int) -> None:
+        """Which arithmetic it is, and of GPTQ about how long it will take."""
+        arithmetic = f"bfloat16 ({self._instruction})" if self._instruction else "float32"
+        self._observer.note(f"layers run in {arithmetic}, codes are searched in float32")
+        if self._order.method != "gptq":
+            return
+        matrices = [
+            (entry.name, entry.shape[0], slot.cols)
+            for index in range(first, self.num_layers)
+            for entry in self._model.entries(index)
+            if (slot := self._conversion.recipe.slot_of(entry.name, entry.shape)) is not None
+        ]
+        tokens = self._order.calibration.tokens
+        speed = measured_speed(is_rounded=bool(self._instruction))
+        seconds = operations_of(matrices, tokens.size).seconds(speed)
+        self._observer.note(
+            f"about {format_duration(seconds)} at this processor's speed for {len(tokens)} x "
+            f"{tokens.shape[1]} tokens; fewer --calibration-sequences take less"
+        )
 
     def rest(self, layers: set[str]) -> set[str]:
         """All tensors but those of `layers`, to nearest; the names of their files."""
@@ -217,17 +249,28 @@ class _Run:
                 states,
                 lambda one: self._model.run(layer, one),
                 lambda share: self._observer.advance(share * (1 - _FORWARD_SHARE)),
+                self._order.target,
+                is_rounded=bool(self._instruction),
             )
-            _METHODS[self._order.method](work)
-            if index + 1 < self.num_layers:
-                with self._states.writing(index + 1) as write:
-                    for i in range(len(states)):
-                        write(i, work.run(states[i]))
+            try:
+                _METHODS[self._order.method](work)
+                if index + 1 < self.num_layers:
+                    self._write_states(work)
+            finally:
+                if work.passes is not None:
+                    work.passes.close()
             self._write(work)
         for note in work.notes:
             self._observer.note(note)
         self._states.remove(index)
         self._observer.advance(_FORWARD_SHARE)
+
+    def _write_states(self, work: LayerWork) -> None:
+        """What the layer behind this one reads."""
+        assert work.passes is not None
+        with self._states.writing(work.layer.index + 1) as write, work.passes.over() as run:
+            for i in range(len(work.states)):
+                write(i, run(i))
 
     def _write(self, work: LayerWork) -> None:
         """The layer's file: codes, and everything else as the checkpoint has it."""

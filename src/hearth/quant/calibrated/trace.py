@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from hearth.core.errors import ModelError
 
+_STRIPE = 1024  # rows of a Gram matrix that are made by one product
+
 
 @dataclass(slots=True)
 class Group:
@@ -36,10 +38,15 @@ class Group:
 
 @dataclass(slots=True)
 class Stage:
-    """Groups that are quantized from one pass; `stop`: the pass may end where these are reached."""
+    """Groups that are quantized from one pass.
+
+    `stop`: the pass may end where these are reached; `is_once`: and where what is watched has been
+    seen, since the layer uses its only group once.
+    """
 
     groups: list[Group]
     stop: tuple[str, ...] = ()
+    is_once: bool = False
 
 
 @dataclass(slots=True)
@@ -95,6 +102,10 @@ class LayerTrace:
         places: dict[str, list[int]] = {}
         for place, event in enumerate(self.events):
             places.setdefault(event.name, []).append(place)
+        for stage in stages:
+            names = [name for group in stage.groups for name in group.names]
+            once = all(len(places.get(name, ())) == 1 for name in names)
+            stage.is_once = len(stage.groups) == 1 and once
         for stage, following in pairwise(stages):
             own = [p for g in stage.groups for n in g.names for p in places.get(n, ())]
             next_names = [n for g in following.groups for n in g.names]
@@ -153,6 +164,7 @@ class Grams:
     """Collects Gram matrices of some groups; a context around the passes."""
 
     def __init__(self, module: nn.Module, groups: list[Group], stop: tuple[str, ...] = ()) -> None:
+        """`stop`: the modules that no pass needs to run."""
         self._module, self._groups, self._stop = module, groups, stop
         self.found: dict[str, Gram] = {}
         for group in groups:
@@ -180,9 +192,10 @@ class Grams:
             for handle in handles:
                 handle.remove()
 
-    def check(self, where: str) -> None:
-        """Raises ModelError where inputs were not finite."""
+    def finish(self, where: str) -> None:
+        """Makes the matrices whole. Raises ModelError where inputs were not finite."""
         for name, gram in self.found.items():
+            _mirror(gram.sums)
             if not bool(torch.isfinite(gram.sums).all()):
                 raise ModelError(
                     f"{where}{name} reads values that are not finite, or too large to be squared",
@@ -195,11 +208,22 @@ class Grams:
 
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = args[0].reshape(-1, args[0].shape[-1])
-            gram.sums.addmm_(rows.T, rows)
+            for begin in range(0, rows.shape[1], _STRIPE):  # the upper half alone
+                columns = rows[:, begin : begin + _STRIPE]
+                gram.sums[begin : begin + _STRIPE, begin:].addmm_(columns.T, rows[:, begin:])
             gram.magnitudes += rows.abs().sum(0)
             gram.num_rows += len(rows)
 
         return add
+
+
+def _mirror(sums: Tensor) -> None:
+    """Puts the upper half of a symmetric matrix into its lower one."""
+    for begin in range(0, len(sums), _STRIPE):
+        end = begin + _STRIPE
+        square = sums[begin:end, begin:end]
+        square.copy_(square.triu() + square.triu(1).T)
+        sums[end:, begin:end] = sums[begin:end, end:].T
 
 
 def _stop(_: nn.Module, __: object) -> None:
