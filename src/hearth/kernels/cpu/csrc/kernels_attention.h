@@ -42,8 +42,8 @@ constexpr int kMostQueries = kAttendSums / kScoreVecs;
 struct AttendState {
   float *total, *segment, *queries, *scores;
   float *m, *l, *total_m, *total_l;
-  float* weights;     // of 4-bit codes
-  uint16_t* decoded;  // of codes
+  float *weights, *weight_factors, *query_factors;  // of codes
+  uint16_t* decoded;                                // likewise
   int padded, value_groups;
 };
 
@@ -293,10 +293,34 @@ void attend_tile(const AttendArgs& a, const AttendState& s, const T& tile, int q
     add_values<1, T, O>(s, tile, query + i, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
 }
 
+}  // namespace
+
+#if defined(HEARTH_WORD_DOTS)
+#include "kernels_attention_words.h"
+#endif
+
+namespace {
+
+template <class T>
+constexpr int most_together() {
+  if constexpr (T::kInWords)
+    return kMostQueries / T::kParts;
+  else
+    return kMostQueries;
+}
+
+template <int Q, class T, class O>
+void attend_queries(const AttendArgs& a, const AttendState& s, const T& tile, int query) {
+  if constexpr (T::kInWords)
+    attend_word_tile<Q>(a, s, tile, query);
+  else
+    attend_tile<Q, T, O>(a, s, tile, query);
+}
+
 template <int Q, class T, class O>
 void attend_rest(const AttendArgs& a, const AttendState& s, const T& tile, int query, int last) {
   if constexpr (Q > 0) {
-    if (last - query == Q) return attend_tile<Q, T, O>(a, s, tile, query);
+    if (last - query == Q) return attend_queries<Q, T, O>(a, s, tile, query);
     attend_rest<Q - 1, T, O>(a, s, tile, query, last);
   }
 }
@@ -335,9 +359,9 @@ void attend_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
     T tile(a, base, s.decoded);
     int query, last;
     seeing(a, base, base + kTile, query, last);
-    for (; query + kMostQueries <= last; query += kMostQueries)
-      attend_tile<kMostQueries, T, O>(a, s, tile, query);
-    attend_rest<kMostQueries - 1, T, O>(a, s, tile, query, last);
+    constexpr int most = most_together<T>();
+    for (; query + most <= last; query += most) attend_queries<most, T, O>(a, s, tile, query);
+    attend_rest<most - 1, T, O>(a, s, tile, query, last);
   }
 }
 
@@ -347,8 +371,9 @@ inline AttendState state_of(const AttendArgs& a) {
   s.padded = static_cast<int>(a.layout.padded);
   s.value_groups = a.layout.value_groups;
   s.decoded = reinterpret_cast<uint16_t*>(a.scratch);
-  int64_t of_tile =
-      hearth::is_coded(a.storage) ? kTile * (a.layout.key_rows + a.layout.padded) / 2 : 0;
+  int64_t of_tile = hearth::is_coded(a.storage)
+                        ? kTile * (a.layout.key_rows + a.layout.padded) / 2 + hearth::kTileSlack
+                        : 0;
   s.total = a.scratch + of_tile;
   s.segment = s.total + queries * s.padded;
   s.queries = s.segment + queries * s.padded;
@@ -357,7 +382,9 @@ inline AttendState state_of(const AttendArgs& a) {
   s.l = s.m + queries;
   s.total_m = s.l + queries;
   s.total_l = s.total_m + queries;
-  s.weights = s.total_l + queries;
+  s.query_factors = s.total_l + queries;
+  s.weight_factors = s.query_factors + queries;
+  s.weights = s.weight_factors + queries * s.value_groups;
   return s;
 }
 
@@ -401,7 +428,10 @@ inline void write_totals(const AttendArgs& a, const AttendState& s) {
 template <class T, class O>
 void attend_as(const AttendArgs& a) {
   AttendState s = state_of(a);
-  copy_queries<O>(a, s);
+  if constexpr (T::kInWords)
+    copy_query_words<T::kParts>(a, s);
+  else
+    copy_queries<O>(a, s);
   if (a.partials) {
     for (int64_t segment = a.first_segment; segment < a.last_segment; segment++) {
       use_partial(a, s, segment);
@@ -423,9 +453,39 @@ void attend_stored(const AttendArgs& a) {
   a.rounded ? attend_as<T, uint16_t>(a) : attend_as<T, float>(a);
 }
 
+// Integer codes where the processor multiplies words; which way is taken depends on what is stored
+// and on the operation, never on the rows.
+#if defined(HEARTH_WORD_DOTS)
+template <int BITS, int PARTS>
+void attend_words_of(const AttendArgs& a) {
+  if (expands_words(a, kMostQueries / PARTS))
+    attend_as<WordTile<BITS, PARTS, true>, int16_t>(a);
+  else
+    attend_as<WordTile<BITS, PARTS, false>, int16_t>(a);
+}
+template <int PARTS>
+bool attend_words_in(const AttendArgs& a) {
+  if constexpr (PARTS > kWordParts) {
+    return false;
+  } else {
+    a.storage == HEARTH_KV_INT4 ? attend_words_of<4, PARTS>(a) : attend_words_of<8, PARTS>(a);
+    return true;
+  }
+}
+bool attend_words(const AttendArgs& a) {
+  if (a.storage != HEARTH_KV_INT8 && a.storage != HEARTH_KV_INT4) return false;
+  return a.rounded ? attend_words_in<1>(a) : attend_words_in<2>(a);
+}
+#else
+bool attend_words(const AttendArgs&) {
+  return false;
+}
+#endif
+
 void attend(const AttendArgs& a) {
   if (a.storage == HEARTH_F32) return attend_as<Tile<float>, float>(a);
   if (a.storage == HEARTH_BF16) return attend_stored<Tile<uint16_t>>(a);
+  if (attend_words(a)) return;
   if (a.storage == HEARTH_KV_INT4) return attend_stored<CodeTile<true>>(a);
   attend_stored<CodeTile<false>>(a);
 }

@@ -243,43 +243,65 @@ inline void fetch_ahead(const AttendArgs& a, int64_t key) {
     __builtin_prefetch(part + a.layout.values + group * of_values + i, 0, second_level);
 }
 
-// As Tile, of codes: 64 keys are taken apart once for all queries that look at them, into memory
-// that stays in the first-level cache.
-template <bool GROUPED>
-struct CodeTile {
-  using Element = uint16_t;
-  static constexpr bool kScaled = true, kGrouped = GROUPED;
+// Where the scales of a tile of codes lie, by groups of 16 keys.
+struct CodeScales {
   int64_t base;
-  const uint16_t* keys[kTile / kKeyGroup];
-  const uint16_t* values[kTile / kKeyGroup];
+  int64_t group_keys[kTile / kKeyGroup];            // the first key of each
   const uint16_t* key_scales[kTile / kKeyGroup];    // [16]
   const uint16_t* value_scales[kTile / kKeyGroup];  // [groups][16], `group_step` between them
   int group_step;
 
-  CodeTile(const AttendArgs& a, int64_t base, uint16_t* decoded)
-      : base(base), group_step(a.block_size) {
-    int64_t first = first_of(a, 0), last = end_of(a, a.rows * a.heads - 1) - 1, before = -1;
+  CodeScales(const AttendArgs& a, int64_t base) : base(base), group_step(a.block_size) {}
+
+  // Calls f(g, key) with the first key of each group, or, of a group that no row sees, of the
+  // nearest one that a row does.
+  template <class F>
+  void each_group(const AttendArgs& a, int64_t base, F&& f) {
+    int64_t first = first_of(a, 0), last = end_of(a, a.rows * a.heads - 1) - 1;
+    for (int g = 0; g < kTile / kKeyGroup; g++) {
+      group_keys[g] = smaller(larger(base + g * kKeyGroup, first), last) / kKeyGroup * kKeyGroup;
+      f(g, group_keys[g]);
+    }
+  }
+  // Returns the part of the block that they lie in, and fetches what is read one tile later.
+  const char* take_scales(const AttendArgs& a, int g, int64_t key) {
+    if (key + kTile < end_of(a, a.rows * a.heads - 1)) fetch_ahead(a, key + kTile);
+    const char* part = key_part(a, key);
+    int64_t offset = key % a.block_size;
+    key_scales[g] = reinterpret_cast<const uint16_t*>(part + a.layout.key_scales) + offset;
+    value_scales[g] = reinterpret_cast<const uint16_t*>(part + a.layout.value_scales) + offset;
+    return part;
+  }
+  void repeat_scales(int g) {
+    key_scales[g] = key_scales[g - 1], value_scales[g] = value_scales[g - 1];
+  }
+};
+
+// As Tile, of codes: 64 keys are taken apart once for all queries that look at them, into memory.
+template <bool GROUPED>
+struct CodeTile : CodeScales {
+  using Element = uint16_t;
+  static constexpr bool kScaled = true, kGrouped = GROUPED, kInWords = false;
+  const uint16_t* keys[kTile / kKeyGroup];
+  const uint16_t* values[kTile / kKeyGroup];
+
+  CodeTile(const AttendArgs& a, int64_t base, uint16_t* decoded) : CodeScales(a, base) {
     int key_size = static_cast<int>(a.layout.key_rows) * kKeyGroup;
     int value_size = static_cast<int>(a.layout.padded) * kKeyGroup;
     uint16_t* decoded_values = decoded + kTile / kKeyGroup * key_size;
-    for (int g = 0; g < kTile / kKeyGroup; g++) {
-      int64_t key = smaller(larger(base + g * kKeyGroup, first), last) / kKeyGroup * kKeyGroup;
-      if (key == before) {
+    each_group(a, base, [&](int g, int64_t key) {
+      if (g > 0 && key == group_keys[g - 1]) {
+        repeat_scales(g);
         keys[g] = keys[g - 1], values[g] = values[g - 1];
-        key_scales[g] = key_scales[g - 1], value_scales[g] = value_scales[g - 1];
-        continue;
+        return;
       }
-      before = key;
-      if (key + kTile <= last) fetch_ahead(a, key + kTile);
-      const char* part = key_part(a, key);
+      const char* part = take_scales(a, g, key);
       int offset = static_cast<int>(key % a.block_size);
       decode_keys(a, part, offset, decoded + g * key_size);
       decode_values(a, part, offset, decoded_values + g * value_size);
       keys[g] = decoded + g * key_size;
       values[g] = decoded_values + g * value_size;
-      key_scales[g] = reinterpret_cast<const uint16_t*>(part + a.layout.key_scales) + offset;
-      value_scales[g] = reinterpret_cast<const uint16_t*>(part + a.layout.value_scales) + offset;
-    }
+    });
   }
 };
 

@@ -1,0 +1,358 @@
+// Attention over integer codes, by integer products.
+//
+// Codes of 8 and 4 bits become 16-bit integers, a vector at a time in registers or, where many
+// queries look at them, a tile at a time in memory, and are multiplied with queries and weights in
+// fixed point, two products a lane and instruction. Sums are exact: they are the same whatever their
+// order, and however many queries go through the keys together.
+//
+// Fixed point: integers times a power of two. That of a query follows from its largest element;
+// that of the weights of a tile (times the values' scales, of each group of columns that shares
+// them) from its largest score and its largest scale. What products need one word for (PARTS = 1)
+// has 15 bits and a sign; of two words (PARTS = 2) 30 bits are used, more than float32 has. A key
+// that a query does not see has the weight 0, whose product is 0 with any code.
+//
+// What is not finite has no fixed point: then the power of two is NaN, and so is all that it scales.
+//
+//   queries: [queries][PARTS][padded] words; weights: [queries][groups][PARTS][64] words, each in
+//   the memory of as many floats
+// Included by kernels_attention.h only.
+#pragma once
+
+namespace {
+
+constexpr float kLeastScore = -1e30f;  // finite, and below any other
+
+// Sums of 512 products stay below 2^31: 512 · 127 · 2^15.
+static_assert(int64_t{hearth::kMostCodedDim} * 127 * 32768 < 2147483648);
+
+inline float power_of_two(float n) {  // an integer ≤ 127; 2^−126 below −126, and of NaN
+  int32_t bits = ((n > -126.0f ? static_cast<int32_t>(n) : -126) + 127) << 23;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+struct FixedPoint {
+  float up, down;  // to integers, and back
+};
+// Of numbers whose largest magnitude has these bits.
+template <int PARTS>
+inline FixedPoint fixed_point(int32_t most) {
+  constexpr int places = PARTS == 1 ? 14 : 29;
+  int exponent = most >> 23;
+  if (exponent == 255) return {0.0f, kNaN};
+  if (exponent <= places) exponent = places + 1;  // `up` would be too large: below 2^−97
+  auto n = static_cast<float>(places + 127 - exponent);
+  return {power_of_two(n), power_of_two(-n)};
+}
+
+inline Int magnitude_bits(Vec x) {
+  return ibits(ito_bits(x), 0, 0x7fffffff);
+}
+
+// The scales of a tile's values, times a power of two for each group of columns.
+constexpr int kMostGroups = hearth::kMostCodedDim / kScaleColumns;
+struct ValueScales {
+  float up[kMostGroups][kTile];
+  float down[kMostGroups];
+};
+template <int PARTS>
+inline void scale_values(const CodeScales& tile, int groups, Span span, ValueScales& out) {
+  for (int g = 0; g < groups; g++) {
+    Vec scales[kTileVecs];
+    Int most = izero();
+    for (int v = 0; v < kTileVecs; v++) {
+      int first = v * kLanes;
+      const uint16_t* p = tile.value_scales[first / kKeyGroup] + first % kKeyGroup;
+      scales[v] = vload(p + g * tile.group_step);
+      if (!span.is_whole()) scales[v] = vkeep(scales[v], vzero(), span.lo - first, span.hi - first);
+      most = imax(most, magnitude_bits(scales[v]));
+    }
+    FixedPoint fixed = fixed_point<PARTS>(lane_max(most));
+    for (int v = 0; v < kTileVecs; v++)
+      vstore(out.up[g] + v * kLanes, vmul(scales[v], vset(fixed.up)));
+    out.down[g] = fixed.down;
+  }
+}
+
+// `count` codes as words in the same order, in 4 bits the low ones of all, then the high ones. Up to
+// a vector is read and written too many.
+template <int BITS>
+HEARTH_INLINE void expand_words(const uint8_t* codes, int count, int16_t* out) {
+  constexpr int at_once = 2 * kLanes;
+  if constexpr (BITS == 8) {
+    for (int i = 0; i < count; i += at_once) istore(out + i, signed_words(codes + i));
+  } else {
+    for (int i = 0; i < count; i += at_once) istore(out + i, nibble_words<0>(codes + i));
+    for (int i = 0; i < count; i += at_once) istore(out + count + i, nibble_words<1>(codes + i));
+  }
+}
+
+template <bool EXPANDED>
+struct CodeOf {
+  using Type = uint8_t;
+};
+template <>
+struct CodeOf<true> {
+  using Type = int16_t;
+};
+
+// As CodeTile, of codes where they lie, or EXPANDED.
+template <int BITS, int PARTS, bool EXPANDED>
+struct WordTile : CodeScales {
+  static constexpr bool kInWords = true, kGrouped = BITS == 4;
+  static constexpr int kParts = PARTS;
+  static constexpr int kInByte = BITS == 4 ? 2 : 1;
+  static constexpr int kHalves = EXPANDED ? 1 : kInByte;
+  using Code = typename CodeOf<EXPANDED>::Type;
+  const Code* keys[kTile / kKeyGroup];
+  const Code* values[kTile / kKeyGroup];
+  float key_factors[kTile];  // with the scale of all scores
+  ValueScales scaled;        // as a query has them that sees all keys
+
+  WordTile(const AttendArgs& a, int64_t base, uint16_t* memory) : CodeScales(a, base) {
+    each_group(a, base, [&](int g, int64_t key) {
+      if (g > 0 && key == group_keys[g - 1]) {
+        repeat_scales(g);
+        keys[g] = keys[g - 1], values[g] = values[g - 1];
+        return;
+      }
+      place(a, g, key % a.block_size, take_scales(a, g, key), reinterpret_cast<int16_t*>(memory));
+    });
+    Vec scale = vset(a.soft_cap > 0.0f ? a.scale : a.scale * kLog2E);
+    for (int i = 0; i < kTile; i += kLanes)
+      vstore(key_factors + i, vmul(vload(key_scales[i / kKeyGroup] + i % kKeyGroup), scale));
+    scale_values<PARTS>(*this, a.layout.value_groups, {0, kTile}, scaled);
+  }
+
+  void place(const AttendArgs& a, int g, int64_t offset, const char* part, int16_t* memory) {
+    int key_size = static_cast<int>(a.layout.key_rows), size = static_cast<int>(a.layout.padded);
+    auto* k = reinterpret_cast<const uint8_t*>(part) + offset * (key_size / kInByte);
+    auto* v = reinterpret_cast<const uint8_t*>(part + a.layout.values) + offset * (size / kInByte);
+    if constexpr (EXPANDED) {
+      int16_t* to_keys = memory + g * kKeyGroup * key_size;
+      int16_t* to_values = memory + kTile * key_size + g * kKeyGroup * size;
+      expand_words<BITS>(k, key_size / kInByte * kKeyGroup, to_keys);
+      for (int i = 0; i < kKeyGroup * size; i += 2 * size)
+        expand_words<BITS>(v + i / kInByte, 2 * size / kInByte, to_values + i);
+      keys[g] = to_keys, values[g] = to_values;
+    } else {
+      keys[g] = k, values[g] = v;
+    }
+  }
+
+  // A vector of pairs of codes, of 4 bits the low ones or the high ones.
+  template <int HALF>
+  static Int load(const Code* p) {
+    if constexpr (EXPANDED)
+      return iload(p);
+    else if constexpr (BITS == 4)
+      return nibble_words<HALF>(p);
+    else
+      return signed_words(p);
+  }
+};
+
+// Where the halves of a value's codes begin within a vector they have to be expanded; and where
+// many queries look at them, it takes less time.
+inline bool expands_words(const AttendArgs& a, int most_together) {
+  if (a.storage == HEARTH_KV_INT4 && a.layout.padded % (2 * kKeyGroup) != 0) return true;
+  return a.rows * a.heads > 2 * most_together;
+}
+
+// x · up as words, of two parts the high ones `step` before the low ones.
+template <int PARTS>
+inline void store_fixed(int16_t* out, int step, Vec scaled) {
+  Int n = iround(scaled);
+  if constexpr (PARTS == 2) {
+    store_low_words(out + step, n);
+    n = ishift_right<16>(iadd(n, iset(0x8000)));
+  }
+  store_words(out, n);
+}
+template <int PARTS>
+inline Vec sum_of_parts(const Int* parts, int step) {
+  if constexpr (PARTS == 1) return vfloat(parts[0]);
+  return vfma(vfloat(parts[0]), vset(65536.0f), vfloat(parts[step]));
+}
+inline Int pair_in_all_lanes(const int16_t* p) {
+  int32_t both;
+  memcpy(&both, p, 4);
+  return iset(both);
+}
+
+inline int16_t* query_words(const AttendState& s, int query) {
+  return reinterpret_cast<int16_t*>(s.queries + query * s.padded);
+}
+inline int16_t* weight_words(const AttendState& s, int query, int group) {
+  return reinterpret_cast<int16_t*>(s.weights + (query * s.value_groups + group) * kTile);
+}
+
+template <int PARTS>
+void copy_query_words(const AttendArgs& a, const AttendState& s) {
+  for (int i = 0; i < a.rows * a.heads; i++) {
+    float x[kMostCodedDim + kPanel];
+    memcpy(x, query_of(a, i), sizeof(float) * static_cast<size_t>(a.head_dim));
+    memset(x + a.head_dim, 0, sizeof(float) * kPanel);
+    if (a.rotated) rotate(x, a.head_dim);
+    Int most = izero();
+    for (int d = 0; d < s.padded; d += kLanes) most = imax(most, magnitude_bits(vload(x + d)));
+    FixedPoint fixed = fixed_point<PARTS>(lane_max(most));
+    for (int d = 0; d < s.padded; d += kLanes)
+      store_fixed<PARTS>(query_words(s, i) + d, s.padded, vmul(vload(x + d), vset(fixed.up)));
+    s.query_factors[i] = fixed.down;
+  }
+}
+
+// As tile_scores.
+template <int Q, class T>
+void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, int query,
+                      const Span* spans) {
+  constexpr int PARTS = T::kParts;
+  const int16_t* q = query_words(s, query);
+  const int q_step = 2 * s.padded, half = static_cast<int>(a.layout.key_rows) / T::kHalves;
+  for (int lane = 0; lane < kTile; lane += kScoreVecs * kLanes) {
+    const typename T::Code* k[kScoreVecs];
+    unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
+      int first = lane + v.value * kLanes;
+      k[v.value] = tile.keys[first / kKeyGroup] + first % kKeyGroup * 2;
+    });
+    Int acc[Q * PARTS][kScoreVecs];
+    unroll<Q * PARTS * kScoreVecs>(
+        [&](auto i) HEARTH_LAMBDA { acc[i.value / kScoreVecs][i.value % kScoreVecs] = izero(); });
+    for (int d = 0; d < half; d += 2)
+      unroll<T::kHalves>([&](auto h) HEARTH_LAMBDA {
+        Int keys[kScoreVecs];
+        unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
+          keys[v.value] = T::template load<h.value>(k[v.value] + d * kKeyGroup);
+        });
+        unroll<Q * PARTS>([&](auto i) HEARTH_LAMBDA {
+          const int16_t* of_query = q + i.value / PARTS * q_step + i.value % PARTS * s.padded;
+          Int qd = pair_in_all_lanes(of_query + h.value * half + d);
+          unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
+            acc[i.value][v.value] = dot_words(acc[i.value][v.value], keys[v.value], qd);
+          });
+        });
+      });
+    unroll<Q * kScoreVecs>([&](auto i) HEARTH_LAMBDA {
+      constexpr int number = i.value / kScoreVecs, v = i.value % kScoreVecs;
+      Span span = spans[number];
+      int first = lane + v * kLanes;
+      Vec sum = sum_of_parts<PARTS>(&acc[number * PARTS][v], kScoreVecs);
+      Vec score = vmul(sum, vset(s.query_factors[query + number]));
+      score = vmul(score, vload(tile.key_factors + first));
+      if (a.soft_cap > 0.0f) score = vmul(capped(score, a.soft_cap), vset(kLog2E));
+      if (!span.is_whole())
+        score = vkeep(score, vset(kMinusInfinity), span.lo - first, span.hi - first);
+      vstore(s.scores + (query + number) * kTile + first, score);
+    });
+  }
+}
+
+// As tile_weights: the weights of a query, relative to a power of two of this tile, as words.
+template <class T>
+inline void tile_word_weights(const AttendState& s, const T& tile, int query, Span span) {
+  const float* scores = s.scores + query * kTile;
+  Vec most = vload(scores);
+  for (int v = 1; v < kTileVecs; v++) most = vmax(most, vload(scores + v * kLanes));
+  float top = lane_max(most);
+  top = top < kLeastScore ? kLeastScore : top;
+  Vec own = vround(vset(top + 0.5f)), sum = vzero();  // no weight is larger than 1
+  ValueScales seen;
+  const ValueScales* scales = &tile.scaled;
+  if (!span.is_whole()) {
+    scale_values<T::kParts>(tile, s.value_groups, span, seen);
+    scales = &seen;
+  }
+  for (int v = 0; v < kTileVecs; v++) {
+    int first = v * kLanes;
+    Vec weight = vexp2(vsub(vload(scores + first), own));
+    if (!span.is_whole()) weight = vkeep(weight, vzero(), span.lo - first, span.hi - first);
+    sum = vadd(sum, weight);
+    for (int g = 0; g < s.value_groups; g++)
+      store_fixed<T::kParts>(weight_words(s, query, g) + first, kTile,
+                             vmul(weight, vload(scales->up[g] + first)));
+  }
+  float peak = first_lane(own), before = s.m[query], m = peak > before ? peak : before;
+  if (m != before && before != kMinusInfinity) {
+    float factor = power_of_two(before - m);
+    s.l[query] *= factor;
+    float* sums = s.segment + query * s.padded;
+    for (int d = 0; d < s.padded; d += kLanes)
+      vstore(sums + d, vmul(vload(sums + d), vset(factor)));
+  }
+  float now = power_of_two(peak - m);
+  s.l[query] += lane_sum(sum) * now;
+  s.m[query] = m;
+  for (int g = 0; g < s.value_groups; g++)
+    s.weight_factors[query * s.value_groups + g] = scales->down[g] * now;
+}
+
+// segment[query] += weights · V, N vectors from `column` of a half on, which share their scales.
+template <int Q, int N, int HALF, class T>
+HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int query, int column) {
+  constexpr int PARTS = T::kParts;
+  const int half = s.padded / T::kHalves, of_all = HALF * half + column;
+  const int group = T::kGrouped ? of_all / kScaleColumns : 0;
+  const int16_t* weights = weight_words(s, query, group);
+  const int weights_step = s.value_groups * 2 * kTile;
+  Int acc[Q * PARTS][N];
+  unroll<Q * PARTS * N>([&](auto i) HEARTH_LAMBDA { acc[i.value / N][i.value % N] = izero(); });
+  for (int key = 0; key < kTile; key += kKeyGroup) {
+    const typename T::Code* v = tile.values[key / kKeyGroup] + column * 2;
+    for (int of_group = 0; of_group < kKeyGroup; of_group += 2, v += 2 * half) {
+      Int values[N];
+      unroll<N>([&](auto n) HEARTH_LAMBDA {
+        values[n.value] = T::template load<HALF>(v + n.value * kLanes * 2);
+      });
+      unroll<Q * PARTS>([&](auto i) HEARTH_LAMBDA {
+        const int16_t* of_query = weights + i.value / PARTS * weights_step + i.value % PARTS * kTile;
+        Int weight = pair_in_all_lanes(of_query + key + of_group);
+        unroll<N>([&](auto n) HEARTH_LAMBDA {
+          acc[i.value][n.value] = dot_words(acc[i.value][n.value], values[n.value], weight);
+        });
+      });
+    }
+  }
+  unroll<Q * N>([&](auto i) HEARTH_LAMBDA {
+    constexpr int number = i.value / N, n = i.value % N;
+    float* sums = s.segment + (query + number) * s.padded + of_all + n * kLanes;
+    Vec sum = sum_of_parts<PARTS>(&acc[number * PARTS][n], N);
+    Vec factor = vset(s.weight_factors[(query + number) * s.value_groups + group]);
+    vstore(sums, vfma(sum, factor, vload(sums)));
+  });
+}
+
+template <int Q, int HALF, class T>
+void add_word_values(const AttendState& s, const T& tile, int query) {
+  constexpr int sums = Q * T::kParts;
+  constexpr int most = sums <= 2 && kAttendSums / sums >= 8 && !T::kGrouped ? 8 : 4;
+  const int half = s.padded / T::kHalves;
+  for (int column = 0; column < half;) {
+    int of_group = T::kGrouped ? kScaleColumns - (HALF * half + column) % kScaleColumns : half;
+    int vectors = static_cast<int>(smaller(half - column, of_group)) / kLanes;
+    if (vectors >= most) {
+      add_word_columns<Q, most, HALF>(s, tile, query, column);
+      column += most * kLanes;
+    } else if (vectors >= 2) {
+      add_word_columns<Q, 2, HALF>(s, tile, query, column);
+      column += 2 * kLanes;
+    } else {
+      add_word_columns<Q, 1, HALF>(s, tile, query, column);
+      column += kLanes;
+    }
+  }
+}
+
+// As attend_tile; there are no edges.
+template <int Q, class T>
+void attend_word_tile(const AttendArgs& a, const AttendState& s, const T& tile, int query) {
+  Span spans[Q];
+  for (int i = 0; i < Q; i++) spans[i] = span_of(a, query + i, tile.base);
+  tile_word_scores<Q>(a, s, tile, query, spans);
+  for (int i = 0; i < Q; i++) tile_word_weights(s, tile, query + i, spans[i]);
+  add_word_values<Q, 0>(s, tile, query);
+  if constexpr (T::kHalves == 2) add_word_values<Q, 1>(s, tile, query);
+}
+
+}  // namespace
