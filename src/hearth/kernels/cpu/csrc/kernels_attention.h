@@ -310,7 +310,7 @@ constexpr int most_together() {
 }
 
 template <int Q, class T, class O>
-void attend_queries(const AttendArgs& a, const AttendState& s, const T& tile, int query) {
+void attend_queries(const AttendArgs& a, const AttendState& s, T& tile, int query) {
   if constexpr (T::kInWords)
     attend_word_tile<Q>(a, s, tile, query);
   else
@@ -318,7 +318,7 @@ void attend_queries(const AttendArgs& a, const AttendState& s, const T& tile, in
 }
 
 template <int Q, class T, class O>
-void attend_rest(const AttendArgs& a, const AttendState& s, const T& tile, int query, int last) {
+void attend_rest(const AttendArgs& a, const AttendState& s, T& tile, int query, int last) {
   if constexpr (Q > 0) {
     if (last - query == Q) return attend_queries<Q, T, O>(a, s, tile, query);
     attend_rest<Q - 1, T, O>(a, s, tile, query, last);

@@ -57,7 +57,7 @@ struct ValueScales {
   float down[kMostGroups];
 };
 template <int PARTS>
-inline void scale_values(const CodeScales& tile, int groups, Span span, ValueScales& out) {
+inline void scale_values(const CodePlaces& tile, int groups, Span span, ValueScales& out) {
   for (int g = 0; g < groups; g++) {
     Vec scales[kTileVecs];
     Int most = izero();
@@ -99,7 +99,7 @@ struct CodeOf<true> {
 
 // As CodeTile, of codes where they lie, or EXPANDED.
 template <int BITS, int PARTS, bool EXPANDED>
-struct WordTile : CodeScales {
+struct WordTile : CodePlaces {
   static constexpr bool kInWords = true, kGrouped = BITS == 4;
   static constexpr int kParts = PARTS;
   static constexpr int kInByte = BITS == 4 ? 2 : 1;
@@ -109,36 +109,39 @@ struct WordTile : CodeScales {
   const Code* values[kTile / kKeyGroup];
   float key_factors[kTile];  // with the scale of all scores
   ValueScales scaled;        // as a query has them that sees all keys
+  bool fetches = !EXPANDED;  // the next tile's codes
 
-  WordTile(const AttendArgs& a, int64_t base, uint16_t* memory) : CodeScales(a, base) {
-    each_group(a, base, [&](int g, int64_t key) {
-      if (g > 0 && key == group_keys[g - 1]) {
-        repeat_scales(g);
-        keys[g] = keys[g - 1], values[g] = values[g - 1];
-        return;
-      }
-      place(a, g, key % a.block_size, take_scales(a, g, key), reinterpret_cast<int16_t*>(memory));
-    });
+  WordTile(const AttendArgs& a, int64_t base, uint16_t* memory) : CodePlaces(a, base) {
+    for (int g = 0; g < kTile / kKeyGroup; g++)
+      if constexpr (EXPANDED)
+        expand(a, g, reinterpret_cast<int16_t*>(memory));
+      else
+        keys[g] = key_codes[g], values[g] = value_codes[g];
     Vec scale = vset(a.soft_cap > 0.0f ? a.scale : a.scale * kLog2E);
     for (int i = 0; i < kTile; i += kLanes)
       vstore(key_factors + i, vmul(vload(key_scales[i / kKeyGroup] + i % kKeyGroup), scale));
     scale_values<PARTS>(*this, a.layout.value_groups, {0, kTile}, scaled);
   }
 
-  void place(const AttendArgs& a, int g, int64_t offset, const char* part, int16_t* memory) {
+  void expand(const AttendArgs& a, int g, int16_t* memory) {
     int key_size = static_cast<int>(a.layout.key_rows), size = static_cast<int>(a.layout.padded);
-    auto* k = reinterpret_cast<const uint8_t*>(part) + offset * (key_size / kInByte);
-    auto* v = reinterpret_cast<const uint8_t*>(part + a.layout.values) + offset * (size / kInByte);
-    if constexpr (EXPANDED) {
-      int16_t* to_keys = memory + g * kKeyGroup * key_size;
-      int16_t* to_values = memory + kTile * key_size + g * kKeyGroup * size;
-      expand_words<BITS>(k, key_size / kInByte * kKeyGroup, to_keys);
-      for (int i = 0; i < kKeyGroup * size; i += 2 * size)
-        expand_words<BITS>(v + i / kInByte, 2 * size / kInByte, to_values + i);
-      keys[g] = to_keys, values[g] = to_values;
-    } else {
-      keys[g] = k, values[g] = v;
+    int16_t* to_keys = memory + g * kKeyGroup * key_size;
+    int16_t* to_values = memory + kTile * key_size + g * kKeyGroup * size;
+    keys[g] = to_keys, values[g] = to_values;
+    if (is_repeated[g]) {
+      keys[g] = keys[g - 1], values[g] = values[g - 1];
+      return;
     }
+    expand_words<BITS>(key_codes[g], key_size / kInByte * kKeyGroup, to_keys);
+    for (int i = 0; i < kKeyGroup * size; i += 2 * size)
+      expand_words<BITS>(value_codes[g] + i / kInByte, 2 * size / kInByte, to_values + i);
+  }
+
+  // At element d of a half: two lines of two groups, or of the other two.
+  void fetch_keys(int d) const {
+    int g = d & 2, line = (d & ~2) * kKeyGroup;
+    fetch<true>(key_codes[g] + line, keys_ahead[g]);
+    fetch<true>(key_codes[g + 1] + line, keys_ahead[g + 1]);
   }
 
   // A vector of pairs of codes, of 4 bits the low ones or the high ones.
@@ -207,7 +210,7 @@ void copy_query_words(const AttendArgs& a, const AttendState& s) {
 // As tile_scores.
 template <int Q, class T>
 void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, int query,
-                      const Span* spans) {
+                      const Span* spans, bool fetches) {
   constexpr int PARTS = T::kParts;
   const int16_t* q = query_words(s, query);
   const int q_step = 2 * s.padded, half = static_cast<int>(a.layout.key_rows) / T::kHalves;
@@ -220,7 +223,8 @@ void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, 
     Int acc[Q * PARTS][kScoreVecs];
     unroll<Q * PARTS * kScoreVecs>(
         [&](auto i) HEARTH_LAMBDA { acc[i.value / kScoreVecs][i.value % kScoreVecs] = izero(); });
-    for (int d = 0; d < half; d += 2)
+    for (int d = 0; d < half; d += 2) {
+      if (fetches && lane == 0) tile.fetch_keys(d);
       unroll<T::kHalves>([&](auto h) HEARTH_LAMBDA {
         Int keys[kScoreVecs];
         unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
@@ -234,6 +238,7 @@ void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, 
           });
         });
       });
+    }
     unroll<Q * kScoreVecs>([&](auto i) HEARTH_LAMBDA {
       constexpr int number = i.value / kScoreVecs, v = i.value % kScoreVecs;
       Span span = spans[number];
@@ -290,7 +295,8 @@ inline void tile_word_weights(const AttendState& s, const T& tile, int query, Sp
 
 // segment[query] += weights · V, N vectors from `column` of a half on, which share their scales.
 template <int Q, int N, int HALF, class T>
-HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int query, int column) {
+HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int query, int column,
+                                    bool fetches) {
   constexpr int PARTS = T::kParts;
   const int half = s.padded / T::kHalves, of_all = HALF * half + column;
   const int group = T::kGrouped ? of_all / kScaleColumns : 0;
@@ -301,6 +307,10 @@ HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int que
   for (int key = 0; key < kTile; key += kKeyGroup) {
     const typename T::Code* v = tile.values[key / kKeyGroup] + column * 2;
     for (int of_group = 0; of_group < kKeyGroup; of_group += 2, v += 2 * half) {
+      if (fetches && HALF == 0)
+        unroll<(N * kLanes * 2 + kLine - 1) / kLine>([&](auto i) HEARTH_LAMBDA {
+          fetch<true>(v + i.value * kLine, tile.values_ahead[key / kKeyGroup]);
+        });
       Int values[N];
       unroll<N>([&](auto n) HEARTH_LAMBDA {
         values[n.value] = T::template load<HALF>(v + n.value * kLanes * 2);
@@ -324,7 +334,7 @@ HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int que
 }
 
 template <int Q, int HALF, class T>
-void add_word_values(const AttendState& s, const T& tile, int query) {
+void add_word_values(const AttendState& s, const T& tile, int query, bool fetches) {
   constexpr int sums = Q * T::kParts;
   constexpr int most = sums <= 2 && kAttendSums / sums >= 8 && !T::kGrouped ? 8 : 4;
   const int half = s.padded / T::kHalves;
@@ -332,27 +342,29 @@ void add_word_values(const AttendState& s, const T& tile, int query) {
     int of_group = T::kGrouped ? kScaleColumns - (HALF * half + column) % kScaleColumns : half;
     int vectors = static_cast<int>(smaller(half - column, of_group)) / kLanes;
     if (vectors >= most) {
-      add_word_columns<Q, most, HALF>(s, tile, query, column);
+      add_word_columns<Q, most, HALF>(s, tile, query, column, fetches);
       column += most * kLanes;
     } else if (vectors >= 2) {
-      add_word_columns<Q, 2, HALF>(s, tile, query, column);
+      add_word_columns<Q, 2, HALF>(s, tile, query, column, fetches);
       column += 2 * kLanes;
     } else {
-      add_word_columns<Q, 1, HALF>(s, tile, query, column);
+      add_word_columns<Q, 1, HALF>(s, tile, query, column, fetches);
       column += kLanes;
     }
   }
 }
 
-// As attend_tile; there are no edges.
+// As attend_tile; there are no edges. The first queries that look at a tile fetch the next one.
 template <int Q, class T>
-void attend_word_tile(const AttendArgs& a, const AttendState& s, const T& tile, int query) {
+void attend_word_tile(const AttendArgs& a, const AttendState& s, T& tile, int query) {
   Span spans[Q];
   for (int i = 0; i < Q; i++) spans[i] = span_of(a, query + i, tile.base);
-  tile_word_scores<Q>(a, s, tile, query, spans);
+  bool fetches = tile.fetches;
+  tile.fetches = false;
+  tile_word_scores<Q>(a, s, tile, query, spans, fetches);
   for (int i = 0; i < Q; i++) tile_word_weights(s, tile, query + i, spans[i]);
-  add_word_values<Q, 0>(s, tile, query);
-  if constexpr (T::kHalves == 2) add_word_values<Q, 1>(s, tile, query);
+  add_word_values<Q, 0>(s, tile, query, fetches);
+  if constexpr (T::kHalves == 2) add_word_values<Q, 1>(s, tile, query, false);
 }
 
 }  // namespace
