@@ -78,14 +78,17 @@ inline void scale_values(const CodePlaces& tile, int groups, Span span, ValueSca
 // `count` codes as words in the same order, in 4 bits the low ones of all, then the high ones. Up to
 // a vector is read and written too many.
 template <int BITS>
-HEARTH_INLINE void expand_words(const uint8_t* codes, int count, int16_t* out) {
+HEARTH_INLINE void expand_words(const uint8_t* codes, int count, int64_t ahead, int16_t* out) {
   constexpr int at_once = 2 * kLanes;
-  if constexpr (BITS == 8) {
-    for (int i = 0; i < count; i += at_once) istore(out + i, signed_words(codes + i));
-  } else {
-    for (int i = 0; i < count; i += at_once) istore(out + i, nibble_words<0>(codes + i));
-    for (int i = 0; i < count; i += at_once) istore(out + count + i, nibble_words<1>(codes + i));
+  for (int i = 0; i < count; i += at_once) {
+    if (i % kLine == 0) fetch<false>(codes + i, ahead);
+    if constexpr (BITS == 8)
+      istore(out + i, signed_words(codes + i));
+    else
+      istore(out + i, nibble_words<0>(codes + i));
   }
+  if constexpr (BITS == 4)
+    for (int i = 0; i < count; i += at_once) istore(out + count + i, nibble_words<1>(codes + i));
 }
 
 template <bool EXPANDED>
@@ -132,16 +135,18 @@ struct WordTile : CodePlaces {
       keys[g] = keys[g - 1], values[g] = values[g - 1];
       return;
     }
-    expand_words<BITS>(key_codes[g], key_size / kInByte * kKeyGroup, to_keys);
+    expand_words<BITS>(key_codes[g], key_size / kInByte * kKeyGroup, keys_ahead[g], to_keys);
     for (int i = 0; i < kKeyGroup * size; i += 2 * size)
-      expand_words<BITS>(value_codes[g] + i / kInByte, 2 * size / kInByte, to_values + i);
+      expand_words<BITS>(value_codes[g] + i / kInByte, 2 * size / kInByte, values_ahead[g],
+                         to_values + i);
   }
 
-  // At element d of a half: two lines of two groups, or of the other two.
-  void fetch_keys(int d) const {
-    int g = d & 2, line = (d & ~2) * kKeyGroup;
-    fetch<true>(key_codes[g] + line, keys_ahead[g]);
-    fetch<true>(key_codes[g + 1] + line, keys_ahead[g + 1]);
+  // Two lines of what was fetched up to `group` and `offset`, of `size` bytes a group.
+  void fetch_keys(int& group, int& offset, int size) const {
+    fetch<true>(key_codes[group] + offset, keys_ahead[group]);
+    fetch<true>(key_codes[group] + offset + kLine, keys_ahead[group]);
+    offset += 2 * kLine;
+    if (offset >= size) offset = 0, group = (group + 1) % (kTile / kKeyGroup);
   }
 
   // A vector of pairs of codes, of 4 bits the low ones or the high ones.
@@ -223,8 +228,9 @@ void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, 
     Int acc[Q * PARTS][kScoreVecs];
     unroll<Q * PARTS * kScoreVecs>(
         [&](auto i) HEARTH_LAMBDA { acc[i.value / kScoreVecs][i.value % kScoreVecs] = izero(); });
+    int group = 0, offset = 0;
     for (int d = 0; d < half; d += 2) {
-      if (fetches && lane == 0) tile.fetch_keys(d);
+      if (fetches && lane == 0) tile.fetch_keys(group, offset, half * kKeyGroup);
       unroll<T::kHalves>([&](auto h) HEARTH_LAMBDA {
         Int keys[kScoreVecs];
         unroll<kScoreVecs>([&](auto v) HEARTH_LAMBDA {
@@ -269,15 +275,15 @@ inline void tile_word_weights(const AttendState& s, const T& tile, int query, Sp
     scale_values<T::kParts>(tile, s.value_groups, span, seen);
     scales = &seen;
   }
-  for (int v = 0; v < kTileVecs; v++) {
-    int first = v * kLanes;
+  unroll<kTileVecs>([&](auto v) HEARTH_LAMBDA {
+    constexpr int first = v.value * kLanes;
     Vec weight = vexp2(vsub(vload(scores + first), own));
     if (!span.is_whole()) weight = vkeep(weight, vzero(), span.lo - first, span.hi - first);
     sum = vadd(sum, weight);
-    for (int g = 0; g < s.value_groups; g++)
+    for (int g = 0; g < (T::kGrouped ? s.value_groups : 1); g++)
       store_fixed<T::kParts>(weight_words(s, query, g) + first, kTile,
                              vmul(weight, vload(scales->up[g] + first)));
-  }
+  });
   float peak = first_lane(own), before = s.m[query], m = peak > before ? peak : before;
   if (m != before && before != kMinusInfinity) {
     float factor = power_of_two(before - m);
@@ -297,7 +303,7 @@ inline void tile_word_weights(const AttendState& s, const T& tile, int query, Sp
 template <int Q, int N, int HALF, class T>
 HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int query, int column,
                                     bool fetches) {
-  constexpr int PARTS = T::kParts;
+  constexpr int PARTS = T::kParts, taken = N * kLanes * 2;
   const int half = s.padded / T::kHalves, of_all = HALF * half + column;
   const int group = T::kGrouped ? of_all / kScaleColumns : 0;
   const int16_t* weights = weight_words(s, query, group);
@@ -307,10 +313,13 @@ HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int que
   for (int key = 0; key < kTile; key += kKeyGroup) {
     const typename T::Code* v = tile.values[key / kKeyGroup] + column * 2;
     for (int of_group = 0; of_group < kKeyGroup; of_group += 2, v += 2 * half) {
-      if (fetches && HALF == 0)
-        unroll<(N * kLanes * 2 + kLine - 1) / kLine>([&](auto i) HEARTH_LAMBDA {
-          fetch<true>(v + i.value * kLine, tile.values_ahead[key / kKeyGroup]);
+      if (fetches) {  // what these columns have of the group, in the order of memory
+        const typename T::Code* begin = tile.values[key / kKeyGroup] + column * kKeyGroup;
+        unroll<(taken + kLine - 1) / kLine>([&](auto i) HEARTH_LAMBDA {
+          fetch<true>(begin + of_group / 2 * taken + i.value * kLine,
+                      tile.values_ahead[key / kKeyGroup]);
         });
+      }
       Int values[N];
       unroll<N>([&](auto n) HEARTH_LAMBDA {
         values[n.value] = T::template load<HALF>(v + n.value * kLanes * 2);
