@@ -295,9 +295,7 @@ void attend_tile(const AttendArgs& a, const AttendState& s, const T& tile, int q
 
 }  // namespace
 
-#if defined(HEARTH_WORD_DOTS)
 #include "kernels_attention_words.h"
-#endif
 
 namespace {
 
@@ -453,9 +451,8 @@ void attend_stored(const AttendArgs& a) {
   a.rounded ? attend_as<T, uint16_t>(a) : attend_as<T, float>(a);
 }
 
-// Integer codes where the processor multiplies words; which way is taken depends on what is stored
-// and on the operation, never on the rows.
-#if defined(HEARTH_WORD_DOTS)
+// Integer codes by integer products, where float32 ones are not as fast. Which way is taken depends
+// on what is stored and on the operation, never on the rows.
 template <int BITS, int PARTS>
 void attend_words_of(const AttendArgs& a) {
   if (expands_words(a, kMostQueries / PARTS))
@@ -476,11 +473,6 @@ bool attend_words(const AttendArgs& a) {
   if (a.storage != HEARTH_KV_INT8 && a.storage != HEARTH_KV_INT4) return false;
   return a.rounded ? attend_words_in<1>(a) : attend_words_in<2>(a);
 }
-#else
-bool attend_words(const AttendArgs&) {
-  return false;
-}
-#endif
 
 void attend(const AttendArgs& a) {
   if (a.storage == HEARTH_F32) return attend_as<Tile<float>, float>(a);

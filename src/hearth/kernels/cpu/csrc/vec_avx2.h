@@ -181,7 +181,6 @@ inline Int idot(Int acc, Int codes, Int x) {
   }
 }
 // Words: 16 of 16 bits, in pairs. Attention multiplies integer codes by them.
-#define HEARTH_WORD_DOTS
 constexpr int kWordParts = 1;  // words of an operand up to which this beats float32
 inline Int signed_words(const uint8_t* p) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -183,7 +183,6 @@ inline Int idot(Int acc, Int codes, Int x) {
   return acc;
 }
 // Words: 32 of 16 bits, in pairs. Attention multiplies integer codes by them.
-#define HEARTH_WORD_DOTS
 constexpr int kWordParts = 2;  // words of an operand up to which this beats float32
 inline Int signed_words(const uint8_t* p) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
