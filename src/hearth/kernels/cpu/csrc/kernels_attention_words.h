@@ -15,8 +15,9 @@
 //
 //   queries: [queries][PARTS][padded] words; weights: [queries][groups][PARTS][64] words, each in
 //   the memory of as many floats
-// Included by kernels_attention.h only.
+// Included by kernels_segments.h only.
 #pragma once
+#include "kernels_attention.h"
 
 namespace {
 
