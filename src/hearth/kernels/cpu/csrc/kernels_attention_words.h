@@ -7,7 +7,7 @@
 //
 // Fixed point: integers times a power of two. That of a query follows from its largest element;
 // that of the weights of a tile (times the values' scales, of each group of columns that shares
-// them) from its largest score and its largest scale. What products need one word for (PARTS = 1)
+// them) from the largest. What products need one word for (PARTS = 1)
 // has 15 bits and a sign; of two words (PARTS = 2) 30 bits are used, more than float32 has. A key
 // that a query does not see has the weight 0, whose product is 0 with any code.
 //
@@ -51,31 +51,6 @@ inline Int magnitude_bits(Vec x) {
   return ibits(ito_bits(x), 0, 0x7fffffff);
 }
 
-// The scales of a tile's values, times a power of two for each group of columns.
-constexpr int kMostGroups = hearth::kMostCodedDim / kScaleColumns;
-struct ValueScales {
-  float up[kMostGroups][kTile];
-  float down[kMostGroups];
-};
-template <int PARTS>
-inline void scale_values(const CodePlaces& tile, int groups, Span span, ValueScales& out) {
-  for (int g = 0; g < groups; g++) {
-    Vec scales[kTileVecs];
-    Int most = izero();
-    for (int v = 0; v < kTileVecs; v++) {
-      int first = v * kLanes;
-      const uint16_t* p = tile.value_scales[first / kKeyGroup] + first % kKeyGroup;
-      scales[v] = vload(p + g * tile.group_step);
-      if (!span.is_whole()) scales[v] = vkeep(scales[v], vzero(), span.lo - first, span.hi - first);
-      most = imax(most, magnitude_bits(scales[v]));
-    }
-    FixedPoint fixed = fixed_point<PARTS>(lane_max(most));
-    for (int v = 0; v < kTileVecs; v++)
-      vstore(out.up[g] + v * kLanes, vmul(scales[v], vset(fixed.up)));
-    out.down[g] = fixed.down;
-  }
-}
-
 // `count` codes as words in the same order, in 4 bits the low ones of all, then the high ones. Up to
 // a vector is read and written too many.
 template <int BITS>
@@ -112,7 +87,6 @@ struct WordTile : CodePlaces {
   const Code* keys[kTile / kKeyGroup];
   const Code* values[kTile / kKeyGroup];
   float key_factors[kTile];  // with the scale of all scores
-  ValueScales scaled;        // as a query has them that sees all keys
   bool fetches = !EXPANDED;  // the next tile's codes
 
   WordTile(const AttendArgs& a, int64_t base, uint16_t* memory) : CodePlaces(a, base) {
@@ -124,7 +98,6 @@ struct WordTile : CodePlaces {
     Vec scale = vset(a.soft_cap > 0.0f ? a.scale : a.scale * kLog2E);
     for (int i = 0; i < kTile; i += kLanes)
       vstore(key_factors + i, vmul(vload(key_scales[i / kKeyGroup] + i % kKeyGroup), scale));
-    scale_values<PARTS>(*this, a.layout.value_groups, {0, kTile}, scaled);
   }
 
   void expand(const AttendArgs& a, int g, int16_t* memory) {
@@ -163,10 +136,10 @@ struct WordTile : CodePlaces {
 };
 
 // Where the halves of a value's codes begin within a vector they have to be expanded; and where
-// many queries look at them, it takes less time.
+// many queries look at them, it takes less time; but what is expanded is not fetched well ahead.
 inline bool expands_words(const AttendArgs& a, int most_together) {
   if (a.storage == HEARTH_KV_INT4 && a.layout.padded % (2 * kKeyGroup) != 0) return true;
-  return a.rows * a.heads > 2 * most_together;
+  return a.rows * a.heads > 4 * most_together;
 }
 
 // x · up as words, of two parts the high ones `step` before the low ones.
@@ -261,6 +234,30 @@ void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, 
   }
 }
 
+// Weights times the values' scales as words; returns what they are to be multiplied by. The power of
+// two is that of the largest product: a first token that takes nearly all weight has, as a rule, no
+// value to speak of, and must not leave the others too few bits.
+template <class T>
+inline float store_weight_words(const AttendState& s, const T& tile, int query, int group,
+                                const Vec* weights, Span span) {
+  Vec scaled[kTileVecs];
+  Int most = izero();
+  unroll<kTileVecs>([&](auto v) HEARTH_LAMBDA {
+    constexpr int first = v.value * kLanes;
+    const uint16_t* scales = tile.value_scales[first / kKeyGroup] + first % kKeyGroup;
+    scaled[v.value] = vmul(weights[v.value], vload(scales + group * tile.group_step));
+    if (!span.is_whole())
+      scaled[v.value] = vkeep(scaled[v.value], vzero(), span.lo - first, span.hi - first);
+    most = imax(most, magnitude_bits(scaled[v.value]));
+  });
+  FixedPoint fixed = fixed_point<T::kParts>(lane_max(most));
+  unroll<kTileVecs>([&](auto v) HEARTH_LAMBDA {
+    store_fixed<T::kParts>(weight_words(s, query, group) + v.value * kLanes, kTile,
+                           vmul(scaled[v.value], vset(fixed.up)));
+  });
+  return fixed.down;
+}
+
 // As tile_weights: the weights of a query, relative to a power of two of this tile, as words.
 template <class T>
 inline void tile_word_weights(const AttendState& s, const T& tile, int query, Span span) {
@@ -270,20 +267,13 @@ inline void tile_word_weights(const AttendState& s, const T& tile, int query, Sp
   float top = lane_max(most);
   top = top < kLeastScore ? kLeastScore : top;
   Vec own = vround(vset(top + 0.5f)), sum = vzero();  // no weight is larger than 1
-  ValueScales seen;
-  const ValueScales* scales = &tile.scaled;
-  if (!span.is_whole()) {
-    scale_values<T::kParts>(tile, s.value_groups, span, seen);
-    scales = &seen;
-  }
+  Vec weights[kTileVecs];
   unroll<kTileVecs>([&](auto v) HEARTH_LAMBDA {
     constexpr int first = v.value * kLanes;
     Vec weight = vexp2(vsub(vload(scores + first), own));
     if (!span.is_whole()) weight = vkeep(weight, vzero(), span.lo - first, span.hi - first);
     sum = vadd(sum, weight);
-    for (int g = 0; g < (T::kGrouped ? s.value_groups : 1); g++)
-      store_fixed<T::kParts>(weight_words(s, query, g) + first, kTile,
-                             vmul(weight, vload(scales->up[g] + first)));
+    weights[v.value] = weight;
   });
   float peak = first_lane(own), before = s.m[query], m = peak > before ? peak : before;
   if (m != before && before != kMinusInfinity) {
@@ -296,8 +286,9 @@ inline void tile_word_weights(const AttendState& s, const T& tile, int query, Sp
   float now = power_of_two(peak - m);
   s.l[query] += lane_sum(sum) * now;
   s.m[query] = m;
-  for (int g = 0; g < s.value_groups; g++)
-    s.weight_factors[query * s.value_groups + g] = scales->down[g] * now;
+  for (int g = 0; g < (T::kGrouped ? s.value_groups : 1); g++)
+    s.weight_factors[query * s.value_groups + g] =
+        store_weight_words(s, tile, query, g, weights, span) * now;
 }
 
 // segment[query] += weights · V, N vectors from `column` of a half on, which share their scales.
