@@ -120,7 +120,7 @@ inline float round_scalar(float x) {
 
 }  // namespace
 
-#include "kernels_attention.h"
+#include "kernels_segments.h"
 #include "kernels_fit.h"
 #include "kernels_linear.h"
 #include "kernels_quant.h"
