@@ -148,7 +148,7 @@ inline void store_fixed(int16_t* out, int step, Vec scaled) {
   Int n = iround(scaled);
   if constexpr (PARTS == 2) {
     store_low_words(out + step, n);
-    n = ishift_right<16>(iadd(n, iset(0x8000)));
+    n = ishift_right_signed<16>(iadd(n, iset(0x8000)));
   }
   store_words(out, n);
 }

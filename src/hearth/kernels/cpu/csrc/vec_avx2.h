@@ -216,7 +216,7 @@ inline Int iround(Vec v) {
   return _mm256_cvtps_epi32(v);
 }
 template <int N>
-inline Int ishift_right(Int v) {
+inline Int ishift_right_signed(Int v) {
   return _mm256_srai_epi32(v, N);
 }
 // A word of each lane: the nearest that there is, or the low bits.

@@ -217,7 +217,7 @@ inline Int iround(Vec v) {
   return _mm512_cvtps_epi32(v);
 }
 template <int N>
-inline Int ishift_right(Int v) {
+inline Int ishift_right_signed(Int v) {
   return _mm512_srai_epi32(v, N);
 }
 // A word of each lane: the nearest that there is, or the low bits.

@@ -208,7 +208,7 @@ inline int32_t lane_max(Int v) {
   return a > b ? a : b;
 }
 template <int N>
-inline Int ishift_right(Int v) {
+inline Int ishift_right_signed(Int v) {
   return v >> N;
 }
 // A word of each lane: the nearest that there is, or the low bits.
