@@ -2,8 +2,8 @@
 //
 // Codes of 8 and 4 bits become 16-bit integers, a vector at a time in registers or, where many
 // queries look at them, a tile at a time in memory, and are multiplied with queries and weights in
-// fixed point, two products a lane and instruction. Sums are exact: they are the same whatever their
-// order, and however many queries go through the keys together.
+// fixed point, two products a lane and instruction. Sums are exact: they are the same whatever
+// their order, and however many queries go through the keys together.
 //
 // Fixed point: integers times a power of two. That of a query follows from its largest element;
 // that of the weights of a tile (times the values' scales, of each group of columns that shares
@@ -11,7 +11,8 @@
 // has 15 bits and a sign; of two words (PARTS = 2) 30 bits are used, more than float32 has. A key
 // that a query does not see has the weight 0, whose product is 0 with any code.
 //
-// What is not finite has no fixed point: then the power of two is NaN, and so is all that it scales.
+// What is not finite has no fixed point: then the power of two is NaN, and so is all that it
+// scales.
 //
 //   queries: [queries][PARTS][padded] words; weights: [queries][groups][PARTS][64] words, each in
 //   the memory of as many floats
@@ -51,8 +52,8 @@ inline Int magnitude_bits(Vec x) {
   return ibits(ito_bits(x), 0, 0x7fffffff);
 }
 
-// `count` codes as words in the same order, in 4 bits the low ones of all, then the high ones. Up to
-// a vector is read and written too many.
+// `count` codes as words in the same order, in 4 bits the low ones of all, then the high ones. Up
+// to a vector is read and written too many.
 template <int BITS>
 HEARTH_INLINE void expand_words(const uint8_t* codes, int count, int64_t ahead, int16_t* out) {
   constexpr int at_once = 2 * kLanes;
@@ -234,9 +235,9 @@ void tile_word_scores(const AttendArgs& a, const AttendState& s, const T& tile, 
   }
 }
 
-// Weights times the values' scales as words; returns what they are to be multiplied by. The power of
-// two is that of the largest product: a first token that takes nearly all weight has, as a rule, no
-// value to speak of, and must not leave the others too few bits.
+// Weights times the values' scales as words; returns what they are to be multiplied by. The power
+// of two is that of the largest product: a first token that takes nearly all weight has, as a rule,
+// no value to speak of, and must not leave the others too few bits.
 template <class T>
 inline float store_weight_words(const AttendState& s, const T& tile, int query, int group,
                                 const Vec* weights, Span span) {
@@ -317,7 +318,8 @@ HEARTH_INLINE void add_word_columns(const AttendState& s, const T& tile, int que
         values[n.value] = T::template load<HALF>(v + n.value * kLanes * 2);
       });
       unroll<Q * PARTS>([&](auto i) HEARTH_LAMBDA {
-        const int16_t* of_query = weights + i.value / PARTS * weights_step + i.value % PARTS * kTile;
+        const int16_t* of_query =
+            weights + i.value / PARTS * weights_step + i.value % PARTS * kTile;
         Int weight = pair_in_all_lanes(of_query + key + of_group);
         unroll<N>([&](auto n) HEARTH_LAMBDA {
           acc[i.value][n.value] = dot_words(acc[i.value][n.value], values[n.value], weight);

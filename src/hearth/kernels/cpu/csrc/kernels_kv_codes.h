@@ -239,8 +239,8 @@ inline void decode_values(const AttendArgs& a, const uint8_t* codes, int64_t ahe
     decode_int4(codes + pair * padded, padded, out + pair * 2 * padded);
 }
 
-// Where codes and scales of a tile lie, by groups of 16 keys; of a group that no row sees, where the
-// nearest one lies that a row does.
+// Where codes and scales of a tile lie, by groups of 16 keys; of a group that no row sees, where
+// the nearest one lies that a row does.
 struct CodePlaces {
   int64_t base;
   const uint8_t* key_codes[kTile / kKeyGroup];
