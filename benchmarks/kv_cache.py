@@ -4,9 +4,10 @@
 
 Milliseconds of one layer's attention: one decoding row, and the last 512 rows of a prompt. As in
 `kernel.py` each layer has keys and values of its own, more than caches hold, and the same step
-without attention is subtracted. A round measures every form once; best and median of the rounds,
-and their ratio to bfloat16's. `GB/s`: codes and scales that are read, at the best time. Writing is
-measured likewise, of 512 rows. Never asserts.
+without attention is subtracted. A round measures every form once, in turns, since the memory of a
+shared machine is now fast and now slow; best and median of the rounds, how many times as fast as
+bfloat16 at its best, and the median of what it was in each round. `GB/s`: codes and scales that are
+read, at the best time. Writing is measured likewise, of 512 rows. Never asserts.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def report(name: str, shape: Shape, num_tokens: int, taken: Sequence[Taken]) -> 
     base = taken[0]
     for one in taken:
         best, median = min(one.ms), statistics.median(one.ms)
+        ratio = statistics.median(b / m for b, m in zip(base.ms, one.ms))
         num_bytes = num_tokens * shape.kv_heads * kv_head_bytes(shape.head_dim, one.dtype)
         print(
-            f"| {name} | {one.dtype} | {best:.4f} | {median:.4f} | {best / min(base.ms):.2f} | "
-            f"{median / statistics.median(base.ms):.2f} | {num_bytes / best / 1e6:.1f} |",
+            f"| {name} | {one.dtype} | {best:.4f} | {median:.4f} | {min(base.ms) / best:.2f} | "
+            f"{ratio:.2f} | {num_bytes / best / 1e6:.1f} |",
             flush=True,
         )
 
@@ -81,7 +83,7 @@ def main() -> None:
     given = parser.parse_args()
     shape = SHAPES[given.model]
     print(f"{shape.heads} query heads, {shape.kv_heads} key/value heads of {shape.head_dim}\n")
-    print("| case | KV | ms, best | ms, median | ÷ bf16, best | median | GB/s |")
+    print("| case | KV | ms, best | ms, median | × bf16, best | median of ratios | GB/s |")
     print("|---|---|---|---|---|---|---|")
     for context in given.contexts:
         for bed in attention_beds(shape, [context], CHUNK, ROTATED_BYTES):

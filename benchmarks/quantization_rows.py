@@ -87,6 +87,7 @@ def rows_of() -> list[Row]:
         *int8,
         Row("INT8, one scale a row", "rtn", scheme="w8a8"),
         *int4,
+        Row("FP8, embedding too", "at load", 128, quantize="fp8"),
         Row("INT8, embedding too", "at load", 128, quantize="int8"),
         *(Row("INT4, embedding INT8", "at load", g, quantize="int4") for g in GROUP_SIZES),
         *(

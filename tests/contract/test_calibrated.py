@@ -122,7 +122,8 @@ def test_awq_finds_the_factors_that_outliers_need(tmp_path: Path) -> None:
     seen, unseen = random_text(264), random_text(264, 8, seed=1)
     for method in ("rtn", "awq"):
         notes = quantize(tmp_path / "source", tmp_path / method, method, int4(), seen)
-    assert notes.notes == []  # every group has found what makes its inputs
+    notices = [note for note in notes.notes if not note.startswith("layers run in")]
+    assert notices == []  # every group has found what makes its inputs
     rtn, awq = (output_error(model, tmp_path / method, unseen) for method in ("rtn", "awq"))
     assert awq < 0.8 * rtn
     before = {

@@ -171,8 +171,10 @@ class Attend:
     are stored as bfloat16, queries and softmax weights are rounded to it as well; the weights are
     those relative to a power of two (2^(s · log₂ e − m) with an integer m), before they are
     divided by their sum, which is that of the rounded ones. Sums stay float32. Where keys and
-    values are codes, a weight is multiplied by the scale of its value before it is rounded, and
-    the sum is that of the weights alone, unrounded.
+    values are e4m3 codes, a weight is multiplied by the scale of its value before it is rounded,
+    and the sum is that of the weights alone, unrounded. Where they are integer codes, queries and
+    weights have 15 bits of fixed point instead, to within 2^−15 of the largest element of the
+    query, or of the largest product of weight and scale among 64 keys.
     """
 
     qkv: int

@@ -73,7 +73,11 @@ def coded(x: Floats, dtype: str, columns: int) -> tuple[Floats, Floats]:
 def coded_attention(
     qkv: Floats, heads: Heads, dtype: str, *, rotates_keys: bool = True
 ) -> NDArray[np.float64]:
-    """Attention over keys and values as they are stored; [tokens, width] → [tokens, q width]."""
+    """Attention over keys and values as they are stored; [tokens, width] → [tokens, q width].
+
+    With integer codes nothing else is rounded: fixed point is to be nearly exact.
+    """
+    rounded = heads.rounded and dtype == "fp8"
     num, dim = len(qkv), heads.head_dim
     rows = qkv.reshape(num, -1, dim)
     q = rows[:, : heads.num_heads]
@@ -81,7 +85,7 @@ def coded_attention(
     v = rows[:, heads.num_heads + heads.num_kv_heads :]
     if dtype == "int4" and rotates_keys:
         q, k = rotated(q), rotated(k)
-    q = to_bfloat16(q) if heads.rounded else q
+    q = to_bfloat16(q) if rounded else q
     k_codes, k_scales = coded(k, dtype, dim)
     v_codes, v_scales = coded(v, dtype, 64 if dtype == "int4" else dim)
     k_values = k_codes.astype(np.float64) * k_scales
@@ -98,7 +102,7 @@ def coded_attention(
         weights = 2 ** (powers - np.round(powers.max(axis=1, keepdims=True)))
         for first in range(0, dim, 64):  # columns that have one scale
             scaled = weights * v_scales[None, :, h // group, first]
-            scaled = to_bfloat16(scaled).astype(np.float64) if heads.rounded else scaled
+            scaled = to_bfloat16(scaled).astype(np.float64) if rounded else scaled
             out[:, h, first : first + 64] = scaled @ v_codes[:, h // group, first : first + 64]
         out[:, h] /= weights.sum(axis=1, keepdims=True)
     return out.reshape(num, -1)

@@ -86,6 +86,62 @@ def test_attention_over_codes_equals_its_definition_however_it_was_chunked(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [KvDType.INT8, KvDType.INT4])
+@pytest.mark.parametrize("head_dim", [16, 128, 144])
+def test_a_sink_leaves_the_other_keys_their_weights(
+    isa: str, dtype: KvDType, head_dim: int
+) -> None:
+    """The first token takes nearly all weight and has no value to speak of, as in trained models.
+
+    What remains are weights of 2^−10 that share 64 keys, and its fixed point, with the largest.
+    """
+    heads = Heads(2, 1, head_dim, rounded=True)
+    table = np.random.default_rng(5).normal(0, 1, (VOCAB, 4 * head_dim)).astype(np.float32)
+    table[:, : 2 * head_dim] *= 0.1  # queries and keys
+    table[:, :head_dim:7] += 2.0
+    table[:, head_dim : 2 * head_dim : 7] += 2.0
+    table[:, 2 * head_dim : 3 * head_dim] *= 0.1
+    sunk = 10 / np.log2(np.e) * head_dim**0.5 / (2.0 * len(range(0, head_dim, 7)))
+    table[0, 2 * head_dim : 3 * head_dim : 7] += sunk
+    table[0, 3 * head_dim :] *= 0.01
+    table[1:, 3 * head_dim :] += 1.0
+    executor = build(
+        attention_program(VOCAB, heads), {"table": table}, Bench(1, isa, kv_dtype=dtype)
+    )
+    tokens = [0, *range(1, 60)]
+    executor.execute(PlanBuilder(16, 64).plan([Chunk(Track(tokens), 60)]))
+    got = executor.read_buffer(1, 60)[40:]
+    executor.close()
+    expected = coded_attention(table[tokens], heads, dtype)[40:]
+    assert 0.01 < np.abs(expected).mean() < 0.3, "a sink takes most"
+    assert np.abs(got - expected).max() < 4e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [KvDType.INT8, KvDType.INT4])
+@pytest.mark.parametrize("rounded", [False, True], ids=["exact", "rounded"])
+def test_values_and_scores_far_apart_keep_what_counts(
+    isa: str, dtype: KvDType, rounded: bool
+) -> None:
+    """Scales of neighbouring keys differ by 2^20, and scores by hundreds."""
+    heads = Heads(4, 2, 64, rounded=rounded)
+    table = random_rows((VOCAB, 8 * 64), 5)
+    table[:, : 4 * 64] *= 30.0
+    table[1::3, 6 * 64 :] *= 2.0**-20
+    table[2::3, 6 * 64 :] *= 2.0**15
+    tokens = np.random.default_rng(6).integers(0, VOCAB, 300).tolist()
+    bench = Bench(2, isa, max_tokens=300, kv_dtype=dtype)
+    executor = build(attention_program(VOCAB, heads), {"table": table}, bench)
+    executor.execute(PlanBuilder(16, 64).plan([Chunk(Track(tokens), 300)]))
+    got = executor.read_buffer(1, 300)
+    executor.close()
+    expected = coded_attention(table[tokens], heads, dtype)
+    assert np.isfinite(got).all()
+    most = np.abs(expected).max()
+    assert np.quantile(np.abs(got - expected), 0.99) < 1e-3 * most
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("rotates_keys", [True, False])
 def test_keys_in_four_bits_need_their_rotation(isa: str, rotates_keys: bool) -> None:
     """One large channel takes all of the range, or is spread over the head."""

@@ -274,7 +274,8 @@ def _attend(run: _Pass, op: Attend, queries: torch.Tensor, index: int) -> torch.
     own = queries[rows.first_row : rows.last_row]
     if run.kv.rotates_keys:
         own = rotate(own)
-    rounded = op.rounded and run.kv.dtype is not KvDType.FLOAT32
+    # With integer codes the kernels have 15 bits of fixed point, which is not modelled here.
+    rounded = op.rounded and run.kv.dtype not in (KvDType.FLOAT32, KvDType.INT8, KvDType.INT4)
     if rounded:
         own = own.bfloat16().float()
     scores = torch.einsum("nhd,lhd->hnl", own, keys) * op.scale

@@ -104,10 +104,10 @@ typedef struct hearth_op {
 } hearth_op;
 
 typedef struct hearth_buffer {
-  int32_t width;    // floats a row that mean something; rows are padded to a multiple of 64
-  int32_t rows;     // HEARTH_ROWS_*
-  int32_t group;    // 0: float rows; else `width` int8 values a row, scaled in groups of so many
-  int32_t is_tile;  // 1: has no memory, since fused operations keep it within their tiles
+  int32_t width;     // floats a row that mean something; rows are padded to a multiple of 64
+  int32_t rows;      // HEARTH_ROWS_*
+  int32_t group;     // 0: float rows; else `width` int8 values a row, scaled in groups of so many
+  int32_t is_tile;   // 1: has no memory, since fused operations keep it within their tiles
   int32_t residual;  // 1: int8 rows keep what rounding left, where it is much; see quant.h
 } hearth_buffer;
 

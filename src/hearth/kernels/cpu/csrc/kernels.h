@@ -18,6 +18,7 @@ constexpr int kLinearTileRows = 96;  // rows that a linear tile takes at a time:
 constexpr int kTile = 64;            // keys a softmax tile, at absolute positions
 constexpr int kAttendRows = 8;       // rows of a sequence that go through their keys together, or
                                      // more where a key/value head has few query heads
+constexpr int kTileSlack = 16;       // floats behind a tile of codes that may be written
 constexpr int kSegment = 512;  // keys a segment that is reduced on its own, at absolute positions
 
 // An IEEE half, by its bits; bfloat16 are plain uint16_t.
@@ -185,13 +186,14 @@ struct Kernels {
                     float* out);
 };
 
-// A tile of codes takes them as bfloat16, and V in 4 bits softmax weights for each group of
-// columns.
+// Of codes there is a tile as bfloat16 or words, softmax weights for each group of columns that
+// shares a scale, and powers of two of those and of the queries.
 inline int64_t attend_scratch_floats(int64_t queries, int head_dim, int storage) {
   KvLayout l = kv_layout(storage, kTile, head_dim);
   int64_t floats = queries * (3 * l.padded + kTile + 4);
-  if (is_coded(storage)) floats += kTile * (l.key_rows + l.padded) / 2;
-  if (storage == HEARTH_KV_INT4) floats += queries * l.value_groups * kTile;
+  if (is_coded(storage))
+    floats += kTile * (l.key_rows + l.padded) / 2 + kTileSlack +
+              queries * (l.value_groups * (kTile + 1) + 1);
   return floats;
 }
 

@@ -1,4 +1,5 @@
-// KV cache and attention.
+// Attention over the keys of one tile, by products of floats; kernels_segments.h goes through the
+// tiles.
 //
 // Keys are reduced in tiles of 64 and segments of 512 at absolute positions: within a segment by
 // online softmax, tile by tile; segments are merged in ascending order. Which keys a tile leaves
@@ -8,10 +9,11 @@
 // together, several queries for each load of K and V; every query still sees its own keys alone, in
 // order.
 //
-//   scratch: | of codes: the tile as bfloat16 |
+//   scratch: | of codes: the tile as bfloat16 or words, and slack |
 //            | total [queries][padded] | segment [queries][padded] | queries [queries][padded] |
 //            | scores, then weights [queries][64] | m l M L |
-//            | of 4-bit codes: weights [queries][groups of columns][64] |
+//            | of codes: powers of two of queries [queries] and of weights [queries][groups of
+//              columns], weights [queries][groups][64] |
 //
 // Weights are powers of two: 2^(t − m) with t = score · log₂ e and an integer m near the largest t
 // so far. So bringing earlier sums to a new m, and merging segments, multiplies by a power of two,
@@ -22,13 +24,8 @@
 // instructions. Sums stay float32. Powers of two make this rounding independent of m.
 //
 // Codes: products are taken with codes; a key's scale multiplies its scores, a value's scale its
-// weights, before they are rounded. What weights sum to is what they were without it.
-//
-// One long sequence has few tiles of rows and heads, so segments may be shared out among threads:
-// each leaves its sums, m and l among the partials, and whoever is last merges them, in the same
-// order and by the same code as where one thread does it all.
-//
-//   partials: [segments] of | segment [queries][padded] | m | l |
+// weights, before they are rounded. What weights sum to is what they were without it. Integer codes
+// have a way of their own, kernels_attention_words.h.
 // Included by kernels_impl.h only.
 #pragma once
 #include "kernels_kv.h"
@@ -42,8 +39,8 @@ constexpr int kMostQueries = kAttendSums / kScoreVecs;
 struct AttendState {
   float *total, *segment, *queries, *scores;
   float *m, *l, *total_m, *total_l;
-  float* weights;     // of 4-bit codes
-  uint16_t* decoded;  // of codes
+  float *weights, *weight_factors, *query_factors;  // of codes
+  uint16_t* decoded;                                // likewise
   int padded, value_groups;
 };
 
@@ -291,154 +288,6 @@ void attend_tile(const AttendArgs& a, const AttendState& s, const T& tile, int q
   add_values<Q, T, O>(s, tile, query, lo, hi);
   for (int i = 0; i < Q; i++)
     add_values<1, T, O>(s, tile, query + i, spans[i].lo > hi ? spans[i].lo : hi, spans[i].hi);
-}
-
-template <int Q, class T, class O>
-void attend_rest(const AttendArgs& a, const AttendState& s, const T& tile, int query, int last) {
-  if constexpr (Q > 0) {
-    if (last - query == Q) return attend_tile<Q, T, O>(a, s, tile, query);
-    attend_rest<Q - 1, T, O>(a, s, tile, query, last);
-  }
-}
-
-// total = total merged with segment.
-inline void merge_segment(const AttendState& s, int query) {
-  float m = s.m[query] > s.total_m[query] ? s.m[query] : s.total_m[query];
-  float before = s.total_m[query] == kMinusInfinity ? 0.0f : exp2_scalar(s.total_m[query] - m);
-  float now = exp2_scalar(s.m[query] - m);
-  for (int d = 0; d < s.padded; d += kLanes) {
-    float* total = s.total + query * s.padded + d;
-    Vec old = vmul(vload(total), vset(before));
-    vstore(total, vfma(vload(s.segment + query * s.padded + d), vset(now), old));
-  }
-  s.total_l[query] = s.total_l[query] * before + s.l[query] * now;
-  s.total_m[query] = m;
-}
-
-inline void clear(float* sums, float* m, float* l, int query, int padded) {
-  memset(sums + query * padded, 0, sizeof(float) * static_cast<size_t>(padded));
-  m[query] = kMinusInfinity;
-  l[query] = 0.0f;
-}
-
-// Queries first … last−1 see a key of [begin, end): rows follow each other, so they are neighbours.
-inline void seeing(const AttendArgs& a, int64_t begin, int64_t end, int& first, int& last) {
-  last = a.rows * a.heads;
-  for (first = 0; first < last && end_of(a, first) <= begin;) first += a.heads;
-  while (last > first && first_of(a, last - 1) >= end) last -= a.heads;
-}
-
-template <class T, class O>
-void attend_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
-  int64_t end = smaller(begin + kSegment, end_of(a, a.rows * a.heads - 1));
-  for (int64_t base = larger(begin, first_of(a, 0) / kTile * kTile); base < end; base += kTile) {
-    T tile(a, base, s.decoded);
-    int query, last;
-    seeing(a, base, base + kTile, query, last);
-    for (; query + kMostQueries <= last; query += kMostQueries)
-      attend_tile<kMostQueries, T, O>(a, s, tile, query);
-    attend_rest<kMostQueries - 1, T, O>(a, s, tile, query, last);
-  }
-}
-
-inline AttendState state_of(const AttendArgs& a) {
-  AttendState s;
-  int64_t queries = int64_t{a.rows} * a.heads;
-  s.padded = static_cast<int>(a.layout.padded);
-  s.value_groups = a.layout.value_groups;
-  s.decoded = reinterpret_cast<uint16_t*>(a.scratch);
-  int64_t of_tile =
-      hearth::is_coded(a.storage) ? kTile * (a.layout.key_rows + a.layout.padded) / 2 : 0;
-  s.total = a.scratch + of_tile;
-  s.segment = s.total + queries * s.padded;
-  s.queries = s.segment + queries * s.padded;
-  s.scores = s.queries + queries * s.padded;
-  s.m = s.scores + queries * kTile;
-  s.l = s.m + queries;
-  s.total_m = s.l + queries;
-  s.total_l = s.total_m + queries;
-  s.weights = s.total_l + queries;
-  return s;
-}
-
-// Where a segment's results are kept for the merge.
-inline void use_partial(const AttendArgs& a, AttendState& s, int64_t segment) {
-  int64_t queries = int64_t{a.rows} * a.heads;
-  int64_t place = segment - first_of(a, 0) / kSegment;
-  s.segment = a.partials + place * hearth::attend_partial_floats(queries, a.head_dim);
-  s.m = s.segment + queries * s.padded;
-  s.l = s.m + queries;
-}
-
-template <class T, class O>
-void reduce_segment(const AttendArgs& a, const AttendState& s, int64_t begin) {
-  int first, last;
-  seeing(a, begin, begin + kSegment, first, last);
-  for (int i = first; i < last; i++) clear(s.segment, s.m, s.l, i, s.padded);
-  attend_segment<T, O>(a, s, begin);
-}
-
-inline void clear_totals(const AttendArgs& a, const AttendState& s) {
-  for (int i = 0; i < a.rows * a.heads; i++) clear(s.total, s.total_m, s.total_l, i, s.padded);
-}
-
-inline void merge_segments(const AttendArgs& a, const AttendState& s, int64_t begin) {
-  int first, last;
-  seeing(a, begin, begin + kSegment, first, last);
-  for (int i = first; i < last; i++) merge_segment(s, i);
-}
-
-inline void write_totals(const AttendArgs& a, const AttendState& s) {
-  for (int i = 0; i < a.rows * a.heads; i++) {
-    Vec inverse = vset(1.0f / s.total_l[i]);
-    float* total = s.total + i * s.padded;
-    for (int d = 0; d < s.padded; d += kLanes) vstore(total + d, vmul(vload(total + d), inverse));
-    memcpy(a.out + i / a.heads * a.ldo + i % a.heads * a.head_dim, total,
-           sizeof(float) * static_cast<size_t>(a.head_dim));
-  }
-}
-
-template <class T, class O>
-void attend_as(const AttendArgs& a) {
-  AttendState s = state_of(a);
-  copy_queries<O>(a, s);
-  if (a.partials) {
-    for (int64_t segment = a.first_segment; segment < a.last_segment; segment++) {
-      use_partial(a, s, segment);
-      reduce_segment<T, O>(a, s, segment * kSegment);
-    }
-    return;
-  }
-  clear_totals(a, s);
-  int64_t end = end_of(a, a.rows * a.heads - 1);
-  for (int64_t begin = first_of(a, 0) / kSegment * kSegment; begin < end; begin += kSegment) {
-    reduce_segment<T, O>(a, s, begin);
-    merge_segments(a, s, begin);
-  }
-  write_totals(a, s);
-}
-
-template <class T>
-void attend_stored(const AttendArgs& a) {
-  a.rounded ? attend_as<T, uint16_t>(a) : attend_as<T, float>(a);
-}
-
-void attend(const AttendArgs& a) {
-  if (a.storage == HEARTH_F32) return attend_as<Tile<float>, float>(a);
-  if (a.storage == HEARTH_BF16) return attend_stored<Tile<uint16_t>>(a);
-  if (a.storage == HEARTH_KV_INT4) return attend_stored<CodeTile<true>>(a);
-  attend_stored<CodeTile<false>>(a);
-}
-
-void attend_merge(const AttendArgs& a) {
-  AttendState s = state_of(a);
-  clear_totals(a, s);
-  int64_t end = end_of(a, a.rows * a.heads - 1);
-  for (int64_t segment = first_of(a, 0) / kSegment; segment * kSegment < end; segment++) {
-    use_partial(a, s, segment);
-    merge_segments(a, s, segment * kSegment);
-  }
-  write_totals(a, s);
 }
 
 }  // namespace

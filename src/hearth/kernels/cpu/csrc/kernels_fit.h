@@ -1,6 +1,7 @@
 // Quantization of weights: codes and a scale for one group of one row, by round-to-nearest with a
 // search. Included by kernels_impl.h only.
 #pragma once
+#include "kernels_kv.h"
 
 namespace {
 

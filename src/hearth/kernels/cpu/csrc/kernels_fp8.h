@@ -5,6 +5,7 @@
 // in the order of K, then scaled: no bit depends on which way a row goes.
 // Included by kernels_impl.h only, behind kernels_quant.h.
 #pragma once
+#include "kernels_quant.h"
 
 namespace {
 
@@ -61,9 +62,8 @@ HEARTH_INLINE void from_codes(Vec (&acc)[R][V], const Fp8Group& g, int column, c
     unroll<4>([&](auto j) HEARTH_LAMBDA {
       if (k + j.value >= g.columns) return;
       Vec numbers[V];
-      unroll<V>([&](auto v) HEARTH_LAMBDA {
-        numbers[v.value] = number_of<j.value>(codes[v.value]);
-      });
+      unroll<V>([&](auto v)
+                    HEARTH_LAMBDA { numbers[v.value] = number_of<j.value>(codes[v.value]); });
       add_products<R, V>(acc, numbers, x + (k + j.value) * 4, ldx);
     });
   }

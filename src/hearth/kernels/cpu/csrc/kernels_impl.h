@@ -120,9 +120,9 @@ inline float round_scalar(float x) {
 
 }  // namespace
 
-#include "kernels_attention.h"
 #include "kernels_fit.h"
+#include "kernels_fp8.h"
 #include "kernels_linear.h"
 #include "kernels_quant.h"
-#include "kernels_fp8.h"
 #include "kernels_rows.h"
+#include "kernels_segments.h"

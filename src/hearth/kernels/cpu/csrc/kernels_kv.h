@@ -138,7 +138,7 @@ inline int64_t first_of(const AttendArgs& a, int query) {
 template <class E>
 struct Tile {
   using Element = E;
-  static constexpr bool kScaled = false, kGrouped = false;
+  static constexpr bool kScaled = false, kGrouped = false, kInWords = false;
   int64_t base;
   const E* keys[kTile / kKeyGroup];
   const E* values[kTile / kKeyGroup];

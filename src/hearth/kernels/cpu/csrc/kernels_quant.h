@@ -141,8 +141,7 @@ HEARTH_INLINE void quant_tile(const P& p, Group g, const QuantTile& t, int colum
     acc[r][v] = first_sum<V, BITS>(p, block, column, v, t.row + r, g.of_rows);
   });
   const int8_t* x = p.row_group(t.row, g.of_rows);
-  uint8_t* unpacked =
-      t.unpacked + ((g.of_weight - t.first_group) * a.group * kPanel + column * 4);
+  uint8_t* unpacked = t.unpacked + ((g.of_weight - t.first_group) * a.group * kPanel + column * 4);
   const uint8_t* w = FROM == Codes::kUnpacked ? unpacked : block + p.head_bytes + column * 4;
   // The rows of the tile that comes next, which lie far apart: 4 to 10 % at long rows.
   if constexpr (FROM == Codes::kUnpacked)
@@ -198,7 +197,7 @@ void quant_rows(const P& p, const QuantTile& t) {
       for (int64_t of_rows = group; of_rows <= last; of_rows += p.groups)
         for (int column = 0; column < kPanel; column += vectors * kLanes)
           quant_tile<R, vectors, FROM, FROM == Codes::kBytes ? 8 : 4, AHEAD>(p, {group, of_rows}, t,
-                                                                            column);
+                                                                             column);
     }
   }
 }

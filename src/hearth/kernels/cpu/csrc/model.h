@@ -104,8 +104,8 @@ class Model {
     float* data;
     int64_t width, stride;  // stride in floats
     int rows_kind;
-    int group;     // of quantized rows; 0: floats
-    bool is_tile;  // without memory: fused operations keep it within their tiles
+    int group;      // of quantized rows; 0: floats
+    bool is_tile;   // without memory: fused operations keep it within their tiles
     bool residual;  // quantized rows keep what rounding left, where a group's scale is too coarse
   };
   const Buffer& whole_buffer(int buffer, int rows) const;  // checked; throws Failure

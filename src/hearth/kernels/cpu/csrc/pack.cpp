@@ -281,7 +281,8 @@ bool is_finite(float x) {
 
 // Whether all codes of a group are ones that `bits` hold; of FP8, numbers.
 bool fits(const uint8_t* codes, const hearth_layout& w, uint8_t zero) {
-  if (w.fp8) return std::none_of(codes, codes + w.group, [](uint8_t c) { return (c & 127) == 127; });
+  if (w.fp8)
+    return std::none_of(codes, codes + w.group, [](uint8_t c) { return (c & 127) == 127; });
   if (w.bits == 8) return true;
   uint8_t high = zero;
   for (int k = 0; k < w.group; k++) high |= codes[k];

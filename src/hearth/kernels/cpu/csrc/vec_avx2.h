@@ -188,6 +188,45 @@ inline Int idot(Int acc, Int codes, Int x) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
   }
 }
+// Words: 16 of 16 bits, in pairs. Attention multiplies integer codes by them.
+constexpr int kWordParts = 1;  // words of an operand up to which this beats float32
+inline Int signed_words(const uint8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Of the low (0) or the high (1) halves of bytes, 8 for zero.
+template <int HALF>
+inline Int nibble_words(const uint8_t* p) {
+  Int both = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  Int code = HALF == 0 ? _mm256_and_si256(both, _mm256_set1_epi16(15)) : _mm256_srli_epi16(both, 4);
+  return _mm256_sub_epi16(code, _mm256_set1_epi16(8));
+}
+// acc + the products of both words of a lane.
+inline Int dot_words(Int acc, Int x, Int y) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(x, y));
+}
+inline Int imax(Int a, Int b) {
+  return _mm256_max_epi32(a, b);
+}
+inline int32_t lane_max(Int v) {
+  __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+}
+inline Int iround(Vec v) {
+  return _mm256_cvtps_epi32(v);
+}
+template <int N>
+inline Int ishift_right_signed(Int v) {
+  return _mm256_srai_epi32(v, N);
+}
+// A word of each lane: the nearest that there is, or the low bits.
+inline void store_words(int16_t* p, Int v) {
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v, v), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(words));
+}
+inline void store_low_words(int16_t* p, Int v) {
+  store_words(p, _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 16));
+}
 inline Vec vfloat(Int v) {
   return _mm256_cvtepi32_ps(v);
 }

@@ -190,6 +190,43 @@ inline Int idot(Int acc, Int codes, Int x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(x));
   return acc;
 }
+// Words: 32 of 16 bits, in pairs. Attention multiplies integer codes by them.
+constexpr int kWordParts = 2;  // words of an operand up to which this beats float32
+inline Int signed_words(const uint8_t* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+// Of the low (0) or the high (1) halves of bytes, 8 for zero.
+template <int HALF>
+inline Int nibble_words(const uint8_t* p) {
+  Int both = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  Int code = HALF == 0 ? _mm512_and_si512(both, _mm512_set1_epi16(15)) : _mm512_srli_epi16(both, 4);
+  return _mm512_sub_epi16(code, _mm512_set1_epi16(8));
+}
+// acc + the products of both words of a lane.
+inline Int dot_words(Int acc, Int x, Int y) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
+  return acc;
+}
+inline Int imax(Int a, Int b) {
+  return _mm512_max_epi32(a, b);
+}
+inline int32_t lane_max(Int v) {
+  return _mm512_reduce_max_epi32(v);
+}
+inline Int iround(Vec v) {
+  return _mm512_cvtps_epi32(v);
+}
+template <int N>
+inline Int ishift_right_signed(Int v) {
+  return _mm512_srai_epi32(v, N);
+}
+// A word of each lane: the nearest that there is, or the low bits.
+inline void store_words(int16_t* p, Int v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(v));
+}
+inline void store_low_words(int16_t* p, Int v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
+}
 #if defined(__AVX512BF16__)
 #define HEARTH_PAIR_DOTS
 // acc + the products of both bfloat16 values of a lane.

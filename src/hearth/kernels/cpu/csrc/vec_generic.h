@@ -180,6 +180,48 @@ inline Int idot(Int acc, Int codes, Int x) {
     acc += ibits(codes, byte, 255) * ((x << (24 - byte)) >> 24);
   return acc;
 }
+// Words: 8 of 16 bits, in pairs. Attention multiplies integer codes by them.
+constexpr int kWordParts = 1;  // words of an operand up to which this beats float32
+typedef int16_t WordVec __attribute__((vector_size(16)));
+inline Int signed_words(const uint8_t* p) {
+  WordVec words;
+  for (int i = 0; i < 8; i++) words[i] = static_cast<int8_t>(p[i]);
+  return reinterpret_cast<Int>(words);
+}
+// Of the low (0) or the high (1) halves of bytes, 8 for zero.
+template <int HALF>
+inline Int nibble_words(const uint8_t* p) {
+  WordVec words;
+  for (int i = 0; i < 8; i++)
+    words[i] = static_cast<int16_t>((HALF == 0 ? p[i] & 15 : p[i] >> 4) - 8);
+  return reinterpret_cast<Int>(words);
+}
+// acc + the products of both words of a lane.
+inline Int dot_words(Int acc, Int x, Int y) {
+  return acc + ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+}
+inline Int imax(Int a, Int b) {
+  return a > b ? a : b;
+}
+inline int32_t lane_max(Int v) {
+  int32_t a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+  return a > b ? a : b;
+}
+template <int N>
+inline Int ishift_right_signed(Int v) {
+  return v >> N;
+}
+// A word of each lane: the nearest that there is, or the low bits.
+inline void store_words(int16_t* p, Int v) {
+  for (int i = 0; i < 4; i++)
+    p[i] = static_cast<int16_t>(v[i] > 32767 ? 32767 : v[i] < -32768 ? -32768 : v[i]);
+}
+inline void store_low_words(int16_t* p, Int v) {
+  for (int i = 0; i < 4; i++) p[i] = static_cast<int16_t>(v[i]);
+}
+inline Int iround(Vec v) {
+  return __builtin_convertvector(vround(v), Int);
+}
 inline Vec vfloat(Int v) {
   return __builtin_convertvector(v, Vec);
 }
