@@ -140,8 +140,6 @@ def mix_keys(
     top, total, mixed = nothing(ROWS, WIDTH)
     own_top, own_total, own_mixed = nothing(ROWS, WIDTH)
     column = tl.arange(0, WIDTH)
-    key_scales = position  # of floats there are none
-    value_scales = position
     # float16 holds a value better than a weight times its scale, which may be tiny.
     SCALES_WEIGHTS: tl.constexpr = CODES != 0 and q.dtype != tl.float16
     for start in range(first_key, last_key, TILE):
@@ -167,6 +165,9 @@ def mix_keys(
             value_scales = tl.load(scales + value_at, mask=is_there, other=0).to(tl.float32)
             if not SCALES_WEIGHTS:
                 values = (values.to(tl.float32) * value_scales[:, None]).to(q.dtype)
+        else:
+            key_scales = key  # not read
+            value_scales = key
         visible = key[None, :] <= position[:, None]
         if WINDOW > 0:
             visible = visible & (key[None, :] > position[:, None] - WINDOW)
