@@ -71,7 +71,7 @@ def attend_split_kernel(
     for index in range(run, count, step):
         start = (first + index) * _SEGMENT
         top, total, mixed = mix_keys(
-            q, position + pair * 0, tl.maximum(start, first_key),
+            q, position + pair * 0, position, tl.maximum(start, first_key),
             tl.minimum(start + length, position + 1), data, scales, blocks + listed, first_listed,
             block_stride, layer_offset + kv_head * head_stride, value_offset, scale, soft_cap,
             ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP,

@@ -53,10 +53,10 @@ def attend_rows_kernel(
     is_row = row < last
     cached = tl.load(context + sequence)
     position = cached + row - begin
+    least = cached + first - begin
     q = load_rows(qkv, row, head, is_row, row_stride, ELEMENT, HEAD_DIM, WIDTH)
     top, total, mixed = mix_keys(
-        q, position, first_visible(cached + first - begin, WINDOW), cached + last - begin,
-        data, scales, blocks + tl.load(block_start + sequence), tl.load(first_block + sequence),
+        q, position, least, first_visible(least, WINDOW), cached + last - begin, data, scales, blocks + tl.load(block_start + sequence), tl.load(first_block + sequence),
         block_stride, layer_offset + kv_head * head_stride, value_offset, scale, soft_cap,
         ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP,
     )  # fmt: skip
