@@ -124,7 +124,5 @@ def merge_kernel(
         at = (slot + index) * HEADS + head + one
         sums = all_sums + at * 2
         own = tl.load(scratch + at[:, None] * WIDTH + column[None, :])
-        top, total, mixed = merge(
-            top, total, mixed, tl.load(sums), tl.load(sums + 1), own
-        )
+        top, total, mixed = merge(top, total, mixed, tl.load(sums), tl.load(sums + 1), own)
     store_rows(out, begin + one, head + one, one == 0, out_stride, total, mixed, HEAD_DIM, WIDTH)

@@ -81,6 +81,4 @@ def attend_image_kernel(
             q, keys, values, key, key, is_there[None, :], scale, 0.0, top, total, mixed,
             False, False, False, True,
         )  # fmt: skip
-    store_rows(
-        out, row, head + index * 0, is_row, out_stride, total, mixed, HEAD_DIM, WIDTH
-    )
+    store_rows(out, row, head + index * 0, is_row, out_stride, total, mixed, HEAD_DIM, WIDTH)

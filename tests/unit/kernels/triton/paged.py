@@ -32,6 +32,14 @@ from hearth.kernels.triton.attention import (
 )
 from hearth.kernels.triton.kv import KvCache
 
+
+def shape(
+    heads: int, kv_heads: int, dim: int, *, window: int = 0, soft_cap: float = 0.0
+) -> AttentionShape:
+    """With the usual scale."""
+    return AttentionShape(heads, kv_heads, dim, dim**-0.5, window, soft_cap)
+
+
 GROUP, LAYER = 1, 1  # of two groups with two layers: strides that are left out would show
 
 
@@ -102,14 +110,10 @@ class Paged:
         """Of steps of one row a sequence."""
         shape, out = self.case.shape, self.empty(len(qkv))
         tokens = len(plan.blocks) * self.case.block_size
-        size = decode_scratch_floats(
-            len(plan.context), tokens, shape.num_heads, shape.head_dim
-        )
+        size = decode_scratch_floats(len(plan.context), tokens, shape.num_heads, shape.head_dim)
         scratch = torch.full((size if has_scratch else 0,), torch.nan, device=self.case.device)
         tables = tables_of(plan, self.case.device)
-        attend_decode(
-            qkv, out, self.cache, GROUP, LAYER, tables, shape, scratch, num_runs
-        )
+        attend_decode(qkv, out, self.cache, GROUP, LAYER, tables, shape, scratch, num_runs)
         return out
 
     def empty(self, num_rows: int) -> torch.Tensor:
