@@ -19,8 +19,8 @@ from torch import Tensor
 from hearth.core.errors import KernelError
 from hearth.kernels.triton import tiles
 from hearth.kernels.triton.layout import CodedMatrix, Matrix, k_segments, segment_columns
-from hearth.kernels.triton.linear_codes import launch_codes
-from hearth.kernels.triton.tiles import Tiling, finish, place, scratch_floats
+from hearth.kernels.triton.linear_codes import codes_tile, launch_codes
+from hearth.kernels.triton.tiles import Tiling, WeightTile, finish, place, scratch_floats
 
 __all__ = ["k_segments", "linear", "scratch_floats"]
 
@@ -59,7 +59,8 @@ def _dense_kernel(
         if WIDE:
             a, b = a.to(tl.float32), b.to(tl.float32)
         sums = tl.dot(a, b, sums, input_precision="ieee")
-        if SPLIT and not APART:
+        # A condition that a launch knows stands by itself, so that it costs nothing.
+        if SPLIT and not APART:  # noqa: SIM102
             if (block + 1) % segment_blocks == 0:
                 total += sums
                 sums = tl.zeros((BLOCK_R, BLOCK_T), tl.float32)
@@ -88,8 +89,14 @@ def linear(
     rows = out.shape[1]
     if not tokens:
         return
+    tile = codes_tile(weight) if isinstance(weight, CodedMatrix) else _dense_tile(x, weight.data)
     tiling = tiles.choose_tiling(
-        tokens, rows, cols, may_split=scratch is not None, hopper=tiles.is_hopper(x.device)
+        tokens,
+        rows,
+        cols,
+        tile,
+        may_split=scratch is not None,
+        shared_bytes=tiles.shared_bytes(x.device),
     )
     if scratch is not None and tiling.apart:
         tiles.check_scratch(scratch, tokens, rows, cols)
@@ -105,13 +112,17 @@ def launch(
     tiling: Tiling,
 ) -> None:
     """`linear` with tiles of one's own choice, unchecked."""
-    (tokens, cols), rows = x.shape, out.shape[1]
     if isinstance(weight, CodedMatrix):
         launch_codes(x, weight, out, bias, scratch, tiling)
     else:
         _launch_dense(x, weight.data, out, bias, scratch, tiling)
     if tiling.apart and scratch is not None:
-        tiles.add_segments(scratch, bias, out, k_segments(rows, cols))
+        tiles.add_segments(scratch, bias, out, k_segments(out.shape[1], x.shape[1]))
+
+
+def _dense_tile(x: Tensor, weight: Tensor) -> WeightTile:
+    many = 128 if x.element_size() == weight.element_size() == 2 else 64
+    return WeightTile(_BLOCK_COLUMNS, 8 * weight.element_size(), x.element_size(), many)
 
 
 def _launch_dense(

@@ -148,9 +148,9 @@ def _embed_codes_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (column < width) & (token >= 0) & (token < limit)
     if BITS == 4:
-        word = (column // 128 * 16 + column % 16).to(tl.int64)
+        word = (column // 256 * 32 + column % 32).to(tl.int64)
         words = tl.load(codes + word * codes_stride + token, mask=inside, other=0)
-        code = (words >> (column % 128 // 16 * 4)) & 15
+        code = (words >> (column % 256 // 32 * 4)) & 15
     else:
         code = tl.load(codes + token * codes_stride + column, mask=inside, other=0).to(tl.int32)
     group = (column // group_size).to(tl.int64) * groups_stride + token

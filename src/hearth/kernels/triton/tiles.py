@@ -29,9 +29,26 @@ from hearth.kernels.triton.layout import k_segments
 FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MULTIPROCESSORS = 132  # of a large card; a smaller one has work enough all the same
 _FEW_TOKENS = 64
-_FEW_ROWS, _MANY_ROWS, _MANY_TOKENS = 64, 128, 128
+_MANY_ROWS = 128
 _REDUCED_ROWS = 512
-_HOPPER = (9, 0)
+# KiB of shared memory that a program may take (CUDA C++ programming guide, compute capabilities).
+_SHARED_KIB = {(7, 5): 64, (8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
+_SMALLER_KIB = 99  # sm_86, sm_89, sm_120
+_RESERVED_SHARED = 1 << 10  # of every program, by CUDA
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTile:
+    """What a program reads of the weight and of tokens at a time: so many columns.
+
+    `bits`: of an element of the weight; `float_bytes`: of an element of a token. `many_tokens`: of
+    a tile for long steps, as many as registers hold.
+    """
+
+    columns: int
+    bits: int
+    float_bytes: int
+    many_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +62,30 @@ class Tiling:
     num_stages: int
 
 
-def choose_tiling(tokens: int, rows: int, cols: int, *, may_split: bool, hopper: bool) -> Tiling:
-    """The tiles of a step of `tokens` > 0; every choice gives the same bits."""
+def choose_tiling(
+    tokens: int, rows: int, cols: int, tile: WeightTile, *, may_split: bool, shared_bytes: int
+) -> Tiling:
+    """The tiles of a step of `tokens` > 0; every choice gives the same bits.
+
+    `shared_bytes`: shared memory that one program may take. Few tokens are a matter of reading the
+    weight: two programs a multiprocessor, as many loads under way as fit. Many are a matter of
+    multiplying: large tiles.
+    """
     segments = k_segments(rows, cols)
     if tokens <= _FEW_TOKENS:
         block = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-        return Tiling(_FEW_ROWS, block, may_split and segments > 1, 4, 5)
-    programs = ceil_div(tokens, _MANY_TOKENS) * ceil_div(rows, _MANY_ROWS)
-    apart = may_split and segments > 1 and 2 * programs <= _MULTIPROCESSORS
-    return Tiling(_MANY_ROWS, _MANY_TOKENS, apart, 8, 4 if hopper else 3)
+        apart = may_split and segments > 1
+        if block == 16:
+            height, warps = 64, 4
+        else:  # what is read of tokens counts as well: share it among more rows
+            height, warps = 128, 8
+    else:
+        block, height, warps = tile.many_tokens, _MANY_ROWS, 8
+        programs = ceil_div(tokens, block) * ceil_div(rows, height)
+        apart = may_split and segments > 1 and 2 * programs <= _MULTIPROCESSORS
+    stage = tile.columns * (height * tile.bits // 8 + block * tile.float_bytes)
+    room = shared_bytes // 2 - _RESERVED_SHARED if tokens <= _FEW_TOKENS else shared_bytes
+    return Tiling(height, block, apart, warps, min(max(room // stage, 2), 5))
 
 
 def scratch_floats(max_tokens: int, rows: int, cols: int) -> int:
@@ -65,14 +97,19 @@ def scratch_floats(max_tokens: int, rows: int, cols: int) -> int:
     if segments == 1:
         return 0
     tiles = _MULTIPROCESSORS // 2 // ceil_div(rows, _MANY_ROWS)
-    most = max(_FEW_TOKENS, tiles * _MANY_TOKENS)
+    most = max(_FEW_TOKENS, tiles * 128)  # the most tokens of a tile
     return segments * min(max_tokens, most) * rows
 
 
 @cache
-def is_hopper(device: torch.device) -> bool:
-    """Whether a device is sm_90 or later, which has memory for more stages."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may take on a device."""
+    return shared_of(torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0))
+
+
+def shared_of(capability: tuple[int, int]) -> int:
+    """The same of a compute capability."""
+    return _SHARED_KIB.get(capability, _SMALLER_KIB) << 10
 
 
 @triton.jit

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +15,7 @@ from hearth.core.errors import KernelError
 from hearth.kernels.triton import linear as linears
 from hearth.kernels.triton import tiles
 from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, k_segments
-from hearth.kernels.triton.tiles import Tiling
+from hearth.kernels.triton.tiles import Tiling, WeightTile
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = {FLOAT32: 3e-6, FLOAT16: 1e-3, BFLOAT16: 8e-3}
@@ -73,7 +71,8 @@ def test_dense_of_any_types_and_shape(
 @some
 @given(
     st.sampled_from(list(FORMS)), st.sampled_from([32, 64, 96, 128, 160, 256, 512]),
-    st.integers(1, 20), st.integers(1, 150), st.integers(1, 700), st.sampled_from([BFLOAT16, FLOAT16]),
+    st.integers(1, 20), st.integers(1, 150), st.integers(1, 700),
+    st.sampled_from([BFLOAT16, FLOAT16]),
 )  # fmt: skip
 def test_codes_of_any_form_group_and_shape_lose_no_more_than_float32_sums(
     name: str, group_size: int, tokens: int, rows: int, cols: int, dtype: torch.dtype
@@ -102,15 +101,14 @@ def weight_of(name: str, rows: int, cols: int) -> Matrix:
 
 
 @pytest.fixture
-def ordered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def ordered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", ordered_dot.dot)
-    return
 
 
 @pytest.mark.usefixtures("ordered")
 @pytest.mark.parametrize("name", ["dense", "int4", "int4 zeros", "int8", "fp8"])
 def test_a_row_has_the_same_bits_with_few_and_many_tokens_and_any_tile(name: str) -> None:
-    rows, cols = 70, 1056
+    rows, cols = 70, 1120
     assert k_segments(rows, cols) == 2
     weight, bias = weight_of(name, rows, cols), torch.randn(rows)
     x = inputs(70, cols)
@@ -184,9 +182,21 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         linears.linear(x, coded, out)
 
 
-@given(st.integers(1, 5000), st.integers(1, 160_000), st.integers(1, 30_000))
-def test_scratch_holds_every_step_that_is_split(tokens: int, rows: int, cols: int) -> None:
-    tiling = tiles.choose_tiling(tokens, rows, cols, may_split=True, hopper=True)
+@given(
+    st.integers(1, 5000), st.integers(1, 160_000), st.integers(1, 30_000),
+    st.sampled_from([WeightTile(64, 16, 2, 128), WeightTile(256, 4, 2, 64)]),
+    st.sampled_from([64, 99, 163, 227]),
+)  # fmt: skip
+def test_every_step_that_is_split_fits_scratch_and_every_tile_a_cards_memory(
+    tokens: int, rows: int, cols: int, tile: WeightTile, shared: int
+) -> None:
+    tiling = tiles.choose_tiling(
+        tokens, rows, cols, tile, may_split=True, shared_bytes=shared << 10
+    )
+    stage = tiling.block_rows * tile.bits // 8 + tiling.block_tokens * tile.float_bytes
+    # Below sm_90 a stage less is kept; sm_75 keeps none.
+    kept = {64: 1, 227: tiling.num_stages}.get(shared, tiling.num_stages - 1)
+    assert kept * stage * tile.columns <= shared << 10
     if tiling.apart:
         needed = k_segments(rows, cols) * tokens * rows
         assert needed <= tiles.scratch_floats(tokens, rows, cols)
