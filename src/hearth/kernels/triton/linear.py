@@ -90,14 +90,8 @@ def linear(
     if not tokens:
         return
     tile = codes_tile(weight) if isinstance(weight, CodedMatrix) else _dense_tile(x, weight.data)
-    tiling = tiles.choose_tiling(
-        tokens,
-        rows,
-        cols,
-        tile,
-        may_split=scratch is not None,
-        shared_bytes=tiles.shared_bytes(x.device),
-    )
+    card, may_split = tiles.card_of(x.device), scratch is not None
+    tiling = tiles.choose_tiling(tokens, rows, cols, tile, card, may_split=may_split)
     if scratch is not None and tiling.apart:
         tiles.check_scratch(scratch, tokens, rows, cols)
     launch(x, weight, out, bias, scratch, tiling)

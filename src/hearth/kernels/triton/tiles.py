@@ -34,6 +34,7 @@ _REDUCED_ROWS = 512
 # KiB of shared memory that a program may take (CUDA C++ programming guide, compute capabilities).
 _SHARED_KIB = {(7, 5): 64, (8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
 _SMALLER_KIB = 99  # sm_86, sm_89, sm_120
+_AMPERE = (8, 0)
 _RESERVED_SHARED = 1 << 10  # of every program, by CUDA
 
 
@@ -52,6 +53,19 @@ class WeightTile:
 
 
 @dataclass(frozen=True, slots=True)
+class Card:
+    """What the choice of tiles asks of a card.
+
+    `shared_bytes`: shared memory that one program may take. `multiplies_tiles`: Triton has a matrix
+    instruction for it; below sm_80 it multiplies number by number, and only small tiles stay in
+    registers.
+    """
+
+    shared_bytes: int
+    multiplies_tiles: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Tiling:
     """How a linear layer is launched: its tile, and whether segments are apart."""
 
@@ -63,28 +77,27 @@ class Tiling:
 
 
 def choose_tiling(
-    tokens: int, rows: int, cols: int, tile: WeightTile, *, may_split: bool, shared_bytes: int
+    tokens: int, rows: int, cols: int, tile: WeightTile, card: Card, *, may_split: bool
 ) -> Tiling:
     """The tiles of a step of `tokens` > 0; every choice gives the same bits.
 
-    `shared_bytes`: shared memory that one program may take. Few tokens are a matter of reading the
-    weight: two programs a multiprocessor, as many loads under way as fit. Many are a matter of
-    multiplying: large tiles.
+    Few tokens are a matter of reading the weight: two programs a multiprocessor, as many loads
+    under way as fit. Many are a matter of multiplying: large tiles.
     """
     segments = k_segments(rows, cols)
-    if tokens <= _FEW_TOKENS:
+    few = tokens <= _FEW_TOKENS
+    block = tile.many_tokens
+    if few or not card.multiplies_tiles:
         block = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
-        apart = may_split and segments > 1
-        if block == 16:
-            height, warps = 64, 4
-        else:  # what is read of tokens counts as well: share it among more rows
-            height, warps = 128, 8
-    else:
-        block, height, warps = tile.many_tokens, _MANY_ROWS, 8
-        programs = ceil_div(tokens, block) * ceil_div(rows, height)
-        apart = may_split and segments > 1 and 2 * programs <= _MULTIPROCESSORS
+    # What is read of tokens counts as well, from some on: it is shared among more rows.
+    height = 64 if block == 16 else _MANY_ROWS
+    warps = 4 if block == 16 else 8
+    if not card.multiplies_tiles:
+        height = 32 if block == 16 else 64
+    programs = ceil_div(tokens, block) * ceil_div(rows, height)
+    apart = may_split and segments > 1 and (few or 2 * programs <= _MULTIPROCESSORS)
     stage = tile.columns * (height * tile.bits // 8 + block * tile.float_bytes)
-    room = shared_bytes // 2 - _RESERVED_SHARED if tokens <= _FEW_TOKENS else shared_bytes
+    room = card.shared_bytes // 2 - _RESERVED_SHARED if few else card.shared_bytes
     return Tiling(height, block, apart, warps, min(max(room // stage, 2), 5))
 
 
@@ -102,14 +115,15 @@ def scratch_floats(max_tokens: int, rows: int, cols: int) -> int:
 
 
 @cache
-def shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may take on a device."""
-    return shared_of(torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0))
+def card_of(device: torch.device) -> Card:
+    """What a device is; the interpreter counts as sm_90."""
+    on_card = device.type == "cuda"
+    return card_of_capability(torch.cuda.get_device_capability(device) if on_card else (9, 0))
 
 
-def shared_of(capability: tuple[int, int]) -> int:
-    """The same of a compute capability."""
-    return _SHARED_KIB.get(capability, _SMALLER_KIB) << 10
+def card_of_capability(capability: tuple[int, int]) -> Card:
+    """What a card of a compute capability is."""
+    return Card(_SHARED_KIB.get(capability, _SMALLER_KIB) << 10, capability >= _AMPERE)
 
 
 @triton.jit

@@ -185,18 +185,17 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 @given(
     st.integers(1, 5000), st.integers(1, 160_000), st.integers(1, 30_000),
     st.sampled_from([WeightTile(64, 16, 2, 128), WeightTile(256, 4, 2, 64)]),
-    st.sampled_from([64, 99, 163, 227]),
+    st.sampled_from([(7, 5), (8, 9), (8, 0), (9, 0)]),
 )  # fmt: skip
 def test_every_step_that_is_split_fits_scratch_and_every_tile_a_cards_memory(
-    tokens: int, rows: int, cols: int, tile: WeightTile, shared: int
+    tokens: int, rows: int, cols: int, tile: WeightTile, capability: tuple[int, int]
 ) -> None:
-    tiling = tiles.choose_tiling(
-        tokens, rows, cols, tile, may_split=True, shared_bytes=shared << 10
-    )
+    card = tiles.card_of_capability(capability)
+    tiling = tiles.choose_tiling(tokens, rows, cols, tile, card, may_split=True)
     stage = tiling.block_rows * tile.bits // 8 + tiling.block_tokens * tile.float_bytes
     # Below sm_90 a stage less is kept; sm_75 keeps none.
-    kept = {64: 1, 227: tiling.num_stages}.get(shared, tiling.num_stages - 1)
-    assert kept * stage * tile.columns <= shared << 10
+    kept = {(7, 5): 1, (9, 0): tiling.num_stages}.get(capability, tiling.num_stages - 1)
+    assert kept * stage * tile.columns <= card.shared_bytes
     if tiling.apart:
         needed = k_segments(rows, cols) * tokens * rows
         assert needed <= tiles.scratch_floats(tokens, rows, cols)
