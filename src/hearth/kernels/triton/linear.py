@@ -29,10 +29,11 @@ _BLOCK_COLUMNS = 64
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _dense_kernel(
-    x, weight, bias, out, scratch, num_tokens, rows, cols, segment_blocks,
+    x, weight, bias, out, scratch, counters, num_tokens, rows, cols, segment_blocks,
     x_stride, weight_stride, out_stride,
-    APART: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    APART: tl.constexpr, COUNTED: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EVEN: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     first_row, first_token = place(rows, num_tokens, BLOCK_R, BLOCK_T)
     row, token = first_row + tl.arange(0, BLOCK_R), first_token + tl.arange(0, BLOCK_T)
@@ -65,7 +66,10 @@ def _dense_kernel(
                 total += sums
                 sums = tl.zeros((BLOCK_R, BLOCK_T), tl.float32)
     total += sums
-    finish(total, bias, out, scratch, row, token, rows, num_tokens, out_stride, APART, HAS_BIAS)
+    finish(
+        total, bias, out, scratch, counters, row, token, rows, num_tokens, out_stride, APART,
+        COUNTED, HAS_BIAS,
+    )  # fmt: skip
 
 
 def linear(
@@ -75,14 +79,16 @@ def linear(
     *,
     bias: Tensor | None = None,
     scratch: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> None:
     """out[t] = weight · x[t] (+ bias).
 
     `x` [T, K] and `out` [T, N], each bfloat16, float16 or float32, elements of a row contiguous;
     `weight` of N rows (a padded dense one may have more) and K columns; `bias` [N] float32.
-    `scratch`: float32, of `scratch_floats` for the most tokens, used by one launch at a time;
-    without it the same result takes longer where tokens are few. T = 0 does nothing. Raises
-    KernelError when shapes or types do not fit.
+    `scratch`: float32, of `scratch_floats` for the most tokens, and `counters`: int32 zeros,
+    `tiles.NUM_COUNTERS`; each used by one launch at a time, the counters are zeros again behind it.
+    Without scratch the same result takes longer where tokens are few, without counters it takes a
+    second launch. T = 0 does nothing. Raises KernelError when shapes or types do not fit.
     """
     _check(x, weight, out, bias)
     tokens, cols = x.shape
@@ -93,8 +99,8 @@ def linear(
     card, may_split = tiles.card_of(x.device), scratch is not None
     tiling = tiles.choose_tiling(tokens, rows, cols, tile, card, may_split=may_split)
     if scratch is not None and tiling.apart:
-        tiles.check_scratch(scratch, tokens, rows, cols)
-    launch(x, weight, out, bias, scratch, tiling)
+        tiles.check_scratch(scratch, counters, tokens, rows, cols)
+    launch(x, weight, out, bias, scratch, counters, tiling)
 
 
 def launch(
@@ -103,14 +109,15 @@ def launch(
     out: Tensor,
     bias: Tensor | None,
     scratch: Tensor | None,
+    counters: Tensor | None,
     tiling: Tiling,
 ) -> None:
     """`linear` with tiles of one's own choice, unchecked."""
     if isinstance(weight, CodedMatrix):
-        launch_codes(x, weight, out, bias, scratch, tiling)
+        launch_codes(x, weight, out, bias, scratch, counters, tiling)
     else:
-        _launch_dense(x, weight.data, out, bias, scratch, tiling)
-    if tiling.apart and scratch is not None:
+        _launch_dense(x, weight.data, out, bias, scratch, counters, tiling)
+    if tiling.apart and counters is None and scratch is not None:
         tiles.add_segments(scratch, bias, out, k_segments(out.shape[1], x.shape[1]))
 
 
@@ -125,6 +132,7 @@ def _launch_dense(
     out: Tensor,
     bias: Tensor | None,
     scratch: Tensor | None,
+    counters: Tensor | None,
     tiling: Tiling,
 ) -> None:
     (tokens, cols), rows = x.shape, out.shape[1]
@@ -132,9 +140,11 @@ def _launch_dense(
     programs = triton.cdiv(rows, tiling.block_rows) * triton.cdiv(tokens, tiling.block_tokens)
     _dense_kernel[(programs, segments if tiling.apart else 1)](
         x, weight, out if bias is None else bias, out, out if scratch is None else scratch,
+        out if counters is None else counters,
         tokens, rows, cols, segment_columns(rows, cols) // _BLOCK_COLUMNS,
         x.stride(0), weight.stride(0), out.stride(0),
-        APART=tiling.apart, SPLIT=segments > 1, HAS_BIAS=bias is not None,
+        APART=tiling.apart, COUNTED=counters is not None, SPLIT=segments > 1,
+        HAS_BIAS=bias is not None,
         EVEN=cols % _BLOCK_COLUMNS == 0, WIDE=x.dtype != weight.dtype or x.dtype == torch.float32,
         BLOCK_R=tiling.block_rows, BLOCK_T=tiling.block_tokens, BLOCK_K=_BLOCK_COLUMNS,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,

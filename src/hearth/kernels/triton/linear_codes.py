@@ -60,11 +60,12 @@ def _of_group(numbers, start, row, rows, cols, groups_stride, GROUP: tl.constexp
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _codes_kernel(
-    x, codes, scales, zeros, bias, out, scratch, num_tokens, rows, cols, segment_blocks,
+    x, codes, scales, zeros, bias, out, scratch, counters, num_tokens, rows, cols, segment_blocks,
     x_stride, codes_stride, groups_stride, out_stride,
     BITS: tl.constexpr, FORM: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, APART: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    STEP: tl.constexpr, APART: tl.constexpr, COUNTED: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     first_row, first_token = place(rows, num_tokens, BLOCK_R, BLOCK_T)
     row, token = first_row + tl.arange(0, BLOCK_R), first_token + tl.arange(0, BLOCK_T)
@@ -120,7 +121,10 @@ def _codes_kernel(
                 total += sums
                 sums = tl.zeros((BLOCK_R, BLOCK_T), tl.float32)
     total += sums
-    finish(total, bias, out, scratch, row, token, rows, num_tokens, out_stride, APART, HAS_BIAS)
+    finish(
+        total, bias, out, scratch, counters, row, token, rows, num_tokens, out_stride, APART,
+        COUNTED, HAS_BIAS,
+    )  # fmt: skip
 
 
 def codes_tile(weight: CodedMatrix) -> WeightTile:
@@ -138,6 +142,7 @@ def launch_codes(
     out: Tensor,
     bias: Tensor | None,
     scratch: Tensor | None,
+    counters: Tensor | None,
     tiling: Tiling,
 ) -> None:
     """The launch of `linear` for codes; where segments are apart, they remain to be added."""
@@ -151,10 +156,12 @@ def launch_codes(
     _codes_kernel[(programs, segments if tiling.apart else 1)](
         x, weight.codes, weight.scales, weight.codes if weight.zeros is None else weight.zeros,
         out if bias is None else bias, out, out if scratch is None else scratch,
+        out if counters is None else counters,
         tokens, rows, cols, segment_columns(rows, cols) // block,
         x.stride(0), weight.codes.stride(0), weight.scales.stride(0), out.stride(0),
         BITS=weight.bits, FORM=form, GROUP=weight.group_size, UNIT=unit, STEP=step,
-        APART=tiling.apart, SPLIT=segments > 1, HAS_BIAS=bias is not None, EVEN=cols % block == 0,
+        APART=tiling.apart, COUNTED=counters is not None, SPLIT=segments > 1,
+        HAS_BIAS=bias is not None, EVEN=cols % block == 0,
         BLOCK_R=tiling.block_rows, BLOCK_T=tiling.block_tokens, BLOCK_K=block,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip

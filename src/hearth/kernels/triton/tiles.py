@@ -5,8 +5,9 @@ of the matrix instruction and tokens its columns: the instruction that a card ha
 height (wgmma on sm_90) is the same for 1 token and for thousands, and decoded weights may stay in
 registers. Outputs are sums over columns in order within a segment (`layout.segment_columns`), and
 of segments in ascending order, from zero. "Apart", programs compute a segment each and leave it in
-scratch, [segment, token, output] float32, for `add_segments`; "joined", a program runs through all
-of them. Both add the same numbers in the same order: which one is used is a question of speed.
+scratch, [segment, token, output] float32, where the last program of a tile adds them, or, without
+counters, a second launch, `add_segments`; "joined", a program runs through all of them. All add the
+same numbers in the same order: which one is used is a question of speed.
 """
 
 # Kernels have types of their own, and as many arguments as tensors and strides need.
@@ -34,6 +35,7 @@ _REDUCED_ROWS = 512
 # KiB of shared memory that a program may take (CUDA C++ programming guide, compute capabilities).
 _SHARED_KIB = {(7, 5): 64, (8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
 _SMALLER_KIB = 99  # sm_86, sm_89, sm_120
+NUM_COUNTERS = 512  # int32 zeros: segments are apart only where tiles are fewer
 _AMPERE = (8, 0)
 _RESERVED_SHARED = 1 << 10  # of every program, by CUDA
 
@@ -142,20 +144,45 @@ def place(rows, num_tokens, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def finish(
-    total, bias, out, scratch, row, token, rows, num_tokens, out_stride,
-    APART: tl.constexpr, HAS_BIAS: tl.constexpr,
+    total, bias, out, scratch, counters, row, token, rows, num_tokens, out_stride,
+    APART: tl.constexpr, COUNTED: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Leaves the sum of a segment in scratch, or the output with its bias where it belongs."""
-    inside = (row < rows)[:, None] & (token < num_tokens)[None, :]
+    """Leaves the sum of a segment in scratch, or the output with its bias where it belongs.
+
+    COUNTED: the program that is the last of its tile to leave a segment adds all of them, in order
+    as ever, and puts the counter back to zero.
+    """
     if APART:
+        inside = (row < rows)[:, None] & (token < num_tokens)[None, :]
         line = (tl.program_id(1) * num_tokens + token).to(tl.int64) * rows
         tl.store(scratch + line[None, :] + row[:, None], total, mask=inside)
+        if COUNTED:
+            # Every thread's part is stored before one of them counts (release), and what others
+            # stored is there when all of them have been counted (acquire).
+            tl.debug_barrier()
+            counted = tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
+            if counted == tl.num_programs(1) - 1:
+                whole = tl.zeros(total.shape, tl.float32)
+                for segment in range(tl.num_programs(1)):
+                    part = (segment * num_tokens + token).to(tl.int64) * rows
+                    # Past the L1 cache, which knows nothing of other multiprocessors' stores.
+                    whole += tl.load(
+                        scratch + part[None, :] + row[:, None], mask=inside, other=0.0,
+                        cache_modifier=".cg",
+                    )  # fmt: skip
+                _store(whole, bias, out, row, token, rows, num_tokens, out_stride, HAS_BIAS)
+                tl.store(counters + tl.program_id(0), 0)
     else:
-        if HAS_BIAS:
-            total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
-        line = token.to(tl.int64) * out_stride
-        result = total.to(out.dtype.element_ty)
-        tl.store(out + line[None, :] + row[:, None], result, mask=inside)
+        _store(total, bias, out, row, token, rows, num_tokens, out_stride, HAS_BIAS)
+
+
+@triton.jit
+def _store(total, bias, out, row, token, rows, num_tokens, out_stride, HAS_BIAS: tl.constexpr):
+    if HAS_BIAS:
+        total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
+    line = token.to(tl.int64) * out_stride
+    inside = (row < rows)[:, None] & (token < num_tokens)[None, :]
+    tl.store(out + line[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -185,8 +212,14 @@ def add_segments(scratch: Tensor, bias: Tensor | None, out: Tensor, segments: in
     )  # fmt: skip
 
 
-def check_scratch(scratch: Tensor, tokens: int, rows: int, cols: int) -> None:
-    """Raises KernelError where segments would not fit."""
+def check_scratch(
+    scratch: Tensor, counters: Tensor | None, tokens: int, rows: int, cols: int
+) -> None:
+    """Raises KernelError where segments or counters would not fit."""
+    if counters is not None and (counters.dtype != torch.int32 or len(counters) < NUM_COUNTERS):
+        raise KernelError(
+            f"counters are {len(counters)} of {counters.dtype}; needed: {NUM_COUNTERS} of int32"
+        )
     needed = k_segments(rows, cols) * tokens * rows
     if scratch.dtype != torch.float32 or scratch.numel() < needed:
         raise KernelError(

@@ -42,7 +42,8 @@ def main() -> None:
         x = torch.empty(int(tokens), cols, dtype=dtype, device=META)
         out = torch.empty(int(tokens), rows, dtype=dtype, device=META)
         scratch = torch.empty(tiles.scratch_floats(int(tokens), rows, cols), device=META)
-        call = partial(linears.linear, x, weight, out, scratch=scratch)
+        counters = torch.empty(tiles.NUM_COUNTERS, dtype=torch.int32, device=META)
+        call = partial(linears.linear, x, weight, out, scratch=scratch, counters=counters)
         with patch.object(tiles, "card_of", lambda _device, card=card: card):
             results = compiled(call, int(capability))
         for result in results:

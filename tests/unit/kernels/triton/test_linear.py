@@ -34,11 +34,18 @@ def scratch_for(tokens: int, rows: int, cols: int) -> Tensor:
     return torch.full((max(1, tiles.scratch_floats(tokens, rows, cols)),), torch.nan)
 
 
-def run(x: Tensor, weight: Matrix, rows: int, tiling: Tiling, bias: Tensor | None = None) -> Tensor:
+def run(
+    x: Tensor,
+    weight: Matrix,
+    rows: int,
+    tiling: Tiling,
+    bias: Tensor | None = None,
+    counters: Tensor | None = None,
+) -> Tensor:
     """Float32 outputs with tiles of one's choice."""
     out = torch.full((len(x), rows), torch.nan)
     scratch = torch.full((k_segments(rows, x.shape[1]) * len(x) * rows,), torch.nan)
-    linears.launch(x, weight, out, bias, scratch, tiling)
+    linears.launch(x, weight, out, bias, scratch, counters, tiling)
     return out
 
 
@@ -119,6 +126,11 @@ def test_a_row_has_the_same_bits_with_few_and_many_tokens_and_any_tile(name: str
         assert torch.equal(run(x[:tokens], weight, rows, tiling, bias), whole[:tokens])
     joined = run(x[:3], weight, rows, Tiling(64, 16, False, 4, 2), bias)
     assert torch.equal(joined, whole[:3])
+    counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
+    for tokens in (3, 70):
+        counted = run(x[:tokens], weight, rows, Tiling(64, 64, True, 4, 2), bias, counters)
+        assert torch.equal(counted, whole[:tokens])
+        assert not counters.any()
 
 
 @pytest.mark.usefixtures("ordered")
@@ -133,12 +145,15 @@ def test_a_rows_bits_do_not_depend_on_the_others(name: str) -> None:
 
 
 @pytest.mark.usefixtures("ordered")
-def test_scratch_changes_nothing_but_the_way() -> None:
+def test_scratch_and_counters_change_nothing_but_the_way() -> None:
     weight, x = weight_of("dense", 70, 1024), inputs(4, 1024)
-    with_it, without = torch.empty(4, 70), torch.empty(4, 70)
-    linears.linear(x, weight, with_it, scratch=scratch_for(4, 70, 1024))
+    without, with_it, counted = (torch.empty(4, 70) for _ in range(3))
+    counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
     linears.linear(x, weight, without)
+    linears.linear(x, weight, with_it, scratch=scratch_for(4, 70, 1024))
+    linears.linear(x, weight, counted, scratch=scratch_for(4, 70, 1024), counters=counters)
     assert torch.equal(with_it, without)
+    assert torch.equal(counted, without)
 
 
 def test_codes_are_exact_where_float32_is() -> None:
@@ -177,6 +192,9 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         linears.linear(x, weight, torch.empty(70, 2).T)
     with pytest.raises(KernelError, match="need 280 of float32"):
         linears.linear(x, weight, out, scratch=torch.empty(279))
+    few = torch.zeros(9, dtype=torch.int32)
+    with pytest.raises(KernelError, match="needed: 512 of int32"):
+        linears.linear(x, weight, out, scratch=torch.empty(280), counters=few)
     coded = matrix(FORMS["int4"], 48, 70, 1024)
     with pytest.raises(KernelError, match="multiple of 32"):
         linears.linear(x, coded, out)
@@ -201,3 +219,5 @@ def test_every_step_that_is_split_fits_scratch_and_every_tile_a_cards_memory(
         assert needed <= tiles.scratch_floats(tokens, rows, cols)
         assert needed <= tiles.scratch_floats(tokens + 100, rows, cols)
         assert needed < 1 << 31
+        programs = -(-rows // tiling.block_rows) * -(-tokens // tiling.block_tokens)
+        assert programs <= tiles.NUM_COUNTERS
