@@ -1,9 +1,11 @@
-"""Launchers of attention over the paged cache: which kernel with which grid, never what it computes.
+"""Launchers of attention over the paged cache: which kernel with which grid.
 
 Both entries give a row the same bits; see `attention_tiles`. Grids follow from the numbers of rows
 and sequences alone, so that launches can be captured; nothing is allocated, nothing synchronises.
 """
 
+# A launcher takes its tensors.
+# ruff: noqa: PLR0913, PLR0917
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,7 +17,6 @@ import triton.language as tl
 from hearth.core.units import ceil_div
 from hearth.kernels.triton.attention_decode import attend_split_kernel, merge_kernel
 from hearth.kernels.triton.attention_options import (
-    LEAST_ROWS,
     ProgramOptions,
     card_of,
     decode_options,
@@ -119,16 +120,11 @@ def attend(
     layer: int,
     tables: StepTables,
     shape: AttentionShape,
-    *,
-    small_products: bool = False,
 ) -> None:
-    """Causal attention of any rows: prefill in chunks, decode, both. As `attend_decode` otherwise.
-
-    `small_products`: see `attention_options.row_options`.
-    """
+    """Causal attention of any rows: prefill, decode, both. As `attend_decode` otherwise."""
     stored = cache.group(group)
     width, element = width_of(shape.head_dim), _element(qkv, stored)
-    options = row_options(card_of(qkv.device), width, element, small_products=small_products)
+    options = row_options(card_of(qkv.device), width, element)
     piece_rows = max(1, options.rows // (shape.num_heads // shape.num_kv_heads))
     _launch_rows(qkv, out, stored, layer, tables, shape, piece_rows, options)
 
@@ -144,7 +140,7 @@ def _launch_rows(
     options: ProgramOptions,
 ) -> None:
     heads_per_kv = shape.num_heads // shape.num_kv_heads
-    rows = max(LEAST_ROWS, int(triton.next_power_of_2(piece_rows * heads_per_kv)))
+    rows = max(options.rows, int(triton.next_power_of_2(piece_rows * heads_per_kv)))
     num_pieces = ceil_div(qkv.shape[0], piece_rows)
     # With pieces of one row every sequence begins at a multiple.
     grid = num_pieces + (tables.context.shape[0] if piece_rows > 1 else 0)

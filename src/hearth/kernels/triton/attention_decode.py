@@ -7,6 +7,9 @@ table of its own, no search. A sequence that finds no room is not split: its fir
 of its keys. Either way the bits are those of `attention_rows`.
 """
 
+# Kernels have types of their own, and as many arguments as tensors and strides need.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: PLR0913, PLR0917
 import triton
 import triton.language as tl
 
@@ -27,7 +30,7 @@ _SEGMENT = tl.constexpr(SEGMENT_KEYS)
 def _segments(
     sequence, position, block_start, num_slots, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """(first segment, how many, the first's slot, whether all have one) of a sequence.
+    """Returns (first segment, how many, the first's slot, whether all have one) of a sequence.
 
     A list of n tokens touches at most n / SEGMENT + 2 segments, rounded down.
     """
@@ -47,7 +50,7 @@ def attend_split_kernel(
     ELEMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CODES: tl.constexpr,
     HAS_CAP: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (sequences, kv heads, RUNS). Program r takes segments r, r + RUNS, …"""
+    """Grid: (sequences, kv heads, RUNS). Program r takes every RUNS-th segment from r on."""
     sequence, kv_head, run = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin = tl.load(row_start + sequence)
     position = tl.load(context + sequence)
@@ -110,7 +113,7 @@ def merge_kernel(
     position = tl.load(context + sequence)
     if (tl.load(row_start + sequence + 1) <= begin) | (position < 0):
         return
-    first, count, slot, has_room = _segments(
+    _, count, slot, has_room = _segments(
         sequence, position, block_start, num_slots, BLOCK_SIZE, WINDOW
     )
     if not has_room:

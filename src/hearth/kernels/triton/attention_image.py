@@ -4,6 +4,9 @@ Keys and values are rows of the step, not of a cache. Tiles begin at a segment's
 an image has the same bits alone and among others.
 """
 
+# Kernels have types of their own, and as many arguments as tensors and strides need.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: PLR0913, PLR0917
 import torch
 import triton
 import triton.language as tl
@@ -41,7 +44,8 @@ def attend_image(
     attend_image_kernel[grid](
         qkv, out, segment_start, segment_of_row, num_pieces, qkv.stride(0), out.stride(0),
         shape.scale, HEADS=shape.num_heads, KV_HEADS=shape.num_kv_heads, HEAD_DIM=shape.head_dim,
-        WIDTH=width, ELEMENT=TYPES[qkv.dtype], ROWS=options.rows, num_warps=options.num_warps,
+        WIDTH=width, ELEMENT=TYPES[qkv.dtype], ROWS=options.rows, TILE=TILE_KEYS,
+        num_warps=options.num_warps,
         num_stages=options.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -50,7 +54,7 @@ def attend_image(
 def attend_image_kernel(
     qkv, out, segment_start, segment_of_row, num_pieces, row_stride, out_stride, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-    ELEMENT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr = TILE_KEYS,
+    ELEMENT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (pieces, query heads); see `piece_of_rows`."""
     segment, first, last, begin = piece_of_rows(

@@ -14,6 +14,7 @@ import torch
 import triton
 
 LEAST_ROWS = 16  # of a product on tensor cores
+_GROUP_ROWS = 64  # of one by a group of four warps, sm_90
 _LARGE_SHARED_BYTES = 160 * 1024  # sm_80, sm_90, sm_100; others have 64 or 99 KiB
 _PROGRAMS_PER_MULTIPROCESSOR = 2  # of decode attention: so many have their tiles in shared memory
 
@@ -53,18 +54,10 @@ def card_of(device: torch.device) -> Card:
     return Card(found.major, found.shared_memory_per_block_optin, found.multi_processor_count)
 
 
-def row_options(
-    card: Card, width: int, dtype: torch.dtype, *, small_products: bool = False
-) -> ProgramOptions:
-    """For prefill and images, heads of `width` columns.
-
-    `small_products`: for cards on which the instruction for 64 rows adds in another order than
-    that for 16. Triton takes the small one where warps do not come in fours.
-    """
+def row_options(card: Card, width: int, dtype: torch.dtype) -> ProgramOptions:
+    """For prefill and images, heads of `width` columns."""
     if card.major < 8 or width > 256:
         return ProgramOptions(LEAST_ROWS, 8, 1)
-    if small_products:
-        return ProgramOptions(32, 2, 2 if width <= 128 else 1)
     if dtype == torch.float32:
         return ProgramOptions(32, 4, 1)
     if width <= 128 and card.major >= 9 and card.has_large_shared:
@@ -73,14 +66,21 @@ def row_options(
 
 
 def decode_options(card: Card, heads_per_kv: int, width: int) -> ProgramOptions:
-    """For one row a sequence: all query heads of a kv head."""
-    rows = max(LEAST_ROWS, int(triton.next_power_of_2(heads_per_kv)))
+    """For one row a sequence: all query heads of a kv head.
+
+    From sm_90 on a tile has at least 64 rows, empty ones included: from there Triton takes the
+    instruction of whole warp groups, as it does for prefill, and no question arises whether that
+    of 16 rows adds in the same order. Memory, not arithmetic, is what decode waits for.
+    """
+    least = _GROUP_ROWS if card.major >= 9 else LEAST_ROWS
+    rows = max(least, int(triton.next_power_of_2(heads_per_kv)))
     if card.major < 8:
         return ProgramOptions(rows, 8, 1)
+    num_warps = 8 if rows >= _GROUP_ROWS else 4
     if width > 128:
-        return ProgramOptions(rows, 4, 2 if card.has_large_shared else 1)
+        return ProgramOptions(rows, num_warps, 2 if card.has_large_shared else 1)
     # Blocks are looked up a stage before their keys are loaded: of 5, two tiles are under way.
-    return ProgramOptions(rows, 4, 5 if card.has_large_shared else 2)
+    return ProgramOptions(rows, num_warps, 5 if card.has_large_shared else 2)
 
 
 def decode_runs(card: Card, num_sequences: int, num_kv_heads: int) -> int:

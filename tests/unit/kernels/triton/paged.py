@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def view_of(cache: KvCache, group: int, layer: int) -> View:
     )
     head = size * dim + (2 * size if cache.dtype.is_coded else 0)
     by_head = stored.data.reshape(len(stored.data), -1, 2, heads, head)[:, layer]
-    elements = by_head[..., : size * dim].unflatten(-1, (size, dim))
+    elements = by_head[..., : size * dim].reshape(*by_head.shape[:-1], size, dim)
     if not cache.dtype.is_coded:
         return View(elements, elements)
     halves = stored.scales.reshape(len(stored.data), -1, 2, heads, head // 2)[:, layer]
@@ -218,7 +219,7 @@ class Reference:
         start, blocks = plan.block_start[GROUP], torch.from_numpy(plan.blocks).long()
         group = GroupTables(
             torch.from_numpy(plan.slots[GROUP]).long(),
-            tuple(blocks[a:b] for a, b in zip(start, start[1:])),
+            tuple(blocks[a:b] for a, b in pairwise(start)),
             tuple(plan.first_block[GROUP].tolist()),
         )
         rows = zip(plan.row_start.tolist(), plan.row_start[1:].tolist(), plan.context.tolist())
