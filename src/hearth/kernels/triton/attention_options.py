@@ -13,6 +13,8 @@ from functools import cache
 import torch
 import triton
 
+from hearth.kernels.triton import tiles
+
 LEAST_ROWS = 16  # of a product on tensor cores
 _GROUP_ROWS = 64  # of one by a group of four warps, sm_90
 _LARGE_SHARED_BYTES = 160 * 1024  # sm_80, sm_90, sm_100; others have 64 or 99 KiB
@@ -51,7 +53,7 @@ def card_of(device: torch.device) -> Card:
     if device.type != "cuda":
         return _INTERPRETER
     found = torch.cuda.get_device_properties(device)
-    return Card(found.major, found.shared_memory_per_block_optin, found.multi_processor_count)
+    return Card(found.major, tiles.card_of(device).shared_bytes, found.multi_processor_count)
 
 
 def row_options(card: Card, width: int, dtype: torch.dtype) -> ProgramOptions:

@@ -6,11 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("tests.support.triton_exact")  # before the kernels
-
-from tests.unit.kernels.triton.paged import (  # noqa: E402
+import tests.support.triton_exact  # noqa: F401 -- before the kernels: chooses the interpreter
+import torch
+from tests.unit.kernels.triton.paged import (
     Case,
     Paged,
     Reference,
@@ -22,7 +20,7 @@ from tests.unit.kernels.triton.paged import (  # noqa: E402
     without_hidden_blocks,
 )
 
-from hearth.core.spec import KvDType  # noqa: E402
+from hearth.core.spec import KvDType
 
 CASES = [
     Case(shape(4, 1, 16)),

@@ -9,15 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import tests.support.triton_exact as interpreter  # before the kernels: chooses it
+import torch
 from tests.contract.plan_builder import Track
-
-from hearth.core.spec import KvDType
-from hearth.core.step import StepPlan
-
-torch = pytest.importorskip("torch")
-triton_exact = pytest.importorskip("tests.support.triton_exact")
-
-from tests.unit.kernels.triton.paged import (  # noqa: E402 -- after the interpreter
+from tests.unit.kernels.triton.paged import (
     Case,
     Paged,
     chunks_of,
@@ -26,6 +21,9 @@ from tests.unit.kernels.triton.paged import (  # noqa: E402 -- after the interpr
     shape,
     without_hidden_blocks,
 )
+
+from hearth.core.spec import KvDType
+from hearth.core.step import StepPlan
 
 BIT_CASES = [
     Case(shape(4, 2, 16)),
@@ -43,7 +41,7 @@ def test_a_row_has_the_same_bits_in_decode_and_in_chunks_alone_and_in_company(ca
     plan = paged.builder.plan([*chunks_of([lone, other], [length, 100])])
     qkv = random_rows(case, length + 100, 3)
     paged.write(qkv, plan)
-    with triton_exact.ordered_products():
+    with interpreter.ordered_products():
         whole = paged.attend(qkv, plan)
         for first, last in ((0, 7), (250, 257), (200, 264), (329, 330)):
             part = chunk_plan(paged, [(lone, first, last)])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import tests.support.triton_exact as interpreter  # before the kernels: chooses it
+import torch
+from tests.unit.kernels.triton.paged import shape
 
-torch = pytest.importorskip("torch")
-triton_exact = pytest.importorskip("tests.support.triton_exact")  # before the kernels
-
-from tests.unit.kernels.triton.paged import shape  # noqa: E402
-
-from hearth.kernels.triton.attention import AttentionShape  # noqa: E402
-from hearth.kernels.triton.attention_image import attend_image  # noqa: E402
+from hearth.kernels.triton.attention import AttentionShape
+from hearth.kernels.triton.attention_image import attend_image
 
 
 def rows(of: AttentionShape, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -64,7 +62,7 @@ def test_rows_see_their_segment_and_nothing_else(
 def test_an_image_has_the_same_bits_alone_and_behind_another() -> None:
     of = shape(2, 1, 16)
     qkv = rows(of, 260, torch.float32)
-    with triton_exact.ordered_products():
+    with interpreter.ordered_products():
         both = run(qkv, [57, 203], of)
         assert torch.equal(run(qkv[57:], [203], of), both[57:])
         assert torch.equal(run(qkv[:57], [57], of), both[:57])

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import tests.support.triton_exact  # noqa: F401 -- before the kernels: chooses the interpreter
+import torch
+from tests.unit.kernels.triton.paged import view_of
 
 from hearth.core.errors import KernelError
 from hearth.core.program import (
@@ -20,18 +23,12 @@ from hearth.core.program import (
     StepProgram,
 )
 from hearth.core.spec import KvDType, RopePairing, RopeSpec
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("tests.support.triton_exact")  # before the kernels
-
-from tests.unit.kernels.triton.paged import view_of  # noqa: E402
-
-from hearth.kernels.reference.forward import forward  # noqa: E402
-from hearth.kernels.reference.kv import PassKv, StepTensors  # noqa: E402
-from hearth.kernels.reference.kv_codes import code_values  # noqa: E402
-from hearth.kernels.triton.kv import KvCache  # noqa: E402
-from hearth.kernels.triton.kv_layout import device_block_bytes  # noqa: E402
-from hearth.kernels.triton.rope import (  # noqa: E402
+from hearth.kernels.reference.forward import forward
+from hearth.kernels.reference.kv import PassKv, StepTensors
+from hearth.kernels.reference.kv_codes import code_values
+from hearth.kernels.triton.kv import KvCache
+from hearth.kernels.triton.kv_layout import device_block_bytes
+from hearth.kernels.triton.rope import (
     HeadNorms,
     HeadShape,
     angles,
