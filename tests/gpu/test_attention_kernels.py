@@ -104,10 +104,10 @@ def test_a_row_has_the_same_bits_in_decode_and_in_chunks_alone_and_in_company(ca
             rows = slice(first + begin, first + begin + size)
             assert torch.equal(paged.attend(qkv[rows], chunk), whole[rows]), (size, begin)
     positions = [0, 63, 64, 255, 256, 511, 512, 777, 1499]
-    rows = [first + position for position in positions]
+    places = [first + position for position in positions]
     for of in (positions, positions[-1:]):
         step = part(paged, [(long, p, p + 1) for p in of])
-        own = rows[-len(of) :]
+        own = places[-len(of) :]
         for runs in (1, 2, 5, 64):
             got = paged.attend_decode(qkv[own], step, runs)
             assert torch.equal(got, whole[own]), (runs, (got != whole[own]).sum())
@@ -193,9 +193,8 @@ def test_rotation_follows_three_positions_and_does_not_depend_on_other_rows() ->
     normed[:, :32] *= norms.q_weight.double()
     normed[:, 32:] *= norms.k_weight.double()
     pairs = torch.view_as_complex(normed[..., :64].reshape(rows, 34, half, 2).contiguous())
-    turned = torch.view_as_real(
-        pairs * torch.polar(torch.ones_like(radians), radians).to(pairs)[:, None]
-    )
+    turn = torch.polar(torch.ones_like(radians), radians).to(pairs)
+    turned = torch.view_as_real(pairs * turn[:, None])
     normed[..., :64] = turned.flatten(-2)
     error = (whole.double().reshape(rows, 36, 128)[:, :34] - normed).abs().max()
     assert error < (3e-2 if HAS_BFLOAT16 else 4e-3)
@@ -217,7 +216,7 @@ def test_images_equal_torch_and_have_the_same_bits_alone(heads: int, dim: int) -
         return out
 
     both = run(qkv, lengths)
-    for rows, got in zip(qkv.split(lengths), both.split(lengths)):
+    for rows, got in zip(torch.split(qkv, lengths), torch.split(both, lengths)):
         assert torch.equal(run(rows, [len(rows)]), got)
         q, k, v = rows.double().reshape(len(rows), 3, heads, dim).permute(1, 2, 0, 3)
         expected = ((q @ k.mT) * of.scale).softmax(-1) @ v

@@ -30,7 +30,7 @@ def run(qkv: torch.Tensor, lengths: list[int], of: AttentionShape) -> torch.Tens
 def expected(qkv: torch.Tensor, of: AttentionShape) -> torch.Tensor:
     """Of one segment, by torch."""
     heads = qkv.float().reshape(len(qkv), -1, of.head_dim).transpose(0, 1)
-    q, k, v = heads.split([of.num_heads, of.num_kv_heads, of.num_kv_heads])
+    q, k, v = torch.split(heads, [of.num_heads, of.num_kv_heads, of.num_kv_heads])
     mixed = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, scale=of.scale, enable_gqa=of.num_heads != of.num_kv_heads
     )
@@ -53,7 +53,7 @@ def test_rows_see_their_segment_and_nothing_else(
     total = sum(lengths)
     qkv = rows(of, total + 3, dtype)
     got = run(qkv, lengths, of)
-    parts = [expected(part, of) for part in qkv[:total].split(lengths)]
+    parts = [expected(part, of) for part in torch.split(qkv[:total], lengths)]
     tolerance = 2e-6 if dtype == torch.float32 else 1e-2
     assert (got[:total].float() - torch.cat(parts)).abs().max() < tolerance
     assert got[total:].isnan().all(), "rows of no segment"
