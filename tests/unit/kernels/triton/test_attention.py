@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tests.support.triton_exact  # noqa: F401 -- before the kernels: chooses the interpreter
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.unit.kernels.triton.paged import (
     Case,
     Paged,
@@ -45,7 +47,7 @@ TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 def prefilled(case: Case, contexts: tuple[int, ...], extra: int):  # type: ignore[no-untyped-def]
     """A cache and a reference with `contexts` stored, and tracks with `extra` tokens to go."""
-    paged, reference = Paged(case), Reference(case, rounded=case.rows == torch.bfloat16)
+    paged, reference = Paged(case, 80), Reference(case, 80, rounded=case.rows == torch.bfloat16)
     tracks = [new_track(context + extra) for context in contexts]
     plan = paged.builder.plan(chunks_of(tracks, contexts))
     if len(plan.tokens):
@@ -87,6 +89,33 @@ def test_chunks_of_sequences_of_any_length_equal_the_reference(index: int, case:
     paged.write(qkv, plan)
     expected = reference.attend(qkv, plan)
     check(case, paged.attend(qkv, plan), expected)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    contexts=st.lists(st.sampled_from(CONTEXTS[:8]), min_size=1, max_size=3),
+    counts=st.lists(st.integers(1, 40), min_size=3, max_size=3),
+    block_size=st.sampled_from((16, 32, 64, 128, 256)),
+    window=st.sampled_from((0, 1, 16, 63, 64, 65, 200)),
+    heads=st.sampled_from(((1, 1), (3, 1), (4, 2), (20, 1))),
+    dim=st.sampled_from((6, 16, 33)),
+)
+def test_any_plan_equals_the_reference(
+    contexts: list[int],
+    counts: list[int],
+    block_size: int,
+    window: int,
+    heads: tuple[int, int],
+    dim: int,
+) -> None:
+    case = Case(shape(*heads, dim, window=window), block_size=block_size)
+    paged, reference, tracks = prefilled(case, tuple(contexts), 40)
+    plan = paged.builder.plan(chunks_of(tracks, counts))
+    if window:
+        plan = without_hidden_blocks(plan, window, block_size)
+    qkv = random_rows(case, len(plan.tokens), 2)
+    paged.write(qkv, plan)
+    check(case, paged.attend(qkv, plan), reference.attend(qkv, plan))
 
 
 def check(case: Case, got, expected) -> None:  # type: ignore[no-untyped-def]
