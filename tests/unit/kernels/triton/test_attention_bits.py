@@ -26,10 +26,10 @@ from hearth.core.spec import KvDType
 from hearth.core.step import StepPlan
 
 BIT_CASES = [
-    Case(shape(4, 2, 16), block_size=256),
+    Case(shape(2, 1, 16), block_size=256),
     Case(shape(3, 1, 20, window=70), block_size=64),
     Case(shape(4, 1, 16, soft_cap=2.0), KvDType.BFLOAT16, torch.bfloat16, 128),
-    Case(shape(2, 1, 16), KvDType.INT8, torch.bfloat16, 32),
+    Case(shape(2, 2, 16), KvDType.INT8, torch.bfloat16, 32),
 ]
 
 
