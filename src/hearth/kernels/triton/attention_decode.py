@@ -42,7 +42,7 @@ def _segments(
     return first, count, slot, (count > 1) & (slot + count <= num_slots)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def attend_split_kernel(
     qkv, out, data, scales, scratch, counters, row_start, context, blocks, block_start, first_block,
     num_slots, row_stride, out_stride, block_stride, layer_offset, head_stride, value_offset,
@@ -137,7 +137,7 @@ def _add_part(
     return merge(top, total, mixed, own_top, own_total, own_mixed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def merge_kernel(
     out, scratch, row_start, context, block_start, num_slots, out_stride,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,

@@ -50,7 +50,7 @@ def attend_image(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pieces"])
 def attend_image_kernel(
     qkv, out, segment_start, segment_of_row, num_pieces, row_stride, out_stride, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,

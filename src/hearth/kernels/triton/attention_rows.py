@@ -34,7 +34,8 @@ def piece_of_rows(piece, num_pieces, row_start, sequence_of_row, PIECE_ROWS: tl.
     return sequence, first, tl.minimum(limit, end), begin
 
 
-@triton.jit
+# What changes from step to step must not make another kernel of it.
+@triton.jit(do_not_specialize=["num_pieces"])
 def attend_rows_kernel(
     qkv, out, data, scales, row_start, context, blocks, block_start, first_block,
     sequence_of_row, num_pieces, row_stride, out_stride, block_stride, layer_offset, head_stride,

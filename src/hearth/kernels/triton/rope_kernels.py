@@ -13,7 +13,7 @@ import triton.language as tl
 from hearth.kernels.triton.kv_codes import codes_of, scale_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "position_stride"])
 def angles_kernel(
     positions, frequencies, sections, out, num_rows, position_stride, scaling,
     HALF: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
