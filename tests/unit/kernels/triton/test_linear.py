@@ -12,10 +12,12 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from hearth.core.errors import KernelError
+from hearth.core.spec import Activation
 from hearth.kernels.triton import linear as linears
+from hearth.kernels.triton import rows as row_kernels
 from hearth.kernels.triton import tiles
 from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, k_segments
-from hearth.kernels.triton.tiles import Tiling, WeightTile
+from hearth.kernels.triton.tiles import Extras, Tiling, WeightTile
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = {FLOAT32: 3e-6, FLOAT16: 1e-3, BFLOAT16: 8e-3}
@@ -45,7 +47,7 @@ def run(
     """Float32 outputs with tiles of one's choice."""
     out = torch.full((len(x), rows), torch.nan)
     scratch = torch.full((k_segments(rows, x.shape[1]) * len(x) * rows,), torch.nan)
-    linears.launch(x, weight, out, bias, scratch, counters, tiling)
+    linears.launch(x, weight, out, Extras(bias, scratch, counters), tiling)
     return out
 
 
@@ -154,6 +156,31 @@ def test_scratch_and_counters_change_nothing_but_the_way() -> None:
     linears.linear(x, weight, counted, scratch=scratch_for(4, 70, 1024), counters=counters)
     assert torch.equal(with_it, without)
     assert torch.equal(counted, without)
+
+
+@pytest.mark.usefixtures("ordered")
+@pytest.mark.parametrize("name", ["dense", "int4", "int8 zeros", "fp8"])
+@pytest.mark.parametrize("out_type", [FLOAT32, BFLOAT16])
+def test_a_gated_linear_layer_is_a_linear_layer_and_a_gate_bit_for_bit(
+    name: str, out_type: torch.dtype
+) -> None:
+    width, cols = 45, 1120
+    weight, bias = weight_of(name, 2 * width, cols), torch.randn(2 * width)
+    counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
+    x = inputs(70, cols)
+    between, expected = torch.empty(70, 2 * width, dtype=out_type), torch.empty(70, width)
+    expected = expected.to(out_type)
+    linears.linear(x, weight, between, bias=bias)
+    row_kernels.gate(between, expected, Activation.SILU)
+    scratch = scratch_for(70, 2 * width, cols)
+    for tokens in (3, 70):
+        for used in (None, counters):
+            out = torch.full((tokens, width + 3), torch.nan, dtype=out_type)[:, :width]
+            linears.gated_linear(
+                x[:tokens], weight, out, Activation.SILU, bias=bias, scratch=scratch, counters=used
+            )
+            assert torch.equal(out, expected[:tokens])
+    assert not counters.any()
 
 
 def test_codes_are_exact_where_float32_is() -> None:
