@@ -154,8 +154,8 @@ def launch(x: Tensor, weight: Matrix, out: Tensor, extras: Extras, tiling: Tilin
 
 
 def _dense_tile(x: Tensor, weight: Tensor) -> WeightTile:
-    many = 128 if x.element_size() == weight.element_size() == 2 else 64
-    return WeightTile(_BLOCK_COLUMNS, 8 * weight.element_size(), x.element_size(), many)
+    many, whole = (128, 256) if x.element_size() == weight.element_size() == 2 else (64, 64)
+    return WeightTile(_BLOCK_COLUMNS, 8 * weight.element_size(), x.element_size(), many, whole)
 
 
 def _launch_dense(

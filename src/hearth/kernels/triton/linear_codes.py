@@ -128,7 +128,8 @@ def _codes_kernel(
 
 def codes_tile(weight: CodedMatrix) -> WeightTile:
     """What a program reads at a time: of 4 bits a block of words, of 8 bits half as much."""
-    return WeightTile(_block_columns(weight), weight.bits, 2, 64)
+    whole = 64 if weight.bits == 4 else 128
+    return WeightTile(_block_columns(weight), weight.bits, 2, 64, whole)
 
 
 def _block_columns(weight: CodedMatrix) -> int:

@@ -36,6 +36,7 @@ _MANY_ROWS = 128
 _REDUCED_ROWS = 512
 # KiB of shared memory that a program may take (CUDA C++ programming guide, compute capabilities).
 _SHARED_KIB = {(7, 5): 64, (8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
+_LARGEST_SHARED = 227 << 10
 _SMALLER_KIB = 99  # sm_86, sm_89, sm_120
 NUM_COUNTERS = 512  # int32 zeros: segments are apart only where tiles are fewer
 _AMPERE = (8, 0)
@@ -47,13 +48,15 @@ class WeightTile:
     """What a program reads of the weight and of tokens at a time: so many columns.
 
     `bits`: of an element of the weight; `float_bytes`: of an element of a token. `many_tokens`: of
-    a tile for long steps, as many as registers hold.
+    a tile for long steps, as many as registers hold; `whole_tokens`: on sm_90, where a sum is not
+    cut, and needs no registers for its segments.
     """
 
     columns: int
     bits: int
     float_bytes: int
     many_tokens: int
+    whole_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,8 @@ def choose_tiling(
     segments = k_segments(rows, cols)
     few = tokens <= _FEW_TOKENS
     block = tile.many_tokens
+    if segments == 1 and card.shared_bytes == _LARGEST_SHARED and tokens > block:
+        block = tile.whole_tokens
     if few or not card.multiplies_tiles:
         block = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     # What is read of tokens counts as well, from some on: it is shared among more rows.

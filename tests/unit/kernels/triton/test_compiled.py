@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[4]
 # capability, form, "split" or "whole" (columns in segments, or not), tokens
 CASES = (
-    "90,dense,split,1", "90,int4,split,1", "90,dense,whole,4096", "90,int4,whole,4096",
+    "90,dense,split,1", "90,int4,split,1", "90,dense,split,4096", "90,dense,gated,4096",
+    "90,int4,whole,4096",
     "80,int4,split,1", "89,fp8,split,64", "75,dense,split,1",
 )  # fmt: skip
 

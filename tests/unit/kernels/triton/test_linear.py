@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 @given(
     st.integers(1, 5000), st.integers(1, 160_000), st.integers(1, 30_000),
-    st.sampled_from([WeightTile(64, 16, 2, 128), WeightTile(256, 4, 2, 64)]),
+    st.sampled_from([WeightTile(64, 16, 2, 128, 256), WeightTile(256, 4, 2, 64, 64)]),
     st.sampled_from([(7, 5), (8, 9), (8, 0), (9, 0)]),
 )  # fmt: skip
 def test_every_step_that_is_split_fits_scratch_and_every_tile_a_cards_memory(
