@@ -1,4 +1,4 @@
-"""Linear layers on a card against its limits: bytes a second with few rows, multiplications with many.
+"""Linear layers on a card against its limits: bytes a second for few rows, products for many.
 
     python benchmarks/gpu_linear.py [--json FILE]
 
@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ GROUP_SIZE = 128
 COPIED_BYTES = 1 << 30
 WORKING_SET_BYTES = 512 << 20  # several times the largest L2 cache
 REPLAYS = 5
+LEAST_LAUNCHES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +56,44 @@ class Limits:
     flop_per_s: float
 
 
-def seconds(launches: list[Callable[[], None]]) -> tuple[float, float]:
-    """Median of a launch, and (slowest − fastest) / median, over replays of all of them."""
-    for launch in launches[:1]:
-        launch()
+def seconds(launches: list[Callable[[], object]]) -> tuple[float, float]:
+    """Median of a launch, and (slowest − fastest) / median, over replays of all of them.
+
+    A graph holds enough launches that what the host adds to a replay (some 10 µs) is lost in them.
+    """
+    launches[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
+        for _ in range(-(-LEAST_LAUNCHES // len(launches))):
+            for launch in launches:
+                launch()
     graph.replay()
+    num_launches = -(-LEAST_LAUNCHES // len(launches)) * len(launches)
     times = []
     for _ in range(REPLAYS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1000 / len(launches))
+        start = perf_counter()
+        graph.replay()
+        torch.cuda.synchronize()
+        times.append((perf_counter() - start) / num_launches)
     middle = statistics.median(times)
     return middle, (max(times) - min(times)) / middle
 
 
 def limits(dtype: torch.dtype) -> Limits:
+    """What the card copies and multiplies at best, measured."""
     source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    copy, _ = seconds([lambda: target.copy_(source) and None] * 5)
+    copy, _ = seconds([lambda: target.copy_(source)])
     a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    product, _ = seconds([lambda: torch.matmul(a, b, out=out) and None] * 5)
+    product, _ = seconds([lambda: torch.matmul(a, b, out=out)])
     return Limits(2 * COPIED_BYTES / copy, 2 * 8192**3 / product)
 
 
 def random_weight(form: str, rows: int, cols: int, dtype: torch.dtype) -> Matrix:
+    """Never zeros: a card multiplies them with less power, and faster."""
     if form == "dense":
         return DenseMatrix((torch.randn(rows, cols, device="cuda") / 64).to(dtype))
     words = torch.randint(-(1 << 31), (1 << 31) - 1, (words_a_row(cols), rows), device="cuda")
@@ -95,19 +102,20 @@ def random_weight(form: str, rows: int, cols: int, dtype: torch.dtype) -> Matrix
 
 
 def weight_bytes(weight: Matrix) -> int:
+    """What one launch reads of a weight."""
     if isinstance(weight, DenseMatrix):
         return weight.data.nbytes
     return weight.codes.nbytes + weight.scales.nbytes
 
 
-def launches(weights: list[Matrix], rows: int, x: Tensor) -> list[Callable[[], None]]:
+def launches(weights: list[Matrix], rows: int, x: Tensor) -> list[Callable[[], object]]:
     """A launch for each copy; scratch and counters are shared, as in a step."""
     out = torch.empty(len(x), rows, dtype=x.dtype, device="cuda")
     floats = tiles.scratch_floats(len(x), rows, x.shape[1])
     scratch = torch.empty(floats, device="cuda") if floats else None
     counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32, device="cuda")
 
-    def launch_of(weight: Matrix) -> Callable[[], None]:
+    def launch_of(weight: Matrix) -> Callable[[], object]:
         return lambda: linear(x, weight, out, scratch=scratch, counters=counters)
 
     return [launch_of(weight) for weight in weights]
@@ -137,6 +145,7 @@ def measure() -> list[Row]:
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

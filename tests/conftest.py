@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Kernels run in Triton's interpreter here, which must be chosen before anything imports triton, as
+# transformers does. On a card: TRITON_INTERPRET=0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A busy machine makes single examples slow; the timeout of the whole test is the guard. In CI the
 # examples are the same in every run, so that a failure belongs to the change that shows it.
 settings.register_profile(

@@ -1,7 +1,7 @@
 """Linear layers and row kernels on a card: against float64, and bit for bit against themselves.
 
-Run alone (`pytest -m gpu tests/gpu`): where another test has chosen Triton's interpreter in the
-same process, these are skipped.
+`TRITON_INTERPRET=0 pytest -m gpu tests/gpu`, alone: in Triton's interpreter, which other tests
+choose, these are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, k_seg
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton's interpreter is chosen"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET is not 0"
+    ),
 ]
 
 SHAPES = ((4608, 4096), (4096, 1376), (100, 520), (27_392, 1024))

@@ -24,8 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hearth.core.errors import KernelError
+from hearth.core.spec import Activation
 from hearth.core.units import ceil_div
 from hearth.kernels.triton.layout import k_segments
+from hearth.kernels.triton.rows import KINDS, activated
 
 FLOAT_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MULTIPROCESSORS = 132  # of a large card; a smaller one has work enough all the same
@@ -34,6 +36,7 @@ _MANY_ROWS = 128
 _REDUCED_ROWS = 512
 # KiB of shared memory that a program may take (CUDA C++ programming guide, compute capabilities).
 _SHARED_KIB = {(7, 5): 64, (8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
+_LARGEST_SHARED = 227 << 10
 _SMALLER_KIB = 99  # sm_86, sm_89, sm_120
 NUM_COUNTERS = 512  # int32 zeros: segments are apart only where tiles are fewer
 _AMPERE = (8, 0)
@@ -45,13 +48,30 @@ class WeightTile:
     """What a program reads of the weight and of tokens at a time: so many columns.
 
     `bits`: of an element of the weight; `float_bytes`: of an element of a token. `many_tokens`: of
-    a tile for long steps, as many as registers hold.
+    a tile for long steps, as many as registers hold; `whole_tokens`: on sm_90, where a sum is not
+    cut, and needs no registers for its segments.
     """
 
     columns: int
     bits: int
     float_bytes: int
     many_tokens: int
+    whole_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a linear layer is given besides x, its weight and out; see `linear.linear`."""
+
+    bias: Tensor | None = None
+    scratch: Tensor | None = None
+    counters: Tensor | None = None
+    activation: Activation | None = None
+
+    @property
+    def kind(self) -> int:
+        """The activation as kernels know it, −1: none."""
+        return -1 if self.activation is None else KINDS[self.activation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +97,18 @@ class Tiling:
     num_warps: int
     num_stages: int
 
+    def num_programs(self, tokens: int, rows: int, extras: Extras) -> int:
+        """Tiles of the output; where it is gated, a tile has half as many outputs as rows."""
+        width, outputs = rows, self.block_rows
+        if extras.activation is not None:
+            width, outputs = rows // 2, outputs // 2
+        return ceil_div(width, outputs) * ceil_div(tokens, self.block_tokens)
+
+
+def num_rows(out: Tensor, extras: Extras) -> int:
+    """Rows of the weight: twice the outputs where they are gated."""
+    return int(out.shape[1]) * (1 if extras.activation is None else 2)
+
 
 def choose_tiling(
     tokens: int, rows: int, cols: int, tile: WeightTile, card: Card, *, may_split: bool
@@ -89,6 +121,8 @@ def choose_tiling(
     segments = k_segments(rows, cols)
     few = tokens <= _FEW_TOKENS
     block = tile.many_tokens
+    if segments == 1 and card.shared_bytes == _LARGEST_SHARED and tokens > block:
+        block = tile.whole_tokens
     if few or not card.multiplies_tiles:
         block = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     # What is read of tokens counts as well, from some on: it is shared among more rows.
@@ -129,31 +163,41 @@ def card_of_capability(capability: tuple[int, int]) -> Card:
 
 
 @triton.jit
-def place(rows, num_tokens, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr):
-    """First output and first token of a program: eight tiles of outputs pass over all tokens.
+def place(rows, num_tokens, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, GATED: tl.constexpr):
+    """A program's first output, its rows of the weight, which of them count, and its tokens.
 
-    So that what programs at work at the same time read fits into the L2 cache.
+    GATED: half of the rows are gates, the others what they multiply, which lies behind all gates.
+    Eight tiles of outputs pass over all tokens, so that what programs at work at the same time
+    read fits into the L2 cache.
     """
-    tiles_r, tiles_t = tl.cdiv(rows, BLOCK_R), tl.cdiv(num_tokens, BLOCK_T)
+    OUTPUTS: tl.constexpr = BLOCK_R // 2 if GATED else BLOCK_R
+    width = rows // 2 if GATED else rows
+    tiles_r, tiles_t = tl.cdiv(width, OUTPUTS), tl.cdiv(num_tokens, BLOCK_T)
     index = tl.program_id(0)
     first = index // (8 * tiles_t) * 8
     height = tl.minimum(tiles_r - first, 8)
     inner = index % (8 * tiles_t)
-    return (first + inner % height) * BLOCK_R, inner // height * BLOCK_T
+    index = tl.arange(0, BLOCK_R)
+    first_output = (first + inner % height) * OUTPUTS
+    output = first_output + index % OUTPUTS
+    row = output + index // OUTPUTS * width
+    token = inner // height * BLOCK_T + tl.arange(0, BLOCK_T)
+    return first_output, row, output < width, token
 
 
 @triton.jit
 def finish(
-    total, bias, out, scratch, counters, row, token, rows, num_tokens, out_stride,
-    APART: tl.constexpr, COUNTED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    total, bias, out, scratch, counters, first_output, row, counts, token, rows, num_tokens,
+    out_stride, APART: tl.constexpr, COUNTED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    KIND: tl.constexpr,
 ):  # fmt: skip
     """Leaves the sum of a segment in scratch, or the output with its bias where it belongs.
 
-    COUNTED: the program that is the last of its tile to leave a segment adds all of them, in order
-    as ever, and puts the counter back to zero.
+    KIND: the activation, −1 where there is none. COUNTED: the program that is the last of its tile
+    to leave a segment adds all of them, in order as ever, and puts the counter back to zero.
     """
     if APART:
-        inside = (row < rows)[:, None] & (token < num_tokens)[None, :]
+        inside = counts[:, None] & (token < num_tokens)[None, :]
         line = (tl.program_id(1) * num_tokens + token).to(tl.int64) * rows
         tl.store(scratch + line[None, :] + row[:, None], total, mask=inside)
         if COUNTED:
@@ -170,22 +214,40 @@ def finish(
                         scratch + part[None, :] + row[:, None], mask=inside, other=0.0,
                         cache_modifier=".cg",
                     )  # fmt: skip
-                _store(whole, bias, out, row, token, rows, num_tokens, out_stride, HAS_BIAS)
+                _store(
+                    whole, bias, out, first_output, row, counts, token, rows, num_tokens,
+                    out_stride, HAS_BIAS, KIND,
+                )  # fmt: skip
                 tl.store(counters + tl.program_id(0), 0)
     else:
-        _store(total, bias, out, row, token, rows, num_tokens, out_stride, HAS_BIAS)
+        _store(
+            total, bias, out, first_output, row, counts, token, rows, num_tokens, out_stride,
+            HAS_BIAS, KIND,
+        )  # fmt: skip
 
 
 @triton.jit
-def _store(total, bias, out, row, token, rows, num_tokens, out_stride, HAS_BIAS: tl.constexpr):
+def _store(
+    total, bias, out, first_output, row, counts, token, rows, num_tokens, out_stride,
+    HAS_BIAS: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
     if HAS_BIAS:
-        total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
+        total += tl.load(bias + row, mask=counts, other=0.0)[:, None]
+    # Rounded before an activation as well: what a launch of its own would read.
+    result = total.to(out.dtype.element_ty)
+    if KIND >= 0:
+        OUTPUTS: tl.constexpr = total.shape[0] // 2
+        pair = tl.reshape(result.to(tl.float32), (2, OUTPUTS, total.shape[1]))
+        gate, up = tl.split(tl.permute(pair, (1, 2, 0)))
+        result = (activated(gate, KIND) * up).to(out.dtype.element_ty)
+        row = first_output + tl.arange(0, OUTPUTS)
+        counts = row < rows // 2
     line = token.to(tl.int64) * out_stride
-    inside = (row < rows)[:, None] & (token < num_tokens)[None, :]
-    tl.store(out + line[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=inside)
+    inside = counts[:, None] & (token < num_tokens)[None, :]
+    tl.store(out + line[None, :] + row[:, None], result, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _add_kernel(
     scratch, bias, out, rows, num_tokens, segments, out_stride,
     HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
@@ -212,16 +274,15 @@ def add_segments(scratch: Tensor, bias: Tensor | None, out: Tensor, segments: in
     )  # fmt: skip
 
 
-def check_scratch(
-    scratch: Tensor, counters: Tensor | None, tokens: int, rows: int, cols: int
-) -> None:
+def check_scratch(extras: Extras, tokens: int, rows: int, cols: int) -> None:
     """Raises KernelError where segments or counters would not fit."""
+    scratch, counters = extras.scratch, extras.counters
     if counters is not None and (counters.dtype != torch.int32 or len(counters) < NUM_COUNTERS):
         raise KernelError(
             f"counters are {len(counters)} of {counters.dtype}; needed: {NUM_COUNTERS} of int32"
         )
     needed = k_segments(rows, cols) * tokens * rows
-    if scratch.dtype != torch.float32 or scratch.numel() < needed:
+    if scratch is not None and (scratch.dtype != torch.float32 or scratch.numel() < needed):
         raise KernelError(
             f"scratch has {scratch.numel()} elements of {scratch.dtype}; {tokens} tokens of a "
             f"{rows} × {cols} weight need {needed} of float32",

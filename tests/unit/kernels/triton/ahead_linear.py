@@ -11,11 +11,12 @@ from unittest.mock import patch
 import torch
 from tests.support.triton_ahead import compiled
 
+from hearth.core.spec import Activation
 from hearth.kernels.triton import linear as linears
 from hearth.kernels.triton import tiles
 from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, words_a_row
 
-SHAPES = {"split": (4096, 4096), "whole": (27_392, 4096)}
+SHAPES = {"split": (4096, 4096), "whole": (27_392, 4096), "gated": (27_392, 4096)}
 META = torch.device("meta")
 
 
@@ -40,10 +41,13 @@ def main() -> None:
         rows, cols = SHAPES[shape]
         weight = weight_of(form, rows, cols, dtype, *map(int, group_size))
         x = torch.empty(int(tokens), cols, dtype=dtype, device=META)
-        out = torch.empty(int(tokens), rows, dtype=dtype, device=META)
+        gated = shape == "gated"
+        out = torch.empty(int(tokens), rows // 2 if gated else rows, dtype=dtype, device=META)
         scratch = torch.empty(tiles.scratch_floats(int(tokens), rows, cols), device=META)
         counters = torch.empty(tiles.NUM_COUNTERS, dtype=torch.int32, device=META)
         call = partial(linears.linear, x, weight, out, scratch=scratch, counters=counters)
+        if gated:
+            call = partial(linears.gated_linear, x, weight, out, Activation.SILU)
         with patch.object(tiles, "card_of", lambda _device, card=card: card):
             results = compiled(call, int(capability))
         for result in results:

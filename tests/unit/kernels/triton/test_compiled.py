@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[4]
 # capability, form, "split" or "whole" (columns in segments, or not), tokens
 CASES = (
-    "90,dense,split,1", "90,int4,split,1", "90,dense,whole,4096", "90,int4,whole,4096",
+    "90,dense,split,1", "90,int4,split,1", "90,dense,split,4096", "90,dense,gated,4096",
+    "90,int4,whole,4096",
     "80,int4,split,1", "89,fp8,split,64", "75,dense,split,1",
 )  # fmt: skip
 
@@ -61,7 +62,10 @@ def test_few_and_many_tokens_use_the_same_instruction(kernels: dict[str, dict[st
 def test_decoded_codes_of_four_bits_do_not_pass_through_shared_memory(
     kernels: dict[str, dict[str, Any]],
 ) -> None:
-    """Sixteen loads of words a block, and only the output's change of layout is stored."""
+    """Sixteen loads of words a block; stored are the output's change of layout and a counter.
+
+    Codes that pass through as bfloat16 would be sixteen stores a block and more.
+    """
     instructions = kernels["90,int4,split,1"]["instructions"]
-    assert instructions["STS"] <= 4
+    assert instructions["STS"] <= 8
     assert instructions["LDS"] <= 24
