@@ -1,0 +1,199 @@
+"""Which operations of a program one launch serves, and why others have a launch of their own.
+
+Pure: no torch. A `LaunchSpec` stands for operations first … first + count − 1. The one change of
+order: where the last layer selects the q, k, v rows whose logits are wanted and attends with them
+alone, all rows attend and their results are selected, since a kernel that walks over the rows of
+sequences knows them by their place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hearth.core.errors import KernelError
+from hearth.core.program import (
+    Activate,
+    Add,
+    Angles,
+    Attend,
+    BufferRows,
+    Embed,
+    Experts,
+    Gate,
+    HeadNorm,
+    KvWrite,
+    Linear,
+    Norm,
+    Op,
+    Rope,
+    Sample,
+    Select,
+    SoftCap,
+    StepProgram,
+)
+
+
+class LaunchKind(StrEnum):
+    """What a launch does."""
+
+    EMBED = "embed"
+    ANGLES = "angles"
+    NORM = "norm"
+    ADD_NORM = "add + norm"
+    ADD = "add"
+    LINEAR = "linear"
+    ROPE_WRITE = "rope + kv write"
+    ATTEND = "attend"
+    ATTEND_WANTED = "attend + select"
+    GATE = "gate"
+    ACTIVATE = "activate"
+    EXPERTS = "experts"
+    SELECT = "select"
+    SOFT_CAP = "soft cap"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Operations that run as one launch, and why so many or so few."""
+
+    kind: LaunchKind
+    first: int
+    count: int
+    reason: str
+
+
+_ALONE: dict[type[Op], LaunchKind] = {
+    Embed: LaunchKind.EMBED,
+    Angles: LaunchKind.ANGLES,
+    Norm: LaunchKind.NORM,
+    Linear: LaunchKind.LINEAR,
+    Gate: LaunchKind.GATE,
+    Activate: LaunchKind.ACTIVATE,
+    Experts: LaunchKind.EXPERTS,
+    SoftCap: LaunchKind.SOFT_CAP,
+    Add: LaunchKind.ADD,
+    Select: LaunchKind.SELECT,
+    Attend: LaunchKind.ATTEND,
+}
+_REASONS = {
+    LaunchKind.GATE: "gate and up lie in different tiles of the linear layer before it",
+    LaunchKind.ADD: "no norm of the sum follows",
+}
+
+
+def match_launches(program: StepProgram) -> tuple[LaunchSpec, ...]:
+    """The launches of a program up to its sampling, in order.
+
+    Raises KernelError for an operation that the device does not run.
+    """
+    launches: list[LaunchSpec] = []
+    at = 0
+    while at < len(program.ops) and not isinstance(program.ops[at], Sample):
+        launches.append(_match(program, at))
+        at += launches[-1].count
+    return tuple(launches)
+
+
+def _match(program: StepProgram, at: int) -> LaunchSpec:
+    op = program.ops[at]
+    if isinstance(op, Add):
+        return _add(program, at)
+    if isinstance(op, HeadNorm | Rope):
+        return _rope_write(program, at)
+    if isinstance(op, Select):
+        return _select(program, at)
+    kind = _ALONE.get(type(op))
+    if kind is None:
+        name = type(op).__name__
+        hint = "--activations float32 keeps rows as floats" if name == "Quantize" else None
+        raise KernelError(f"the GPU executor has no kernel for the operation {name}", hint=hint)
+    return LaunchSpec(kind, at, 1, _REASONS.get(kind, "a kernel of its own"))
+
+
+def _add(program: StepProgram, at: int) -> LaunchSpec:
+    """A sum is part of the norm that follows it."""
+    match program.ops[at : at + 2]:
+        case (Add() as add, Norm() as norm) if norm.x == add.x:
+            pass
+        case _:
+            return LaunchSpec(LaunchKind.ADD, at, 1, _REASONS[LaunchKind.ADD])
+    if norm.out in (add.x, add.y):
+        name = program.buffers[norm.out].name
+        reason = f"the norm writes {name}, which the sum still reads"
+        return LaunchSpec(LaunchKind.ADD, at, 1, reason)
+    return LaunchSpec(LaunchKind.ADD_NORM, at, 2, "the norm reads the row that the sum writes")
+
+
+def _rope_write(program: StepProgram, at: int) -> LaunchSpec:
+    """Head norms, rotation and the KV write go over the same heads."""
+    first, op = at, program.ops[at]
+    head_norm = op if isinstance(op, HeadNorm) else None
+    at += head_norm is not None
+    match program.ops[at : at + 2]:
+        case (Rope() as rope, KvWrite() as write) if (
+            rope.x == write.qkv
+            and rope.num_heads == write.num_heads + write.num_kv_heads
+            and (head_norm is None or head_norm.x == write.qkv)
+        ):
+            reason = "norms, rotation and KV write read the same heads"
+            return LaunchSpec(LaunchKind.ROPE_WRITE, first, at + 2 - first, reason)
+    raise KernelError(
+        "the GPU executor rotates and stores keys in one kernel: a program without both, one "
+        "behind the other, has no kernel"
+    )
+
+
+def _select(program: StepProgram, at: int) -> LaunchSpec:
+    match program.ops[at : at + 2]:
+        case (Select() as select, Attend() as attend) if attend.qkv == select.out:
+            reason = "rows are known by their place in a sequence: all attend, then some are taken"
+            return LaunchSpec(LaunchKind.ATTEND_WANTED, at, 2, reason)
+    return LaunchSpec(LaunchKind.SELECT, at, 1, "a kernel of its own")
+
+
+def wide_buffers(program: StepProgram) -> frozenset[int]:
+    """Buffers of float32: residual stream and logits, and what norms and routers read.
+
+    The others have the float type of the weights.
+    """
+    wide: set[int] = set()
+    for op in program.ops:
+        if isinstance(op, Embed | Angles):
+            wide.add(op.out)
+        elif isinstance(op, Add | Norm | SoftCap):
+            wide.add(op.x)
+        elif isinstance(op, Experts):
+            wide |= {op.logits, op.routes}
+        elif isinstance(op, Sample):
+            wide.add(op.logits)
+    wide |= {op.out for op in program.ops if isinstance(op, Select) and op.x in wide}
+    return frozenset(wide)
+
+
+def unused_buffers(program: StepProgram, launches: tuple[LaunchSpec, ...]) -> frozenset[int]:
+    """Buffers that no launch reads or writes: rows that attend where all rows do."""
+    unused: set[int] = set()
+    for launch in launches:
+        op = program.ops[launch.first]
+        if launch.kind is LaunchKind.ATTEND_WANTED and isinstance(op, Select):
+            unused.add(op.out)
+        if isinstance(op, Experts):
+            unused |= {op.routes, op.gated}  # of the kernel's own
+    return frozenset(unused)
+
+
+def attended_width(program: StepProgram, launches: tuple[LaunchSpec, ...]) -> int:
+    """Width of what all rows' attention is written to where some are taken; 0: there is none."""
+    widths = [
+        program.buffers[attend.out].width
+        for launch in launches
+        if launch.kind is LaunchKind.ATTEND_WANTED
+        and isinstance(attend := program.ops[launch.first + 1], Attend)
+    ]
+    return max(widths, default=0)
+
+
+def is_by_token(program: StepProgram, buffer: int) -> bool:
+    """Whether a buffer has a row a token; else one a wanted logits row."""
+    return program.buffers[buffer].rows is BufferRows.TOKENS
