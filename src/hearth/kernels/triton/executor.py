@@ -28,11 +28,11 @@ from hearth.kernels.triton.kernels import Kernels
 from hearth.kernels.triton.launches import BoundProgram, Launch
 from hearth.kernels.triton.plan_buffer import (
     PlanBuffer,
-    PlanSizes,
     StepTensors,
     has_single_rows,
     wants_every_row,
 )
+from hearth.kernels.triton.plan_layout import PlanSizes
 from hearth.kernels.triton.sampling import SampledTensors, Wanted, edit_tensors, sample
 from hearth.kernels.triton.weights import TritonWeights
 

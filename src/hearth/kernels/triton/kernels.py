@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from hearth.core.errors import KernelError
-from hearth.core.program import KvGroupSpec
-from hearth.core.spec import KvDType
+from hearth.core.spec import RopeSpec
 from hearth.kernels.triton import plain
+from hearth.kernels.triton.plan_buffer import StepTables
 
 INSTALL_HINT = "pip install 'hearth[cuda]'"
 
@@ -63,14 +65,13 @@ def plain_kernels() -> Kernels:
 def triton_kernels() -> Kernels:
     """Triton's. Raises KernelError where Triton is not installed."""
     try:
-        rows, linear, kv, attention = (
+        rows, linear, kv, rope = (
             importlib.import_module(f"hearth.kernels.triton.{name}")
-            for name in ("rows", "linear", "kv", "attention")
+            for name in ("rows", "linear", "kv", "rope")
         )
     except ImportError as error:
-        raise KernelError(
-            f"Triton's kernels cannot be loaded: {error}", hint=INSTALL_HINT
-        ) from error
+        message = f"Triton's kernels cannot be loaded: {error}"
+        raise KernelError(message, hint=INSTALL_HINT) from error
     return Kernels(
         name="triton",
         embed=rows.embed,
@@ -82,11 +83,66 @@ def triton_kernels() -> Kernels:
         linear=linear.linear,
         scratch_floats=linear.scratch_floats,
         experts=_experts(),
-        angles=kv.angles,
-        rope_and_write=kv.rope_and_write,
-        attend=attention.attend,
-        make_cache=_cache_of(kv.KvCache),
+        angles=rope.angles,
+        rope_and_write=_rope_and_write(rope),
+        attend=_attend(),
+        make_cache=kv.KvCache,
     )
+
+
+def _rope_and_write(rope_module: ModuleType) -> Callable[..., None]:
+    shape_of = cache(rope_module.HeadShape)
+
+    def rope_and_write(
+        qkv: torch.Tensor,
+        angles: torch.Tensor | None,
+        slots: torch.Tensor,
+        kv: Any,
+        group: int,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rope: RopeSpec | None,
+        q_norm: torch.Tensor | None = None,
+        k_norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        norms = None if q_norm is None else rope_module.HeadNorms(q_norm, k_norm, eps)
+        heads = shape_of(num_heads, num_kv_heads, head_dim)
+        rope_module.rope_and_write(qkv, angles, slots, kv, group, layer, heads, rope, norms)
+
+    return rope_and_write
+
+
+def _attend() -> Callable[..., None]:
+    attention = importlib.import_module("hearth.kernels.triton.attention")
+    shape_of = cache(attention.AttentionShape)
+
+    def attend(
+        qkv: torch.Tensor,
+        out: torch.Tensor,
+        kv: Any,
+        group: int,
+        layer: int,
+        tables: StepTables,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int = 0,
+        soft_cap: float = 0.0,
+        is_decode: bool = False,
+        scratch: torch.Tensor,
+    ) -> None:
+        shape = shape_of(num_heads, num_kv_heads, head_dim, scale, window, soft_cap)
+        if is_decode:
+            attention.attend_decode(qkv, out, kv, group, layer, tables, shape, scratch)
+        else:
+            attention.attend(qkv, out, kv, group, layer, tables, shape)
+
+    return attend
 
 
 def _experts() -> Callable[..., None]:
@@ -98,16 +154,3 @@ def _experts() -> Callable[..., None]:
     except ImportError:
         return plain.experts
     return experts
-
-
-def _cache_of(kind: Callable[..., Any]) -> Callable[..., Any]:
-    def make(
-        groups: tuple[KvGroupSpec, ...],
-        num_blocks: tuple[int, ...],
-        block_size: int,
-        dtype: KvDType,
-        device: torch.device,
-    ) -> Any:
-        return kind(groups, num_blocks, block_size, dtype, device)
-
-    return make

@@ -36,7 +36,7 @@ from hearth.core.spec import SlotKind
 from hearth.core.step import StepLimits
 from hearth.kernels.reference.weights import torch_dtype
 from hearth.kernels.triton.kernels import Kernels
-from hearth.kernels.triton.memory import buffer_dtypes
+from hearth.kernels.triton.memory import attention_floats, buffer_dtypes
 from hearth.kernels.triton.patterns import (
     LaunchKind,
     LaunchSpec,
@@ -83,6 +83,9 @@ class BoundProgram:
         self._attended = torch.empty((limits.max_tokens, width), dtype=dtype, device=weights.device)
         self._scratch = torch.empty(
             scratch_floats(program, limits, kernels), dtype=torch.float32, device=weights.device
+        )
+        self._attention_scratch = torch.empty(
+            attention_floats(program, limits), dtype=torch.float32, device=weights.device
         )
         self.launches = tuple(Launch(spec, self._bind(spec)) for spec in self.specs)
         sample = next(op for op in program.ops if isinstance(op, Sample))
@@ -169,10 +172,11 @@ class BoundProgram:
         return run
 
     def _rope_write(self, ops: Sequence[Op]) -> Run:
-        rope, write = _only(ops[-2:-1], Rope), _only(ops[-1:], KvWrite)
+        write = _only(ops[-1:], KvWrite)
+        rope = next((op for op in ops if isinstance(op, Rope)), None)
+        head = next((op for op in ops if isinstance(op, HeadNorm)), None)
         norms: dict[str, object] = {}
-        if len(ops) > 2:
-            head = _only(ops[:1], HeadNorm)
+        if head is not None:
             q_norm, k_norm = (self._weights.vector(w) for w in (head.q_weight, head.k_weight))
             norms = {"q_norm": q_norm, "k_norm": k_norm, "eps": head.eps}
         rope_and_write = self._kernels.rope_and_write
@@ -180,7 +184,7 @@ class BoundProgram:
         def run(step: StepTensors) -> None:
             rope_and_write(
                 self._rows(write.qkv, step),
-                self._rows(rope.angles, step),
+                None if rope is None else self._rows(rope.angles, step),
                 step.slots[write.group],
                 self._cache,
                 write.group,
@@ -188,7 +192,7 @@ class BoundProgram:
                 write.num_heads,
                 write.num_kv_heads,
                 write.head_dim,
-                rope.rope,
+                None if rope is None else rope.rope,
                 **norms,
             )
 
@@ -234,6 +238,8 @@ class BoundProgram:
             scale=op.scale,
             window=op.window,
             soft_cap=op.soft_cap,
+            is_decode=step.is_decode,
+            scratch=self._attention_scratch,
         )
 
     def _gate(self, ops: Sequence[Op]) -> Run:

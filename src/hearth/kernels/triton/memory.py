@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hearth.core.program import KvGroupSpec, StepProgram
+from hearth.core.program import Attend, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, KvDType, SlotKind, WeightSlot
 from hearth.core.step import StepLimits
 from hearth.core.units import MIB, ceil_div, round_up
@@ -21,6 +21,7 @@ from hearth.kernels.triton.patterns import (
     unused_buffers,
     wide_buffers,
 )
+from hearth.kernels.triton.plan_layout import plan_bytes
 
 ALIGNMENT = 256
 # What the sampling by sorting keeps for each logit of the rows that it takes at once: values and
@@ -31,6 +32,8 @@ STAGING_BYTES = 32 * MIB  # of one of the two pinned buffers that weights go thr
 # Graphs of decode steps share one pool; Triton's compiled kernels are loaded when first used.
 # (Not measured on a card: docs/gpu-todo.md.)
 GRAPH_BYTES = 256 * MIB
+_SEGMENT_KEYS = 256
+MOST_ATTENTION_FLOATS = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,33 @@ def activation_bytes(program: StepProgram, limits: StepLimits, dtype: DType) -> 
         rows = limits.max_tokens if is_by_token(program, i) else limits.max_logit_rows
         total += round_up(rows * buffer.width * element.num_bytes, ALIGNMENT)
     return total
+
+
+def attention_floats(program: StepProgram, limits: StepLimits) -> int:
+    """What attention that splits the keys of decode steps keeps of its parts, at most.
+
+    With less room kernels split less and are slower, with the same results; so there is a bound.
+    """
+    most = 0
+    for group in program.kv_groups:
+        heads = max(
+            (op.num_heads for op in program.ops if isinstance(op, Attend)),
+            default=group.num_kv_heads,
+        )
+        segments = limits.max_sequences * (limits.max_model_len // _SEGMENT_KEYS + 2)
+        width = 1 << max(4, (group.head_dim - 1).bit_length())
+        most = max(most, segments * heads * (width + 2))
+    return min(most, MOST_ATTENTION_FLOATS)
+
+
+def scratch_bytes(program: StepProgram, limits: StepLimits, dtype: DType, block_size: int) -> int:
+    """Everything beside weights, KV cache, graphs and what linear layers ask for."""
+    return (
+        activation_bytes(program, limits, dtype)
+        + 4 * attention_floats(program, limits)
+        + sampling_bytes(limits, program.vocab_size)
+        + plan_bytes(limits, program, block_size)
+    )
 
 
 def sampling_bytes(limits: StepLimits, vocab_size: int) -> int:

@@ -99,7 +99,7 @@ def _match(program: StepProgram, at: int) -> LaunchSpec:
     op = program.ops[at]
     if isinstance(op, Add):
         return _add(program, at)
-    if isinstance(op, HeadNorm | Rope):
+    if isinstance(op, HeadNorm | Rope | KvWrite):
         return _rope_write(program, at)
     if isinstance(op, Select):
         return _select(program, at)
@@ -126,22 +126,26 @@ def _add(program: StepProgram, at: int) -> LaunchSpec:
 
 
 def _rope_write(program: StepProgram, at: int) -> LaunchSpec:
-    """Head norms, rotation and the KV write go over the same heads."""
-    first, op = at, program.ops[at]
-    head_norm = op if isinstance(op, HeadNorm) else None
-    at += head_norm is not None
-    match program.ops[at : at + 2]:
-        case (Rope() as rope, KvWrite() as write) if (
-            rope.x == write.qkv
-            and rope.num_heads == write.num_heads + write.num_kv_heads
-            and (head_norm is None or head_norm.x == write.qkv)
-        ):
-            reason = "norms, rotation and KV write read the same heads"
-            return LaunchSpec(LaunchKind.ROPE_WRITE, first, at + 2 - first, reason)
-    raise KernelError(
-        "the GPU executor rotates and stores keys in one kernel: a program without both, one "
-        "behind the other, has no kernel"
-    )
+    """Head norms, rotation and the KV write go over the same heads; either may be missing."""
+    parts: list[Op] = []
+    for kind in (HeadNorm, Rope, KvWrite):
+        op = program.ops[at + len(parts)]
+        if isinstance(op, kind):
+            parts.append(op)
+    write = parts[-1]
+    if not isinstance(write, KvWrite) or not all(
+        part.x == write.qkv
+        and part.num_heads + (part.num_kv_heads if isinstance(part, HeadNorm) else 0)
+        == write.num_heads + write.num_kv_heads
+        for part in parts
+        if isinstance(part, HeadNorm | Rope)
+    ):
+        raise KernelError(
+            "the GPU executor norms and rotates heads where it stores them: a program whose head "
+            "norms or rotation have no KV write of the same heads behind them has no kernel"
+        )
+    reason = "norms, rotation and KV write read the same heads"
+    return LaunchSpec(LaunchKind.ROPE_WRITE, at, len(parts), reason)
 
 
 def _select(program: StepProgram, at: int) -> LaunchSpec:

@@ -195,7 +195,7 @@ def angles(positions: torch.Tensor, rope: RopeSpec, out: torch.Tensor) -> None:
 
 def rope_and_write(
     qkv: torch.Tensor,
-    angles: torch.Tensor,
+    angles: torch.Tensor | None,
     slots: torch.Tensor,
     cache: PlainKvCache,
     group: int,
@@ -203,7 +203,7 @@ def rope_and_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
-    rope: RopeSpec,
+    rope: RopeSpec | None,
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
@@ -218,7 +218,9 @@ def rope_and_write(
             _rms_norm(turning[:, num_heads:], k_norm, eps),
         )
         turning = torch.cat(normed, dim=1)
-    heads[:, :first_value] = _rotated(turning, angles, rope).to(qkv.dtype)
+    if rope is not None and angles is not None:
+        turning = _rotated(turning, angles, rope)
+    heads[:, :first_value] = turning.to(qkv.dtype)
     stored = slots >= 0
     kept = slots[stored].long()
     block, offset = kept // cache.block_size, kept % cache.block_size
@@ -257,6 +259,8 @@ def attend(
     scale: float,
     window: int = 0,
     soft_cap: float = 0.0,
+    is_decode: bool = False,  # noqa: ARG001 — of the kernels' signature
+    scratch: torch.Tensor | None = None,  # noqa: ARG001 — as above
 ) -> None:
     """Causal attention over keys and values as stored; rows of no sequence become zero."""
     out.zero_()
@@ -264,7 +268,7 @@ def attend(
     firsts, begins = tables.first_block.tolist(), tables.block_start.tolist()
     for s, context in enumerate(contexts):
         first, last = starts[s], starts[s + 1]
-        if context < 0 or first == last:
+        if first == last:
             continue
         queries = qkv[first:last, : num_heads * head_dim].float()
         blocks = tables.blocks[begins[s] : begins[s + 1]].long()

@@ -1,13 +1,7 @@
 """A StepPlan as one flat buffer: filled on the host, copied in at once, read through views.
 
-  [ tokens | positions | slots | sequence_of_row ]   row arrays, by `PlanSizes.rows`
-  [ row_start | context | block_start | first_block ]  by `sequences`
-  [ logit_rows | sampling arrays ]                     by `logit_rows`
-  [ blocks … ]                                         as many as the plan lists
-
-Offsets depend on the sizes alone, so that a captured graph finds its arrays again; all is int32,
-floats are their bits. Rows that a graph has more than the plan belong to no sequence: slot −1,
-token 0, sequence −1, a context of −1 (no key at all).
+Offsets are those of `plan_layout`. Rows that a graph has more than the plan belong to no sequence
+(slot −1, token 0, sequence −1), and its further sequences have no row.
 
 Owns the pinned buffer and its twin on the device. Filling it while a copy out of it runs would
 tear a plan: whoever fills it has waited for the step before.
@@ -16,96 +10,23 @@ tear a plan: whoever fills it has waited for the step before.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
-from hearth.core.program import StepProgram
-from hearth.core.step import SamplingArrays, StepLimits, StepPlan
-from hearth.core.units import ceil_div, round_up
+from hearth.core.step import SamplingArrays, StepPlan
+from hearth.kernels.triton.plan_layout import PlanLayout, PlanSizes
 
-_ALIGNED = 64  # elements: fields begin at 256 bytes
 _FLOATS = frozenset({"temperature", "top_p", "min_p"})
-# Lists of blocks may be longer than a sequence needs, by so many each.
-_SPARE_BLOCKS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PlanSizes:
-    """What a buffer has room for."""
-
-    rows: int
-    sequences: int
-    logit_rows: int
-    groups: int
-    blocks: int
-
-    @staticmethod
-    def of(limits: StepLimits, program: StepProgram, block_size: int) -> PlanSizes:
-        """For every plan within the limits."""
-        listed = ceil_div(limits.max_model_len, block_size) + _SPARE_BLOCKS
-        groups = len(program.kv_groups)
-        blocks = groups * limits.max_sequences * listed
-        return PlanSizes(
-            limits.max_tokens, limits.max_sequences, limits.max_logit_rows, groups, blocks
-        )
-
-    def fields(self) -> dict[str, int]:
-        """Elements of each field but the blocks, in order."""
-        rows, sequences, wanted = self.rows, self.sequences, self.logit_rows
-        return {
-            "tokens": rows,
-            "positions": 3 * rows,
-            "slots": self.groups * rows,
-            "sequence_of_row": rows,
-            "row_start": sequences + 1,
-            "context": sequences,
-            "block_start": self.groups * (sequences + 1),
-            "first_block": self.groups * sequences,
-            **dict.fromkeys(
-                (
-                    "logit_rows",
-                    "temperature",
-                    "top_k",
-                    "top_p",
-                    "min_p",
-                    "seed_low",
-                    "seed_high",
-                    "position",
-                    "choice",
-                    "num_logprobs",
-                    "given",
-                ),
-                wanted,
-            ),
-        }
-
-
-def plan_bytes(limits: StepLimits, program: StepProgram, block_size: int) -> int:
-    """Of the buffer on the device."""
-    return _Layout(PlanSizes.of(limits, program, block_size)).num_elements * 4
-
-
-class _Layout:
-    """Offsets of the fields."""
-
-    def __init__(self, sizes: PlanSizes) -> None:
-        fields = sizes.fields()
-        lengths = [round_up(n, _ALIGNED) for n in fields.values()]
-        starts = [0, *accumulate(lengths)]
-        self.offsets = dict(zip(fields, starts))
-        self.first_block = starts[-1]  # where the blocks' ids begin
-        self.num_elements = self.first_block + sizes.blocks
 
 
 @dataclass(frozen=True, slots=True)
 class StepTables:
     """Of one KV group, int32 on the device; S sequences, T rows, those of a graph's padding too.
 
-    `row_start` [S+1], `context` [S] (−1: no sequence), `blocks` flat, `block_start` [S+1] into
+    `row_start` [S+1] (equal: no row), `context` [S], `blocks` flat, `block_start` [S+1] into
     it, `first_block` [S], `sequence_of_row` [T] (−1: none).
     """
 
@@ -171,7 +92,7 @@ class PlanBuffer:
         self._sizes = sizes
         small = PlanSizes(small_rows, small_rows, small_rows, sizes.groups, sizes.blocks)
         self._small_rows = small_rows
-        self._layouts = (_Layout(small), _Layout(sizes))
+        self._layouts = (PlanLayout(small), PlanLayout(sizes))
         num_elements = max(layout.num_elements for layout in self._layouts)
         is_cuda = device.type == "cuda"
         self._host = torch.zeros(num_elements, dtype=torch.int32, pin_memory=is_cuda)
@@ -207,7 +128,7 @@ class PlanBuffer:
         return replace(step, feature_rows=feature_rows, features=features)
 
     def _fill(
-        self, layout: _Layout, plan: StepPlan, rows: int, sequences: int, wanted: int
+        self, layout: PlanLayout, plan: StepPlan, rows: int, sequences: int, wanted: int
     ) -> None:
         own_rows, own_sequences = plan.tokens.shape[0], plan.context.shape[0]
         at = layout.offsets
@@ -223,7 +144,7 @@ class PlanBuffer:
             ("positions", plan.positions, rows, 0),
             ("slots", plan.slots[:groups], rows, -1),
             ("sequence_of_row", _sequence_of_row(plan)[None], rows, -1),
-            ("context", plan.context[None], sequences, -1),
+            ("context", plan.context[None], sequences, 0),
             ("first_block", plan.first_block[:groups], sequences, 0),
             ("logit_rows", plan.logit_rows[None], wanted, 0),
         ):
@@ -232,16 +153,14 @@ class PlanBuffer:
             target[:, values.shape[1] :] = padding
         starts = field("row_start", 1, sequences + 1)
         starts[0, : own_sequences + 1] = plan.row_start
-        starts[0, own_sequences + 1 :] = np.arange(
-            own_rows + 1, own_rows + 1 + sequences - own_sequences
-        )
+        starts[0, own_sequences + 1 :] = own_rows
         blocks = field("block_start", groups, sequences + 1)
         blocks[:, : own_sequences + 1] = plan.block_start[:groups]
         blocks[:, own_sequences + 1 :] = plan.block_start[:groups, -1:]
         self._fill_sampling(layout, plan.sampling, wanted)
         array[layout.first_block :][: plan.blocks.shape[0]] = plan.blocks
 
-    def _fill_sampling(self, layout: _Layout, sampling: SamplingArrays, wanted: int) -> None:
+    def _fill_sampling(self, layout: PlanLayout, sampling: SamplingArrays, wanted: int) -> None:
         count = sampling.top_k.shape[0]
         none = np.zeros(count, np.int32)
         for name, values in (
@@ -261,7 +180,7 @@ class PlanBuffer:
             self._array[first + count : first + wanted] = 0
 
     def _views(
-        self, layout: _Layout, plan: StepPlan, rows: int, sequences: int, wanted: int
+        self, layout: PlanLayout, plan: StepPlan, rows: int, sequences: int, wanted: int
     ) -> StepTensors:
         def view(name: str, count: int, index: int = 0) -> torch.Tensor:
             first = layout.offsets[name] + index * count
