@@ -1,12 +1,12 @@
 """How weights lie on the device, how many bytes that is, and how sums over their columns are cut.
 
 The one place that knows. Dense matrices are [rows, cols], row-major. Codes of 4 bits lie eight to
-an int32 word, [16 · blocks, rows], a block being 128 columns: word 16 · b + i of a row holds
-columns 128 · b + 16 · j + i for j = 0 … 7, the first in the low bits. So neighbouring threads read
-neighbouring rows, and the same four bits of 16 neighbouring words are 16 neighbouring columns: they
-become an operand of a matrix instruction (k = 16) in the registers that loaded them, without a way
-through shared memory. Codes of 8 bits and FP8 are uint8 [rows, cols]. Scales and zero points are
-[groups, rows]. Rows of a stack follow each other.
+an int32 word, [32 · blocks, rows], a block being 256 columns: word 32 · b + i of a row holds
+columns 256 · b + 32 · j + i for j = 0 … 7, the first in the low bits. So neighbouring threads read
+neighbouring rows, and the same four bits of 32 neighbouring words are 32 neighbouring columns: they
+become an operand of two matrix instructions (k = 16) in the registers that loaded them, without a
+way through shared memory, and the smallest group is one such operand. Codes of 8 bits and FP8 are
+uint8 [rows, cols]. Scales and zero points are [groups, rows]. Rows of a stack follow each other.
 
 Sums over columns are cut into segments at multiples of a block, by the shape of the weight alone.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hearth.core.spec import WeightSlot
 
-BLOCK_COLUMNS = 128
+BLOCK_COLUMNS = 256
 WORD_CODES = 8
 CHUNK_COLUMNS = BLOCK_COLUMNS // WORD_CODES  # neighbouring columns, each in a word of its own
 MIDDLE_4_BITS = 8
@@ -32,7 +32,7 @@ ROW_MULTIPLE = 64  # dense matrices are allocated with so many rows, or a multip
 # segment shorter than 512 columns costs more in additions than it brings.
 _WANTED_PROGRAMS = 256
 _MOST_SEGMENTS = 8
-_LEAST_SEGMENT_BLOCKS = 4
+_LEAST_SEGMENT_BLOCKS = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""Run as a process: compiles linear layers for several cards, and prints a line of JSON for each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from tests.support.triton_ahead import compiled
+
+from hearth.kernels.triton import linear as linears
+from hearth.kernels.triton import tiles
+from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, words_a_row
+
+SHAPES = {"split": (4096, 4096), "whole": (27_392, 4096)}
+META = torch.device("meta")
+
+
+def weight_of(form: str, rows: int, cols: int, dtype: torch.dtype, group_size: int = 128) -> Matrix:
+    if form == "dense":
+        return DenseMatrix(torch.empty(rows, cols, dtype=dtype, device=META))
+    groups = -(-cols // group_size)
+    bits = 4 if "int4" in form else 8
+    codes = torch.empty(rows, cols, dtype=torch.uint8, device=META)
+    if bits == 4:
+        codes = torch.empty(words_a_row(cols), rows, dtype=torch.int32, device=META)
+    scales = torch.empty(groups, rows, device=META)
+    zeros = torch.empty(groups, rows, dtype=torch.uint8, device=META) if "zeros" in form else None
+    return CodedMatrix(codes, scales, zeros, bits, group_size, cols, form == "fp8")
+
+
+def main() -> None:
+    for argument in sys.argv[1:]:
+        capability, form, shape, tokens, *group_size = argument.split(",")
+        dtype = torch.float16 if capability == "75" else torch.bfloat16
+        shared = tiles.shared_of((int(capability) // 10, int(capability) % 10))
+        tiles.shared_bytes = lambda _device, shared=shared: shared
+        rows, cols = SHAPES[shape]
+        weight = weight_of(form, rows, cols, dtype, *map(int, group_size))
+        x = torch.empty(int(tokens), cols, dtype=dtype, device=META)
+        out = torch.empty(int(tokens), rows, dtype=dtype, device=META)
+        scratch = torch.empty(tiles.scratch_floats(int(tokens), rows, cols), device=META)
+        call = partial(linears.linear, x, weight, out, scratch=scratch)
+        for result in compiled(call, int(capability)):
+            print(json.dumps({"case": argument, "limit": shared} | asdict(result)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
