@@ -1,0 +1,130 @@
+"""Decode attention with split keys: segments go to programs, and a second kernel adds them.
+
+A sequence's results by segment lie in scratch memory, segment by segment behind each other:
+`mixed` [slots, heads, WIDTH], then `top` and `total` [slots, heads, 2]. Where the slots of a
+sequence begin follows from the block tables, whose lists are at least as long as the keys: no
+table of its own, no search. A sequence that finds no room is not split: its first program takes all
+of its keys. Either way the bits are those of `attention_rows`.
+"""
+
+import triton
+import triton.language as tl
+
+from hearth.kernels.triton.attention_tiles import (
+    SEGMENT_KEYS,
+    first_visible,
+    load_rows,
+    merge,
+    mix_keys,
+    nothing,
+    store_rows,
+)
+
+_SEGMENT = tl.constexpr(SEGMENT_KEYS)
+
+
+@triton.jit
+def _segments(
+    sequence, position, block_start, num_slots, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr
+):
+    """(first segment, how many, the first's slot, whether all have one) of a sequence.
+
+    A list of n tokens touches at most n / SEGMENT + 2 segments, rounded down.
+    """
+    first = first_visible(position, WINDOW) // _SEGMENT
+    count = position // _SEGMENT + 1 - first
+    listed = tl.load(block_start + sequence) - tl.load(block_start)
+    slot = (listed.to(tl.int64) * BLOCK_SIZE // _SEGMENT + 2 * sequence).to(tl.int64)
+    return first, count, slot, slot + count <= num_slots
+
+
+@triton.jit
+def attend_split_kernel(
+    qkv, out, data, scales, scratch, row_start, context, blocks, block_start, first_block,
+    num_slots, row_stride, out_stride, block_stride, layer_offset, head_stride, value_offset,
+    scale, soft_cap,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
+    ELEMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CODES: tl.constexpr,
+    HAS_CAP: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Grid: (sequences, kv heads, RUNS). Program r takes segments r, r + RUNS, …"""
+    sequence, kv_head, run = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    begin = tl.load(row_start + sequence)
+    position = tl.load(context + sequence)
+    if (tl.load(row_start + sequence + 1) <= begin) | (position < 0):
+        return
+    first, count, slot, has_room = _segments(
+        sequence, position, block_start, num_slots, BLOCK_SIZE, WINDOW
+    )
+    if run >= tl.where(has_room, count, 1):
+        return
+    pair = tl.arange(0, ROWS)
+    head = kv_head * GROUP + pair
+    is_row = pair < GROUP
+    row = begin + pair * 0
+    q = load_rows(qkv, row, head, is_row, row_stride, ELEMENT, HEAD_DIM, WIDTH)
+    listed, first_listed = tl.load(block_start + sequence), tl.load(first_block + sequence)
+    first_key = first_visible(position, WINDOW)
+    # One turn over all keys where there is no room for parts.
+    step = tl.where(has_room, RUNS, count)
+    length = tl.where(has_room, 1, count) * _SEGMENT
+    for index in range(run, count, step):
+        start = (first + index) * _SEGMENT
+        top, total, mixed = mix_keys(
+            q, position + pair * 0, tl.maximum(start, first_key),
+            tl.minimum(start + length, position + 1), data, scales, blocks + listed, first_listed,
+            block_stride, layer_offset + kv_head * head_stride, value_offset, scale, soft_cap,
+            ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP,
+        )  # fmt: skip
+        if has_room:
+            _store_part(
+                scratch, slot + index, num_slots, head, is_row, top, total, mixed,
+                KV_HEADS * GROUP, WIDTH,
+            )  # fmt: skip
+        else:
+            store_rows(out, row, head, is_row, out_stride, total, mixed, HEAD_DIM, WIDTH)
+
+
+@triton.jit
+def _store_part(
+    scratch, slot, num_slots, head, is_row, top, total, mixed, HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    at = slot * HEADS + head
+    column = tl.arange(0, WIDTH)
+    tl.store(scratch + at[:, None] * WIDTH + column[None, :], mixed, mask=is_row[:, None])
+    sums = scratch + num_slots.to(tl.int64) * HEADS * WIDTH + at * 2
+    tl.store(sums, top, mask=is_row)
+    tl.store(sums + 1, total, mask=is_row)
+
+
+@triton.jit
+def merge_kernel(
+    out, scratch, row_start, context, block_start, num_slots, out_stride,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Grid: (sequences, heads). Adds the parts of a row's head in ascending order."""
+    sequence, head = tl.program_id(0), tl.program_id(1)
+    begin = tl.load(row_start + sequence)
+    position = tl.load(context + sequence)
+    if (tl.load(row_start + sequence + 1) <= begin) | (position < 0):
+        return
+    first, count, slot, has_room = _segments(
+        sequence, position, block_start, num_slots, BLOCK_SIZE, WINDOW
+    )
+    if not has_room:
+        return
+    one = tl.arange(0, 1)
+    column = tl.arange(0, WIDTH)
+    all_sums = scratch + num_slots.to(tl.int64) * HEADS * WIDTH
+    top, total, mixed = nothing(1, WIDTH)
+    # Unrolled, so that the loads of several parts are under way at once.
+    for index in tl.range(0, count, loop_unroll_factor=4):
+        at = (slot + index) * HEADS + head + one
+        sums = all_sums + at * 2
+        own = tl.load(scratch + at[:, None] * WIDTH + column[None, :])
+        top, total, mixed = merge(
+            top, total, mixed, tl.load(sums), tl.load(sums + 1), own
+        )
+    store_rows(out, begin + one, head + one, one == 0, out_stride, total, mixed, HEAD_DIM, WIDTH)
