@@ -18,7 +18,7 @@ from hearth.core.memory import MemoryItem
 from hearth.core.program import Op, StepProgram
 from hearth.core.spec import DType, KvDType, WeightSlot, float_kv
 from hearth.core.step import ImageEncoder, StepLimits
-from hearth.core.units import MIB, format_bytes, format_count
+from hearth.core.units import format_bytes, format_count
 from hearth.engine.engine import EngineShape
 from hearth.host.fit import max_logit_rows
 from hearth.host.memory import HostMemory, MemoryFact, read_memory
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hearth.engine")
 
 ON_CPU = "cuda-on-cpu"
-# Of both processes on the host, torch with CUDA in one of them. (Not measured on a card.)
-HOST_RUNTIME_BYTES = 1200 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +69,9 @@ def kv_dtype(config: EngineConfig, model: DType) -> KvDType:
 
 def block_bytes() -> Callable[..., int]:
     """Bytes of a KV block: (group, block size, dtype)."""
-    from hearth.kernels.triton.memory import kv_block_bytes
+    from hearth.kernels.triton.kv_layout import device_block_bytes
 
-    return kv_block_bytes
+    return device_block_bytes
 
 
 def memory_of_device(config: EngineConfig) -> HostMemory:

@@ -16,7 +16,6 @@ from typing import Protocol, TypeAlias
 
 from hearth.core.step import StepPlan
 
-_FIRST_SIZES = (1, 2, 4, 8)
 _STRIDE = 8
 _COARSE_FROM, _COARSE_STRIDE = 64, 16
 _COARSER_FROM, _COARSER_STRIDE = 256, 32
@@ -47,15 +46,18 @@ def graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
 
     Fine where a padded row costs most of a step, coarser above; the last is `max_num_seqs`.
     """
-    sizes = [n for n in _FIRST_SIZES if n < max_num_seqs]
-    size = _FIRST_SIZES[-1]
+    sizes = []
+    size = 1
     while size < max_num_seqs:
-        stride = _STRIDE
-        if size >= _COARSE_FROM:
-            stride = _COARSE_STRIDE if size < _COARSER_FROM else _COARSER_STRIDE
-        size += stride
-        sizes.append(min(size, max_num_seqs))
-    return tuple(sizes) or (max_num_seqs,) if max_num_seqs > 1 else (1,)
+        sizes.append(size)
+        size = 2 * size if size < _STRIDE else size + _stride(size)
+    return (*sizes, max_num_seqs)
+
+
+def _stride(size: int) -> int:
+    if size < _COARSE_FROM:
+        return _STRIDE
+    return _COARSE_STRIDE if size < _COARSER_FROM else _COARSER_STRIDE
 
 
 class GraphBook:

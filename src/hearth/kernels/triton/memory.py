@@ -1,5 +1,6 @@
-"""Bytes on the device, as pure arithmetic: weights, activations, KV blocks, plan and sampling.
+"""Bytes on the device, as pure arithmetic: weights, activations, plan and sampling.
 
+KV blocks are those of `kv_layout`.
 The memory plan and what is allocated use the same functions. No torch.
 """
 
@@ -8,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hearth.core.program import Attend, KvGroupSpec, StepProgram
-from hearth.core.spec import DType, KvDType, SlotKind, WeightSlot
+from hearth.core.program import Attend, StepProgram
+from hearth.core.spec import DType, SlotKind, WeightSlot
 from hearth.core.step import StepLimits
 from hearth.core.units import MIB, ceil_div, round_up
-from hearth.kernels.packing import KV_SCALE_BYTES
 from hearth.kernels.triton.layout import ROW_MULTIPLE, words_a_row
 from hearth.kernels.triton.patterns import (
     attended_width,
@@ -86,13 +86,6 @@ def weight_places(slots: Sequence[WeightSlot], dtype: DType) -> tuple[dict[str, 
 def weight_bytes(slots: Sequence[WeightSlot], dtype: DType) -> int:
     """Of the arena of all slots."""
     return weight_places(slots, dtype)[1]
-
-
-def kv_block_bytes(group: KvGroupSpec, block_size: int, dtype: KvDType) -> int:
-    """Of one block of a KV group over all its layers; scales included."""
-    element_bits = dtype.bits
-    row = group.head_dim * element_bits // 8 + (KV_SCALE_BYTES if dtype.is_coded else 0)
-    return group.num_layers * 2 * group.num_kv_heads * block_size * row
 
 
 def buffer_dtypes(program: StepProgram, dtype: DType) -> tuple[DType, ...]:
