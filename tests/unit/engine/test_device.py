@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.toy_engine import Driver
 
 from hearth.cli.settings import BUILT_IN_DIR
 from hearth.core.config import (
@@ -17,7 +18,7 @@ from hearth.core.config import (
     SchedulerConfig,
 )
 from hearth.core.errors import ConfigError, KernelError
-from hearth.core.request import FinishReason, Request, SamplingParams, TokenEvent
+from hearth.core.request import FinishReason, Request, SamplingParams
 from hearth.engine import device
 from hearth.engine.executor import choose_backend
 from hearth.engine.settings import check_settings
@@ -124,10 +125,9 @@ def test_a_model_is_planned_loaded_and_answers(quantize: str) -> None:
 
 
 def answer(started: StartedEngine) -> list[int]:
-    request = Request("a", (5, 6, 7), 8, SamplingParams(seed=3))
-    started.engine.submit(request)
-    events: list[TokenEvent] = []
-    while not events or events[-1].finish_reason is None:
-        events += [event for event in started.engine.step() if isinstance(event, TokenEvent)]
-    assert events[-1].finish_reason in {FinishReason.LENGTH, FinishReason.STOP}, events[-1].message
-    return [token for event in events for token in event.tokens]
+    driver = Driver(started.engine)
+    driver.submit(Request("a", (5, 6, 7), 8, SamplingParams(seed=3)))
+    driver.run(max_steps=100)
+    outcome = driver.outcomes["a"]
+    assert outcome.reason in {FinishReason.LENGTH, FinishReason.STOP}
+    return outcome.tokens

@@ -24,9 +24,10 @@ from hearth.kernels.triton.patterns import (
 from hearth.kernels.triton.plan_layout import plan_bytes
 
 ALIGNMENT = 256
-# What the sampling by sorting keeps for each logit of the rows that it takes at once: values and
-# their order, sorted, with sums in float64.
-SORT_BYTES = 64
+# What sampling keeps for each logit: of the rows that it sorts at once, values, their order, sums in
+# float64 and masks; of all rows, an edited copy and comparisons with given tokens.
+SORT_BYTES = 112
+EDIT_BYTES = 8
 SORTED_AT_ONCE = 4 << 20  # logits
 STAGING_BYTES = 32 * MIB  # of one of the two pinned buffers that weights go through
 # Graphs of decode steps share one pool; Triton's compiled kernels are loaded when first used.
@@ -137,9 +138,9 @@ def scratch_bytes(program: StepProgram, limits: StepLimits, dtype: DType, block_
 
 
 def sampling_bytes(limits: StepLimits, vocab_size: int) -> int:
-    """What sampling by sorting takes at most, beside the logits."""
+    """What sampling takes at most, beside the logits."""
     rows = min(limits.max_logit_rows, rows_at_once(vocab_size))
-    return rows * vocab_size * SORT_BYTES
+    return vocab_size * (rows * SORT_BYTES + limits.max_logit_rows * EDIT_BYTES)
 
 
 def rows_at_once(vocab_size: int) -> int:
