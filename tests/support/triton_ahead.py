@@ -25,6 +25,7 @@ _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32",
     torch.int8: "*i8", torch.uint8: "*u8", torch.int64: "*i64",
 }  # fmt: skip
+_INSTRUCTION = re.compile(r"^\s+/\*\w+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)", re.MULTILINE)
 _OPTIONS = ("num_warps", "num_stages")
 
 

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hearth.kernels.triton.layout import BLOCK_COLUMNS, CodedMatrix, k_segments, segment_columns
-from hearth.kernels.triton.tiles import Tiling, WeightTile, finish, place
+from hearth.kernels.triton.tiles import Extras, Tiling, WeightTile, finish, num_rows, place
 
 _NO_ZEROS, _ZEROS, _FLOATS = 0, 1, 2  # FORM
 
@@ -60,14 +60,14 @@ def _of_group(numbers, start, row, rows, cols, groups_stride, GROUP: tl.constexp
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _codes_kernel(
-    x, codes, scales, zeros, bias, out, scratch, num_tokens, rows, cols, segment_blocks,
+    x, codes, scales, zeros, bias, out, scratch, counters, num_tokens, rows, cols, segment_blocks,
     x_stride, codes_stride, groups_stride, out_stride,
     BITS: tl.constexpr, FORM: tl.constexpr, GROUP: tl.constexpr, UNIT: tl.constexpr,
-    STEP: tl.constexpr, APART: tl.constexpr, SPLIT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    STEP: tl.constexpr, APART: tl.constexpr, COUNTED: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    first_row, first_token = place(rows, num_tokens, BLOCK_R, BLOCK_T)
-    row, token = first_row + tl.arange(0, BLOCK_R), first_token + tl.arange(0, BLOCK_T)
+    first_output, row, counts, token = place(rows, num_tokens, BLOCK_R, BLOCK_T, KIND >= 0)
     column = tl.arange(0, STEP)
     # Tokens behind the last are computed from the last, and not stored.
     right = x + tl.minimum(token, num_tokens - 1).to(tl.int64)[None, :] * x_stride
@@ -120,12 +120,16 @@ def _codes_kernel(
                 total += sums
                 sums = tl.zeros((BLOCK_R, BLOCK_T), tl.float32)
     total += sums
-    finish(total, bias, out, scratch, row, token, rows, num_tokens, out_stride, APART, HAS_BIAS)
+    finish(
+        total, bias, out, scratch, counters, first_output, row, counts, token, rows, num_tokens,
+        out_stride, APART, COUNTED, HAS_BIAS, KIND,
+    )  # fmt: skip
 
 
 def codes_tile(weight: CodedMatrix) -> WeightTile:
     """What a program reads at a time: of 4 bits a block of words, of 8 bits half as much."""
-    return WeightTile(_block_columns(weight), weight.bits, 2, 64)
+    whole = 64 if weight.bits == 4 else 128
+    return WeightTile(_block_columns(weight), weight.bits, 2, 64, whole)
 
 
 def _block_columns(weight: CodedMatrix) -> int:
@@ -136,25 +140,27 @@ def launch_codes(
     x: Tensor,
     weight: CodedMatrix,
     out: Tensor,
-    bias: Tensor | None,
-    scratch: Tensor | None,
+    extras: Extras,
     tiling: Tiling,
 ) -> None:
     """The launch of `linear` for codes; where segments are apart, they remain to be added."""
-    (tokens, cols), rows = x.shape, out.shape[1]
+    (tokens, cols), rows = x.shape, num_rows(out, extras)
+    bias, scratch, counters = extras.bias, extras.scratch, extras.counters
     segments, block = k_segments(rows, cols), _block_columns(weight)
     unit = gcd(weight.group_size, block)
     # Columns of a product: of 4 bits, what a word's place has; of 8 bits, what registers hold.
     step = 32 if weight.bits == 4 else min(unit, 64)
     form = _FLOATS if weight.is_float else _NO_ZEROS if weight.zeros is None else _ZEROS
-    programs = triton.cdiv(rows, tiling.block_rows) * triton.cdiv(tokens, tiling.block_tokens)
+    programs = tiling.num_programs(tokens, rows, extras)
     _codes_kernel[(programs, segments if tiling.apart else 1)](
         x, weight.codes, weight.scales, weight.codes if weight.zeros is None else weight.zeros,
         out if bias is None else bias, out, out if scratch is None else scratch,
+        out if counters is None else counters,
         tokens, rows, cols, segment_columns(rows, cols) // block,
         x.stride(0), weight.codes.stride(0), weight.scales.stride(0), out.stride(0),
         BITS=weight.bits, FORM=form, GROUP=weight.group_size, UNIT=unit, STEP=step,
-        APART=tiling.apart, SPLIT=segments > 1, HAS_BIAS=bias is not None, EVEN=cols % block == 0,
+        APART=tiling.apart, COUNTED=counters is not None, SPLIT=segments > 1,
+        HAS_BIAS=bias is not None, EVEN=cols % block == 0,
         BLOCK_R=tiling.block_rows, BLOCK_T=tiling.block_tokens, BLOCK_K=block,
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        KIND=extras.kind, num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip

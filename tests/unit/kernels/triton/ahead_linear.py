@@ -1,4 +1,4 @@
-"""Run as a process: compiles linear layers for several cards, and prints a line of JSON for each."""
+"""Run as a process: compiles linear layers for several cards; prints a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import sys
 from dataclasses import asdict
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from tests.support.triton_ahead import compiled
 
+from hearth.core.spec import Activation
 from hearth.kernels.triton import linear as linears
 from hearth.kernels.triton import tiles
 from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, words_a_row
 
-SHAPES = {"split": (4096, 4096), "whole": (27_392, 4096)}
+SHAPES = {"split": (4096, 4096), "whole": (27_392, 4096), "gated": (27_392, 4096)}
 META = torch.device("meta")
 
 
@@ -35,16 +37,22 @@ def main() -> None:
     for argument in sys.argv[1:]:
         capability, form, shape, tokens, *group_size = argument.split(",")
         dtype = torch.float16 if capability == "75" else torch.bfloat16
-        shared = tiles.shared_of((int(capability) // 10, int(capability) % 10))
-        tiles.shared_bytes = lambda _device, shared=shared: shared
+        card = tiles.card_of_capability((int(capability) // 10, int(capability) % 10))
         rows, cols = SHAPES[shape]
         weight = weight_of(form, rows, cols, dtype, *map(int, group_size))
         x = torch.empty(int(tokens), cols, dtype=dtype, device=META)
-        out = torch.empty(int(tokens), rows, dtype=dtype, device=META)
+        gated = shape == "gated"
+        out = torch.empty(int(tokens), rows // 2 if gated else rows, dtype=dtype, device=META)
         scratch = torch.empty(tiles.scratch_floats(int(tokens), rows, cols), device=META)
-        call = partial(linears.linear, x, weight, out, scratch=scratch)
-        for result in compiled(call, int(capability)):
-            print(json.dumps({"case": argument, "limit": shared} | asdict(result)), flush=True)
+        counters = torch.empty(tiles.NUM_COUNTERS, dtype=torch.int32, device=META)
+        call = partial(linears.linear, x, weight, out, scratch=scratch, counters=counters)
+        if gated:
+            call = partial(linears.gated_linear, x, weight, out, Activation.SILU)
+        with patch.object(tiles, "card_of", lambda _device, card=card: card):
+            results = compiled(call, int(capability))
+        for result in results:
+            line = {"case": argument, "limit": card.shared_bytes} | asdict(result)
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from hearth.core.errors import KernelError
+from hearth.core.spec import Activation
 from hearth.kernels.triton import linear as linears
+from hearth.kernels.triton import rows as row_kernels
 from hearth.kernels.triton import tiles
 from hearth.kernels.triton.layout import CodedMatrix, DenseMatrix, Matrix, k_segments
-from hearth.kernels.triton.tiles import Tiling, WeightTile
+from hearth.kernels.triton.tiles import Extras, Tiling, WeightTile
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = {FLOAT32: 3e-6, FLOAT16: 1e-3, BFLOAT16: 8e-3}
@@ -34,11 +36,18 @@ def scratch_for(tokens: int, rows: int, cols: int) -> Tensor:
     return torch.full((max(1, tiles.scratch_floats(tokens, rows, cols)),), torch.nan)
 
 
-def run(x: Tensor, weight: Matrix, rows: int, tiling: Tiling, bias: Tensor | None = None) -> Tensor:
+def run(
+    x: Tensor,
+    weight: Matrix,
+    rows: int,
+    tiling: Tiling,
+    bias: Tensor | None = None,
+    counters: Tensor | None = None,
+) -> Tensor:
     """Float32 outputs with tiles of one's choice."""
     out = torch.full((len(x), rows), torch.nan)
     scratch = torch.full((k_segments(rows, x.shape[1]) * len(x) * rows,), torch.nan)
-    linears.launch(x, weight, out, bias, scratch, tiling)
+    linears.launch(x, weight, out, Extras(bias, scratch, counters), tiling)
     return out
 
 
@@ -119,6 +128,11 @@ def test_a_row_has_the_same_bits_with_few_and_many_tokens_and_any_tile(name: str
         assert torch.equal(run(x[:tokens], weight, rows, tiling, bias), whole[:tokens])
     joined = run(x[:3], weight, rows, Tiling(64, 16, False, 4, 2), bias)
     assert torch.equal(joined, whole[:3])
+    counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
+    for tokens in (3, 70):
+        counted = run(x[:tokens], weight, rows, Tiling(64, 64, True, 4, 2), bias, counters)
+        assert torch.equal(counted, whole[:tokens])
+        assert not counters.any()
 
 
 @pytest.mark.usefixtures("ordered")
@@ -133,12 +147,40 @@ def test_a_rows_bits_do_not_depend_on_the_others(name: str) -> None:
 
 
 @pytest.mark.usefixtures("ordered")
-def test_scratch_changes_nothing_but_the_way() -> None:
+def test_scratch_and_counters_change_nothing_but_the_way() -> None:
     weight, x = weight_of("dense", 70, 1024), inputs(4, 1024)
-    with_it, without = torch.empty(4, 70), torch.empty(4, 70)
-    linears.linear(x, weight, with_it, scratch=scratch_for(4, 70, 1024))
+    without, with_it, counted = (torch.empty(4, 70) for _ in range(3))
+    counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
     linears.linear(x, weight, without)
+    linears.linear(x, weight, with_it, scratch=scratch_for(4, 70, 1024))
+    linears.linear(x, weight, counted, scratch=scratch_for(4, 70, 1024), counters=counters)
     assert torch.equal(with_it, without)
+    assert torch.equal(counted, without)
+
+
+@pytest.mark.usefixtures("ordered")
+@pytest.mark.parametrize("name", ["dense", "int4", "int8 zeros", "fp8"])
+@pytest.mark.parametrize("out_type", [FLOAT32, BFLOAT16])
+def test_a_gated_linear_layer_is_a_linear_layer_and_a_gate_bit_for_bit(
+    name: str, out_type: torch.dtype
+) -> None:
+    width, cols = 45, 1120
+    weight, bias = weight_of(name, 2 * width, cols), torch.randn(2 * width)
+    counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
+    x = inputs(70, cols)
+    between, expected = torch.empty(70, 2 * width, dtype=out_type), torch.empty(70, width)
+    expected = expected.to(out_type)
+    linears.linear(x, weight, between, bias=bias)
+    row_kernels.gate(between, expected, Activation.SILU)
+    scratch = scratch_for(70, 2 * width, cols)
+    for tokens in (3, 70):
+        for used in (None, counters):
+            out = torch.full((tokens, width + 3), torch.nan, dtype=out_type)[:, :width]
+            linears.gated_linear(
+                x[:tokens], weight, out, Activation.SILU, bias=bias, scratch=scratch, counters=used
+            )
+            assert torch.equal(out, expected[:tokens])
+    assert not counters.any()
 
 
 def test_codes_are_exact_where_float32_is() -> None:
@@ -177,6 +219,9 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         linears.linear(x, weight, torch.empty(70, 2).T)
     with pytest.raises(KernelError, match="need 280 of float32"):
         linears.linear(x, weight, out, scratch=torch.empty(279))
+    few = torch.zeros(9, dtype=torch.int32)
+    with pytest.raises(KernelError, match="needed: 512 of int32"):
+        linears.linear(x, weight, out, scratch=torch.empty(280), counters=few)
     coded = matrix(FORMS["int4"], 48, 70, 1024)
     with pytest.raises(KernelError, match="multiple of 32"):
         linears.linear(x, coded, out)
@@ -184,21 +229,22 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 @given(
     st.integers(1, 5000), st.integers(1, 160_000), st.integers(1, 30_000),
-    st.sampled_from([WeightTile(64, 16, 2, 128), WeightTile(256, 4, 2, 64)]),
-    st.sampled_from([64, 99, 163, 227]),
+    st.sampled_from([WeightTile(64, 16, 2, 128, 256), WeightTile(256, 4, 2, 64, 64)]),
+    st.sampled_from([(7, 5), (8, 9), (8, 0), (9, 0)]),
 )  # fmt: skip
 def test_every_step_that_is_split_fits_scratch_and_every_tile_a_cards_memory(
-    tokens: int, rows: int, cols: int, tile: WeightTile, shared: int
+    tokens: int, rows: int, cols: int, tile: WeightTile, capability: tuple[int, int]
 ) -> None:
-    tiling = tiles.choose_tiling(
-        tokens, rows, cols, tile, may_split=True, shared_bytes=shared << 10
-    )
+    card = tiles.card_of_capability(capability)
+    tiling = tiles.choose_tiling(tokens, rows, cols, tile, card, may_split=True)
     stage = tiling.block_rows * tile.bits // 8 + tiling.block_tokens * tile.float_bytes
     # Below sm_90 a stage less is kept; sm_75 keeps none.
-    kept = {64: 1, 227: tiling.num_stages}.get(shared, tiling.num_stages - 1)
-    assert kept * stage * tile.columns <= shared << 10
+    kept = {(7, 5): 1, (9, 0): tiling.num_stages}.get(capability, tiling.num_stages - 1)
+    assert kept * stage * tile.columns <= card.shared_bytes
     if tiling.apart:
         needed = k_segments(rows, cols) * tokens * rows
         assert needed <= tiles.scratch_floats(tokens, rows, cols)
         assert needed <= tiles.scratch_floats(tokens + 100, rows, cols)
         assert needed < 1 << 31
+        programs = -(-rows // tiling.block_rows) * -(-tokens // tiling.block_tokens)
+        assert programs <= tiles.NUM_COUNTERS

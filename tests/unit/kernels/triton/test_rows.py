@@ -48,6 +48,12 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.float(), expected.float(), rtol=bound, atol=bound)
 
 
+def assert_product(actual: Tensor, expected: Tensor, size: Tensor) -> None:
+    """Where 1 + erf cancels, float32's rounding of 1 is left, times what it is multiplied with."""
+    bound = TOLERANCE[actual.dtype] * expected.abs() + 2e-7 * size.abs() + 1e-7
+    assert ((actual.double() - expected).abs() <= bound).all()
+
+
 def plain_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     normed = x.double() * (x.double().pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
     return normed if bias is None else normed + bias.double()
@@ -103,11 +109,11 @@ def test_gate_and_activate_are_torchs(
     x.copy_(values(count, 2 * width))
     out = strided(count, width, dtype)
     rows.gate(x, out, activation)
-    left, right = x.float().chunk(2, dim=-1) if count else (x.float()[:, :width],) * 2
-    assert_close(out, (PLAIN[activation](left) * right).to(dtype))
-    expected = PLAIN[activation](x.float()).to(dtype)
+    left, right = x[:, :width].double(), x[:, width:].double()
+    assert_product(out, PLAIN[activation](left) * right, left * right)
+    former = x.double()
     rows.activate(x, activation)
-    assert_close(x, expected)
+    assert_product(x, PLAIN[activation](former), former)
 
 
 @pytest.mark.parametrize("activation", list(Activation))
