@@ -26,7 +26,7 @@ _TYPES = {
     torch.int8: "*i8", torch.uint8: "*u8", torch.int64: "*i64",
 }  # fmt: skip
 _INSTRUCTION = re.compile(r"^\s+/\*\w+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)", re.MULTILINE)
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 @dataclass(frozen=True, slots=True)

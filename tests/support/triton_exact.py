@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tests.support import triton_cpu  # noqa: F401 -- must come before triton's own modules
-
+import tests.support.ordered_dot as _products  # before triton: it chooses the interpreter
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -36,20 +35,12 @@ def _rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
 interpreter._convert_float = _rounded
 
 
-def _ordered_dot(builder: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-    left, right = (triton_cpu._as_floats(x).data.astype(np.float32) for x in (a, b))
-    total = d.data.astype(np.float32)
-    for k in range(left.shape[1]):
-        total = total + left[:, k, None] * right[None, k, :]
-    return interpreter.TensorHandle(total, tl.float32)
-
-
 @contextmanager
 def ordered_products() -> Iterator[None]:
     """While it lasts."""
     builder = interpreter.InterpreterBuilder
     plain = builder.create_dot
-    builder.create_dot = _ordered_dot
+    builder.create_dot = _products.dot
     try:
         yield
     finally:

@@ -1,13 +1,14 @@
-"""Launchers of attention over the paged cache: which kernel with which grid, never what it computes.
+"""Launchers of attention over the paged cache: which kernel with which grid.
 
 Both entries give a row the same bits; see `attention_tiles`. Grids follow from the numbers of rows
 and sequences alone, so that launches can be captured; nothing is allocated, nothing synchronises.
 """
 
+# A launcher takes its tensors.
+# ruff: noqa: PLR0913, PLR0917
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -15,14 +16,19 @@ import triton.language as tl
 
 from hearth.core.units import ceil_div
 from hearth.kernels.triton.attention_decode import attend_split_kernel, merge_kernel
+from hearth.kernels.triton.attention_options import (
+    ProgramOptions,
+    card_of,
+    decode_options,
+    decode_runs,
+    row_options,
+    width_of,
+)
 from hearth.kernels.triton.attention_rows import attend_rows_kernel
 from hearth.kernels.triton.attention_tiles import SEGMENT_KEYS
 from hearth.kernels.triton.kv import KvCache, KvGroup
 
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_LEAST_ROWS = 16  # of a product on tensor cores
-_PROGRAMS_PER_MULTIPROCESSOR = 2  # of decode attention: so many have their tiles in shared memory
-_INTERPRETER_MULTIPROCESSORS = 4
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +67,7 @@ def decode_scratch_floats(
     With less, even none, sequences are not split when they find no room: slower, same result.
     """
     slots = num_tokens // SEGMENT_KEYS + 2 * num_sequences
-    return slots * num_heads * (_width(head_dim) + 2)
-
-
-def decode_runs(num_sequences: int, num_kv_heads: int, num_multiprocessors: int) -> int:
-    """Programs that share the segments of a sequence's kv head; 1: keys are not split."""
-    wanted = _PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors
-    return max(1, wanted // max(1, num_sequences * num_kv_heads))
+    return slots * num_heads * (width_of(head_dim) + 2)
 
 
 def attend_decode(
@@ -88,22 +88,21 @@ def attend_decode(
     `scratch`: float32, see `decode_scratch_floats`. `num_runs`: see `decode_runs`, which is what
     counts without it.
     """
-    count = tables.context.shape[0]
+    count, stored = tables.context.shape[0], cache.group(group)
+    card, width = card_of(qkv.device), width_of(shape.head_dim)
+    options = decode_options(card, shape.num_heads // shape.num_kv_heads, width)
     if num_runs is None:
-        num_runs = decode_runs(count, shape.num_kv_heads, _multiprocessors(qkv.device))
+        num_runs = decode_runs(card, count, shape.num_kv_heads)
     if num_runs == 1:
-        _launch_rows(qkv, out, cache.group(group), layer, tables, shape, piece_rows=1)
+        _launch_rows(qkv, out, stored, layer, tables, shape, 1, options)
         return
-    stored = cache.group(group)
-    rows = max(_LEAST_ROWS, triton.next_power_of_2(shape.num_heads // shape.num_kv_heads))
-    width = _width(shape.head_dim)
     num_slots = scratch.numel() // (shape.num_heads * (width + 2))
     attend_split_kernel[(count, shape.num_kv_heads, num_runs)](
         qkv, out, stored.data, stored.scales, scratch,
         tables.row_start, tables.context, tables.blocks, tables.block_start, tables.first_block,
         num_slots, *_strides(qkv, out, stored, layer), shape.scale, shape.soft_cap,
-        KV_HEADS=shape.num_kv_heads, RUNS=num_runs, ROWS=rows,
-        **_constants(qkv, stored, shape), **_options(qkv.device, rows, width, 4),
+        KV_HEADS=shape.num_kv_heads, RUNS=num_runs, ROWS=options.rows,
+        **_constants(qkv, stored, shape), **_compilation(options),
     )  # fmt: skip
     merge_kernel[(count, shape.num_heads)](
         out, scratch, tables.row_start, tables.context, tables.block_start, num_slots,
@@ -122,11 +121,12 @@ def attend(
     tables: StepTables,
     shape: AttentionShape,
 ) -> None:
-    """Causal attention of any rows: prefill in chunks, decode, both. As `attend_decode` otherwise."""
-    heads_per_kv = shape.num_heads // shape.num_kv_heads
-    most = 128 if _width(shape.head_dim) <= 128 and qkv.dtype != torch.float32 else 64
-    piece_rows = max(1, most // heads_per_kv)
-    _launch_rows(qkv, out, cache.group(group), layer, tables, shape, piece_rows)
+    """Causal attention of any rows: prefill, decode, both. As `attend_decode` otherwise."""
+    stored = cache.group(group)
+    width, element = width_of(shape.head_dim), _element(qkv, stored)
+    options = row_options(card_of(qkv.device), width, element)
+    piece_rows = max(1, options.rows // (shape.num_heads // shape.num_kv_heads))
+    _launch_rows(qkv, out, stored, layer, tables, shape, piece_rows, options)
 
 
 def _launch_rows(
@@ -137,9 +137,10 @@ def _launch_rows(
     tables: StepTables,
     shape: AttentionShape,
     piece_rows: int,
+    options: ProgramOptions,
 ) -> None:
     heads_per_kv = shape.num_heads // shape.num_kv_heads
-    rows = max(_LEAST_ROWS, triton.next_power_of_2(piece_rows * heads_per_kv))
+    rows = max(options.rows, int(triton.next_power_of_2(piece_rows * heads_per_kv)))
     num_pieces = ceil_div(qkv.shape[0], piece_rows)
     # With pieces of one row every sequence begins at a multiple.
     grid = num_pieces + (tables.context.shape[0] if piece_rows > 1 else 0)
@@ -149,7 +150,7 @@ def _launch_rows(
         tables.sequence_of_row, num_pieces, *_strides(qkv, out, stored, layer),
         shape.scale, shape.soft_cap,
         PIECE_ROWS=piece_rows, ROWS=rows, **_constants(qkv, stored, shape),
-        **_options(qkv.device, rows, _width(shape.head_dim), 8 if rows >= 64 else 4),
+        **_compilation(options),
     )  # fmt: skip
 
 
@@ -163,13 +164,12 @@ def _strides(
 
 
 def _constants(qkv: torch.Tensor, stored: KvGroup, shape: AttentionShape) -> dict[str, object]:
-    """What kernels are compiled for. Codes are multiplied in the type of the rows."""
-    element = qkv.dtype if stored.codes else stored.data.dtype
+    """What kernels are compiled for."""
     return {
         "GROUP": shape.num_heads // shape.num_kv_heads,
         "HEAD_DIM": shape.head_dim,
-        "WIDTH": _width(shape.head_dim),
-        "ELEMENT": _TYPES[element],
+        "WIDTH": width_of(shape.head_dim),
+        "ELEMENT": TYPES[_element(qkv, stored)],
         "BLOCK_SIZE": stored.layout.block_size,
         "WINDOW": shape.window,
         "CODES": stored.codes,
@@ -177,30 +177,14 @@ def _constants(qkv: torch.Tensor, stored: KvGroup, shape: AttentionShape) -> dic
     }
 
 
-def _options(device: torch.device, rows: int, width: int, num_warps: int) -> dict[str, object]:
-    """Warps, and how many tiles are loaded ahead: as shared memory has room."""
+def _element(qkv: torch.Tensor, stored: KvGroup) -> torch.dtype:
+    """The type of products: the cache's; codes are multiplied in that of the rows."""
+    return qkv.dtype if stored.codes else stored.data.dtype
+
+
+def _compilation(options: ProgramOptions) -> dict[str, object]:
     return {
-        "num_warps": num_warps,
-        "num_stages": 3 if _shared_bytes(device) >= 160 * 1024 and width <= 128 else 2,
+        "num_warps": options.num_warps,
+        "num_stages": options.num_stages,
         "enable_fp_fusion": False,
     }
-
-
-def _width(head_dim: int) -> int:
-    """Columns of a tile: a power of two, at least that of a product on tensor cores."""
-    return int(max(_LEAST_ROWS, triton.next_power_of_2(head_dim)))
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETER_MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-@cache
-def _shared_bytes(device: torch.device) -> int:
-    """Of a multiprocessor, for one program."""
-    if device.type != "cuda":
-        return 0
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)

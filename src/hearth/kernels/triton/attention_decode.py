@@ -7,6 +7,9 @@ table of its own, no search. A sequence that finds no room is not split: its fir
 of its keys. Either way the bits are those of `attention_rows`.
 """
 
+# Kernels have types of their own, and as many arguments as tensors and strides need.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: PLR0913, PLR0917
 import triton
 import triton.language as tl
 
@@ -27,7 +30,7 @@ _SEGMENT = tl.constexpr(SEGMENT_KEYS)
 def _segments(
     sequence, position, block_start, num_slots, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """(first segment, how many, the first's slot, whether all have one) of a sequence.
+    """Returns (first segment, how many, the first's slot, whether all have one) of a sequence.
 
     A list of n tokens touches at most n / SEGMENT + 2 segments, rounded down.
     """
@@ -47,7 +50,7 @@ def attend_split_kernel(
     ELEMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CODES: tl.constexpr,
     HAS_CAP: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (sequences, kv heads, RUNS). Program r takes segments r, r + RUNS, …"""
+    """Grid: (sequences, kv heads, RUNS). Program r takes every RUNS-th segment from r on."""
     sequence, kv_head, run = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin = tl.load(row_start + sequence)
     position = tl.load(context + sequence)
@@ -71,7 +74,7 @@ def attend_split_kernel(
     for index in range(run, count, step):
         start = (first + index) * _SEGMENT
         top, total, mixed = mix_keys(
-            q, position + pair * 0, tl.maximum(start, first_key),
+            q, position + pair * 0, position, tl.maximum(start, first_key),
             tl.minimum(start + length, position + 1), data, scales, blocks + listed, first_listed,
             block_stride, layer_offset + kv_head * head_stride, value_offset, scale, soft_cap,
             ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP,
@@ -110,7 +113,7 @@ def merge_kernel(
     position = tl.load(context + sequence)
     if (tl.load(row_start + sequence + 1) <= begin) | (position < 0):
         return
-    first, count, slot, has_room = _segments(
+    _, count, slot, has_room = _segments(
         sequence, position, block_start, num_slots, BLOCK_SIZE, WINDOW
     )
     if not has_room:
@@ -124,7 +127,5 @@ def merge_kernel(
         at = (slot + index) * HEADS + head + one
         sums = all_sums + at * 2
         own = tl.load(scratch + at[:, None] * WIDTH + column[None, :])
-        top, total, mixed = merge(
-            top, total, mixed, tl.load(sums), tl.load(sums + 1), own
-        )
+        top, total, mixed = merge(top, total, mixed, tl.load(sums), tl.load(sums + 1), own)
     store_rows(out, begin + one, head + one, one == 0, out_stride, total, mixed, HEAD_DIM, WIDTH)

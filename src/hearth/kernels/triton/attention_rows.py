@@ -5,6 +5,9 @@ program are (row, query head) pairs of one kv head, so that a tile of keys is lo
 heads that share it.
 """
 
+# Kernels have types of their own, and as many arguments as tensors and strides need.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: PLR0913, PLR0917
 import triton
 import triton.language as tl
 
@@ -53,10 +56,11 @@ def attend_rows_kernel(
     is_row = row < last
     cached = tl.load(context + sequence)
     position = cached + row - begin
+    least = cached + first - begin
     q = load_rows(qkv, row, head, is_row, row_stride, ELEMENT, HEAD_DIM, WIDTH)
-    top, total, mixed = mix_keys(
-        q, position, first_visible(cached + first - begin, WINDOW), cached + last - begin,
-        data, scales, blocks + tl.load(block_start + sequence), tl.load(first_block + sequence),
+    _, total, mixed = mix_keys(
+        q, position, least, first_visible(least, WINDOW), cached + last - begin, data, scales,
+        blocks + tl.load(block_start + sequence), tl.load(first_block + sequence),
         block_stride, layer_offset + kv_head * head_stride, value_offset, scale, soft_cap,
         ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP,
     )  # fmt: skip

@@ -16,6 +16,9 @@ Rows of a program are (row, query head) pairs of one kv head. `mixed` [rows, hea
 [rows] are relative to 2^top.
 """
 
+# Kernels have types of their own, and as many arguments as tensors and strides need.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: PLR0913, PLR0917
 import triton
 import triton.language as tl
 
@@ -70,8 +73,11 @@ def _summed(weights, unit):
 def add_tile(
     q, keys, values, key_scales, value_scales, visible, scale, soft_cap, top, total, mixed,
     IS_CODED: tl.constexpr, SCALES_WEIGHTS: tl.constexpr, HAS_CAP: tl.constexpr,
+    IS_MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Adds a tile of keys [keys, width] and values to rows q [rows, width]; `visible` a mask.
+    """Adds a tile of keys [keys, width] and values to rows q [rows, width].
+
+    `visible` [rows, keys] is the mask where it `IS_MASKED`; without, every row sees every key.
 
     Scores are scale · q · key, and c · tanh(score / c) with a soft cap c. Weights are rounded to
     the type of q, and `total` is that of the rounded ones. With `SCALES_WEIGHTS` a weight is first
@@ -87,7 +93,9 @@ def add_tile(
         shrunk = tl.exp2(tl.abs(scores) * (-2.0 * _LOG2_E / soft_cap))
         capped = soft_cap * ((1.0 - shrunk) / (1.0 + shrunk))
         scores = tl.where(scores < 0, -capped, capped)
-    scores = tl.where(visible, scores * _LOG2_E, float("-inf"))
+    scores = scores * _LOG2_E
+    if IS_MASKED:
+        scores = tl.where(visible, scores, float("-inf"))
     tile_top = tl.maximum(tl.ceil(tl.max(scores, 1)), _LOWEST)
     new_top = tl.maximum(top, tile_top)
     weights = tl.exp2(scores - new_top[:, None])
@@ -126,19 +134,45 @@ def _place(
 
 @triton.jit
 def mix_keys(
-    q, position, first_key, last_key, data, scales, blocks, first_block, block_stride,
-    head_offset, value_offset, scale, soft_cap,
+    q, position, least_position, first_key, last_key, data, scales, blocks, first_block,
+    block_stride, head_offset, value_offset, scale, soft_cap,
     ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, CODES: tl.constexpr, HAS_CAP: tl.constexpr,
-    TILE: tl.constexpr = TILE_KEYS, SEGMENT: tl.constexpr = SEGMENT_KEYS,
 ):  # fmt: skip
     """Rows q [ROWS, WIDTH] at `position` [ROWS] over keys first_key … last_key − 1 of a sequence.
 
-    `first_key` is a multiple of the tile. `blocks` points to the sequence's list. Loads nothing at
-    or behind `last_key`. Returns (top, total, mixed).
+    `first_key` is a multiple of the tile, `least_position` that of the first row. `blocks` points
+    to the sequence's list. Loads nothing at or behind `last_key`. Returns (top, total, mixed).
     """
     top, total, mixed = nothing(ROWS, WIDTH)
     own_top, own_total, own_mixed = nothing(ROWS, WIDTH)
+    all_see = first_key
+    if WINDOW == 0:  # tiles before this key are seen by every row, and need no mask
+        all_see = tl.maximum(tl.minimum(least_position + 1, last_key) // _TILE * _TILE, first_key)
+        top, total, mixed, own_top, own_total, own_mixed = _add_keys(
+            q, position, first_key, all_see, data, scales, blocks, first_block, block_stride,
+            head_offset, value_offset, scale, soft_cap,
+            top, total, mixed, own_top, own_total, own_mixed,
+            ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP, False,
+        )  # fmt: skip
+    top, total, mixed, own_top, own_total, own_mixed = _add_keys(
+        q, position, all_see, last_key, data, scales, blocks, first_block, block_stride,
+        head_offset, value_offset, scale, soft_cap,
+        top, total, mixed, own_top, own_total, own_mixed,
+        ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP, True,
+    )  # fmt: skip
+    return merge(top, total, mixed, own_top, own_total, own_mixed)
+
+
+@triton.jit
+def _add_keys(
+    q, position, first_key, last_key, data, scales, blocks, first_block, block_stride,
+    head_offset, value_offset, scale, soft_cap, top, total, mixed, own_top, own_total, own_mixed,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, CODES: tl.constexpr, HAS_CAP: tl.constexpr, IS_MASKED: tl.constexpr,
+    TILE: tl.constexpr = TILE_KEYS, SEGMENT: tl.constexpr = SEGMENT_KEYS,
+):  # fmt: skip
+    """The tiles from `first_key` on; `own_…` are the sums of the segment at hand."""
     column = tl.arange(0, WIDTH)
     # float16 holds a value better than a weight times its scale, which may be tiny.
     SCALES_WEIGHTS: tl.constexpr = CODES != 0 and q.dtype != tl.float16
@@ -148,12 +182,16 @@ def mix_keys(
             own_top, own_total, own_mixed = nothing(ROWS, WIDTH)
         key = start + tl.arange(0, TILE)
         base, place = _place(blocks, first_block, start, block_stride, head_offset, BLOCK_SIZE)
-        is_there = key < last_key
-        if BLOCK_SIZE < TILE:
-            is_there = is_there & (key >= first_block * BLOCK_SIZE)
-        there = is_there[:, None]
-        if WIDTH != HEAD_DIM:
-            there = there & (column < HEAD_DIM)[None, :]
+        is_there = tl.full([TILE], 1, tl.int1)
+        visible = is_there[None, :]
+        if IS_MASKED:
+            is_there = key < last_key
+            if BLOCK_SIZE < TILE:
+                is_there = is_there & (key >= first_block * BLOCK_SIZE)
+            visible = key[None, :] <= position[:, None]
+        if WINDOW > 0:
+            visible = visible & (key[None, :] > position[:, None] - WINDOW)
+        there = is_there[:, None] & (column < HEAD_DIM)[None, :]
         offsets = (base + place * HEAD_DIM)[:, None] + column[None, :]
         keys = tl.load(data + offsets, mask=there, other=0)
         values = tl.load(data + value_offset + offsets, mask=there, other=0)
@@ -168,14 +206,11 @@ def mix_keys(
         else:
             key_scales = key  # not read
             value_scales = key
-        visible = key[None, :] <= position[:, None]
-        if WINDOW > 0:
-            visible = visible & (key[None, :] > position[:, None] - WINDOW)
         own_top, own_total, own_mixed = add_tile(
             q, keys, values, key_scales, value_scales, visible, scale, soft_cap,
-            own_top, own_total, own_mixed, CODES != 0, SCALES_WEIGHTS, HAS_CAP,
+            own_top, own_total, own_mixed, CODES != 0, SCALES_WEIGHTS, HAS_CAP, IS_MASKED,
         )  # fmt: skip
-    return merge(top, total, mixed, own_top, own_total, own_mixed)
+    return top, total, mixed, own_top, own_total, own_mixed
 
 
 @triton.jit

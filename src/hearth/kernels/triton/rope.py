@@ -5,6 +5,8 @@ in place and of k on its way into the cache, codes where the cache keeps codes. 
 not written back to the rows, since attention reads them as stored.
 """
 
+# A launcher takes its tensors.
+# ruff: noqa: PLR0913, PLR0917
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ class HeadShape:
 
 
 def angles(positions: torch.Tensor, rope: RopeSpec, out: torch.Tensor) -> None:
-    """out [T, rotary_dim] = cosines, then sines, of positions [3, T] int32; float32.
+    """Cosines, then sines, of positions [3, T] int32 into out [T, rotary_dim] float32.
 
     The frequencies of a `rope` are copied to the device when it is first seen (so not while a
     graph is captured) and kept.
@@ -87,7 +89,7 @@ def rope_in_place(
     rope: RopeSpec,
     norms: HeadNorms | None = None,
 ) -> None:
-    """Norms and rotates q and k in place, without a cache: images. As `rope_and_write` otherwise."""
+    """Norms and rotates q and k in place, without a cache (images); else as `rope_and_write`."""
     _launch(
         qkv, angles, angles, (qkv, qkv), heads, rope, norms, (0, 0, 0, 0),
         BLOCK_SIZE=1, CODES=0, WRITES=False,

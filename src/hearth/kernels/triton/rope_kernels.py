@@ -4,6 +4,9 @@ A head is taken as three parts: the first and the second elements of its pairs, 
 rotated. A thread holds both elements of a pair, so that it may write where it has read.
 """
 
+# Kernels have types of their own, and as many arguments as tensors and strides need.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: PLR0913, PLR0917, PLR0915
 import triton
 import triton.language as tl
 
@@ -90,24 +93,37 @@ def rope_write_kernel(
             place = slot % BLOCK_SIZE
             target = (slot // BLOCK_SIZE).to(tl.int64) * block_stride + layer_offset
             target += tl.where(is_value, value_offset, 0) + head * head_stride
-            if CODES != 0:
-                largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
-                is_finite = (tl.min(_finite(first), 1) & tl.min(_finite(second), 1)) != 0
-                if REST > 0:
-                    largest = tl.maximum(largest, tl.max(tl.abs(rest), 1))
-                    is_finite = is_finite & (tl.min(_finite(rest), 1) != 0)
-                scale, stored, is_plain = scale_of(largest, is_finite, CODES)
-                first = codes_of(first, scale, is_plain, CODES)
-                second = codes_of(second, scale, is_plain, CODES)
-                rest = codes_of(rest, scale, is_plain, CODES)
-                where = scales + (target + BLOCK_SIZE * HEAD_DIM) // 2 + place
-                tl.store(where, stored.to(tl.bfloat16), mask=is_head)
-            element = data.dtype.element_ty
             rows = data + (target + place * HEAD_DIM)[:, None]
-            tl.store(rows + first_at[None, :], first.to(element), mask=in_pair)
-            tl.store(rows + second_at[None, :], second.to(element), mask=in_pair)
+            if CODES != 0:
+                largest, is_finite = _largest(first, second, rest)
+                scale, stored, is_plain = scale_of(largest, is_finite, CODES)
+                at = (target + BLOCK_SIZE * HEAD_DIM) // 2 + place
+                tl.store(scales + at, stored.to(tl.bfloat16), mask=is_head)
+            else:
+                scale, is_plain = first, first  # not read
+            _store(rows + first_at[None, :], first, in_pair, scale, is_plain, CODES)
+            _store(rows + second_at[None, :], second, in_pair, scale, is_plain, CODES)
             if REST > 0:
-                tl.store(rows + rest_at[None, :], rest.to(element), mask=in_rest)
+                _store(rows + rest_at[None, :], rest, in_rest, scale, is_plain, CODES)
+
+
+@triton.jit
+def _largest(first, second, rest):
+    """The largest magnitude of each head, and whether all of its elements are finite."""
+    largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+    finite = tl.minimum(tl.min(_finite(first), 1), tl.min(_finite(second), 1))
+    # Without a rest these are zeros.
+    largest = tl.maximum(largest, tl.max(tl.abs(rest), 1))
+    return largest, tl.minimum(finite, tl.min(_finite(rest), 1)) != 0
+
+
+@triton.jit
+def _store(where, x, there, scale, is_plain, CODES: tl.constexpr):
+    """Floats as the cache has them, or codes."""
+    if CODES != 0:
+        tl.store(where, codes_of(x, scale, is_plain, CODES), mask=there)
+    else:
+        tl.store(where, x.to(where.dtype.element_ty), mask=there)
 
 
 @triton.jit

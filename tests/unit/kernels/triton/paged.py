@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,6 +32,14 @@ from hearth.kernels.triton.attention import (
     decode_scratch_floats,
 )
 from hearth.kernels.triton.kv import KvCache
+
+
+def shape(
+    heads: int, kv_heads: int, dim: int, *, window: int = 0, soft_cap: float = 0.0
+) -> AttentionShape:
+    """With the usual scale."""
+    return AttentionShape(heads, kv_heads, dim, dim**-0.5, window, soft_cap)
+
 
 GROUP, LAYER = 1, 1  # of two groups with two layers: strides that are left out would show
 
@@ -102,14 +111,10 @@ class Paged:
         """Of steps of one row a sequence."""
         shape, out = self.case.shape, self.empty(len(qkv))
         tokens = len(plan.blocks) * self.case.block_size
-        size = decode_scratch_floats(
-            len(plan.context), tokens, shape.num_heads, shape.head_dim
-        )
+        size = decode_scratch_floats(len(plan.context), tokens, shape.num_heads, shape.head_dim)
         scratch = torch.full((size if has_scratch else 0,), torch.nan, device=self.case.device)
         tables = tables_of(plan, self.case.device)
-        attend_decode(
-            qkv, out, self.cache, GROUP, LAYER, tables, shape, scratch, num_runs
-        )
+        attend_decode(qkv, out, self.cache, GROUP, LAYER, tables, shape, scratch, num_runs)
         return out
 
     def empty(self, num_rows: int) -> torch.Tensor:
@@ -138,7 +143,7 @@ def view_of(cache: KvCache, group: int, layer: int) -> View:
     )
     head = size * dim + (2 * size if cache.dtype.is_coded else 0)
     by_head = stored.data.reshape(len(stored.data), -1, 2, heads, head)[:, layer]
-    elements = by_head[..., : size * dim].unflatten(-1, (size, dim))
+    elements = by_head[..., : size * dim].reshape(*by_head.shape[:-1], size, dim)
     if not cache.dtype.is_coded:
         return View(elements, elements)
     halves = stored.scales.reshape(len(stored.data), -1, 2, heads, head // 2)[:, layer]
@@ -214,7 +219,7 @@ class Reference:
         start, blocks = plan.block_start[GROUP], torch.from_numpy(plan.blocks).long()
         group = GroupTables(
             torch.from_numpy(plan.slots[GROUP]).long(),
-            tuple(blocks[a:b] for a, b in zip(start, start[1:])),
+            tuple(blocks[a:b] for a, b in pairwise(start)),
             tuple(plan.first_block[GROUP].tolist()),
         )
         rows = zip(plan.row_start.tolist(), plan.row_start[1:].tolist(), plan.context.tolist())
