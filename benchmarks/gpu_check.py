@@ -1,9 +1,9 @@
 """Everything that a card can show, with one command: `make gpu-check`.
 
 Tests under tests/gpu first, each file in a process of its own, so that a kernel that brings the
-device down ends one file; then rows of `gpu_rows`. A short table comes last, and all of it goes as
-JSON to $OUT, or ./gpu-check. Below eight minutes; no network; needs torch, triton and numpy, and
-pytest for the tests (without it they are reported as not run).
+device down ends one file; then the kernels' own benchmarks, then rows of `gpu_rows`. A short table
+comes last, and all of it goes as JSON to $OUT, or ./gpu-check. Below eight minutes; no network;
+needs torch, triton and numpy, and pytest for the tests (without it they are reported as not run).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WHOLE_S = 440.0
-TESTS_S = 240.0  # of it at most, for tests
+TESTS_S = 200.0  # of it at most, for tests
+KERNELS_UNTIL_S = 290.0
 # Without the project's own settings, whose plugins a bare machine does not have.
 INI = "[pytest]\nmarkers =\n    gpu: needs a CUDA device\n    long: slow\n"
 
@@ -53,18 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = [] if options.only == "rows" else run_tests(out, started + TESTS_S)
     measured: list[dict[str, object]] = []
     failure = ""
+    kernels = [] if options.only == "tests" else run_kernels(out, started + KERNELS_UNTIL_S)
     if options.only != "tests":
         measured, failure = measure(started + WHOLE_S)
     result = {
         "machine": machine,
         "tests": [asdict(file) for file in files],
+        "kernels": [asdict(file) for file in kernels],
         "rows": measured,
         "rows_ended_by": failure,
         "seconds": time.monotonic() - started,
     }
     (out / "gpu-check.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print_table(files, measured, failure)
-    is_good = all(file.outcome == "passed" for file in files) and not failure
+    print_table(files + kernels, measured, failure)
+    is_good = all(file.outcome == "passed" for file in files + kernels) and not failure
     return 0 if is_good else 1
 
 
@@ -105,14 +108,35 @@ def run_tests(out: Path, deadline: float) -> list[TestFile]:
     return results
 
 
+def run_kernels(out: Path, deadline: float) -> list[TestFile]:
+    """Every benchmarks/gpu_*.py of kernels, by itself: it prints a table and takes --json FILE."""
+    own = {"gpu_check.py", "gpu_rows.py"}
+    results = []
+    for path in sorted((ROOT / "benchmarks").glob("gpu_*.py")):
+        if path.name in own:
+            continue
+        left = deadline - time.monotonic()
+        if left < 10:
+            results.append(TestFile(path.name, "not run", 0.0, "no time left"))
+            continue
+        command = [sys.executable, str(path), "--json", str(out / f"{path.stem}.json")]
+        results.append(_run(path.name, command, left))
+        print(results[-1].tail, flush=True)
+    return results
+
+
 def _run_file(path: Path, ini: Path, left_s: float) -> TestFile:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
-    environment.pop("TRITON_INTERPRET", None)
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-rfE", "-c", str(ini), "--rootdir", str(ROOT)),
         *("--import-mode=importlib", "-p", "no:cacheprovider", "--noconftest", "-m", "gpu"),
         str(path),
     ]
+    return _run(path.name, command, left_s)
+
+
+def _run(name: str, command: list[str], left_s: float) -> TestFile:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    environment.pop("TRITON_INTERPRET", None)
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -130,7 +154,7 @@ def _run_file(path: Path, ini: Path, left_s: float) -> TestFile:
         raw = error.stdout or b""
         printed = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
         outcome = "timed out"
-    return TestFile(path.name, outcome, time.monotonic() - started, printed[-6000:])
+    return TestFile(name, outcome, time.monotonic() - started, printed[-6000:])
 
 
 def measure(deadline: float) -> tuple[list[dict[str, object]], str]:

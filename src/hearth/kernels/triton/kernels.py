@@ -34,6 +34,8 @@ class Kernels:
     select: Callable[..., None]
     soft_cap: Callable[..., None]
     linear: Callable[..., None]
+    gated_linear: Callable[..., None]
+    num_counters: int  # int32 zeros that linear layers count their parts in
     scratch_floats: Callable[[int, int, int], int]
     experts: Callable[..., None]
     angles: Callable[..., None]
@@ -53,6 +55,8 @@ def plain_kernels() -> Kernels:
         select=plain.select,
         soft_cap=plain.soft_cap,
         linear=plain.linear,
+        gated_linear=plain.gated_linear,
+        num_counters=0,
         scratch_floats=plain.scratch_floats,
         experts=plain.experts,
         angles=plain.angles,
@@ -65,9 +69,9 @@ def plain_kernels() -> Kernels:
 def triton_kernels() -> Kernels:
     """Triton's. Raises KernelError where Triton is not installed."""
     try:
-        rows, linear, kv, rope = (
+        rows, linear, tiles, kv, rope = (
             importlib.import_module(f"hearth.kernels.triton.{name}")
-            for name in ("rows", "linear", "kv", "rope")
+            for name in ("rows", "linear", "tiles", "kv", "rope")
         )
     except ImportError as error:
         message = f"Triton's kernels cannot be loaded: {error}"
@@ -81,6 +85,8 @@ def triton_kernels() -> Kernels:
         select=rows.select,
         soft_cap=rows.soft_cap,
         linear=linear.linear,
+        gated_linear=linear.gated_linear,
+        num_counters=tiles.NUM_COUNTERS,
         scratch_floats=linear.scratch_floats,
         experts=_experts(),
         angles=rope.angles,

@@ -84,6 +84,7 @@ class BoundProgram:
         self._scratch = torch.empty(
             scratch_floats(program, limits, kernels), dtype=torch.float32, device=weights.device
         )
+        self._counters = torch.zeros(kernels.num_counters, dtype=torch.int32, device=weights.device)
         self._attention_scratch = torch.empty(
             attention_floats(program, limits), dtype=torch.float32, device=weights.device
         )
@@ -114,6 +115,7 @@ class BoundProgram:
             LaunchKind.ADD_NORM: self._norm,
             LaunchKind.ADD: self._add,
             LaunchKind.LINEAR: self._linear,
+            LaunchKind.GATED_LINEAR: self._gated_linear,
             LaunchKind.ROPE_WRITE: self._rope_write,
             LaunchKind.ATTEND: self._attend,
             LaunchKind.ATTEND_WANTED: self._attend_wanted,
@@ -167,7 +169,25 @@ class BoundProgram:
 
         def run(step: StepTensors) -> None:
             x, out = self._rows(op.x, step), self._rows(op.out, step)
-            linear(x, weight, out, bias=bias, scratch=self._scratch)
+            linear(x, weight, out, bias=bias, scratch=self._scratch, counters=self._counters)
+
+        return run
+
+    def _gated_linear(self, ops: Sequence[Op]) -> Run:
+        op, gate = _only(ops[:1], Linear), _only(ops[1:], Gate)
+        gated_linear, weight = self._kernels.gated_linear, self._weights.matrix(op.weight)
+        bias = None if op.bias is None else self._weights.vector(op.bias)
+
+        def run(step: StepTensors) -> None:
+            gated_linear(
+                self._rows(op.x, step),
+                weight,
+                self._rows(gate.out, step),
+                gate.activation,
+                bias=bias,
+                scratch=self._scratch,
+                counters=self._counters,
+            )
 
         return run
 

@@ -24,7 +24,7 @@ from hearth.kernels.triton.patterns import (
 from hearth.kernels.triton.plan_layout import plan_bytes
 
 ALIGNMENT = 256
-# What sampling keeps for each logit: of the rows that it sorts at once, values, their order, sums in
+# What sampling keeps for each logit: of rows that it sorts at once, values, their order, sums in
 # float64 and masks; of all rows, an edited copy and comparisons with given tokens.
 SORT_BYTES = 112
 EDIT_BYTES = 8

@@ -32,6 +32,7 @@ from hearth.core.program import (
     SoftCap,
     StepProgram,
 )
+from hearth.kernels.fuse import access_of
 
 
 class LaunchKind(StrEnum):
@@ -43,6 +44,7 @@ class LaunchKind(StrEnum):
     ADD_NORM = "add + norm"
     ADD = "add"
     LINEAR = "linear"
+    GATED_LINEAR = "linear + gate"
     ROPE_WRITE = "rope + kv write"
     ATTEND = "attend"
     ATTEND_WANTED = "attend + select"
@@ -77,7 +79,7 @@ _ALONE: dict[type[Op], LaunchKind] = {
     Attend: LaunchKind.ATTEND,
 }
 _REASONS = {
-    LaunchKind.GATE: "gate and up lie in different tiles of the linear layer before it",
+    LaunchKind.GATE: "no linear layer before it writes for it alone",
     LaunchKind.ADD: "no norm of the sum follows",
 }
 
@@ -103,6 +105,9 @@ def _match(program: StepProgram, at: int) -> LaunchSpec:
         return _rope_write(program, at)
     if isinstance(op, Select):
         return _select(program, at)
+    if isinstance(op, Linear) and _is_gated(program, at):
+        reason = "a tile has the same columns of gate and up, which nothing else reads"
+        return LaunchSpec(LaunchKind.GATED_LINEAR, at, 2, reason)
     kind = _ALONE.get(type(op))
     if kind is None:
         name = type(op).__name__
@@ -148,6 +153,23 @@ def _rope_write(program: StepProgram, at: int) -> LaunchSpec:
     return LaunchSpec(LaunchKind.ROPE_WRITE, at, len(parts), reason)
 
 
+def _is_gated(program: StepProgram, at: int) -> bool:
+    """Whether a gate follows that is the only reader of what is written."""
+    match program.ops[at : at + 2]:
+        case (Linear() as linear, Gate() as gate) if gate.x == linear.out:
+            pass
+        case _:
+            return False
+    # A buffer is shared by layers: each must gate what its own linear layer has written.
+    readers = [i for i, op in enumerate(program.ops) if linear.out in access_of(op).reads]
+    return all(
+        isinstance(program.ops[i], Gate)
+        and isinstance(before := program.ops[i - 1], Linear)
+        and before.out == linear.out
+        for i in readers
+    )
+
+
 def _select(program: StepProgram, at: int) -> LaunchSpec:
     match program.ops[at : at + 2]:
         case (Select() as select, Attend() as attend) if attend.qkv == select.out:
@@ -176,11 +198,13 @@ def wide_buffers(program: StepProgram) -> frozenset[int]:
 
 
 def unused_buffers(program: StepProgram, launches: tuple[LaunchSpec, ...]) -> frozenset[int]:
-    """Buffers that no launch reads or writes: rows that attend where all rows do."""
+    """Buffers that no launch reads or writes: what stays within one."""
     unused: set[int] = set()
     for launch in launches:
         op = program.ops[launch.first]
         if launch.kind is LaunchKind.ATTEND_WANTED and isinstance(op, Select):
+            unused.add(op.out)
+        if launch.kind is LaunchKind.GATED_LINEAR and isinstance(op, Linear):
             unused.add(op.out)
         if isinstance(op, Experts):
             unused |= {op.routes, op.gated}  # of the kernel's own

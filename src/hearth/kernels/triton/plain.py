@@ -120,9 +120,25 @@ def linear(
     *,
     bias: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,  # noqa: ARG001 — of the kernels' signature
+    counters: torch.Tensor | None = None,  # noqa: ARG001 — as above
 ) -> None:
     """Writes x · weightᵀ (+ bias)."""
     out.copy_(functional.linear(x.float(), dequantized(weight), bias))
+
+
+def gated_linear(
+    x: torch.Tensor,
+    weight: Matrix,
+    out: torch.Tensor,
+    activation: Activation,
+    *,
+    bias: torch.Tensor | None = None,
+    scratch: torch.Tensor | None = None,  # noqa: ARG001 — of the kernels' signature
+    counters: torch.Tensor | None = None,  # noqa: ARG001 — as above
+) -> None:
+    """`linear` to the type of `out`, then `gate`."""
+    both = functional.linear(x.float(), dequantized(weight), bias)
+    gate(both.to(out.dtype), out, activation)
 
 
 def scratch_floats(max_tokens: int, rows: int, cols: int) -> int:  # noqa: ARG001 — as above

@@ -15,19 +15,26 @@ from hearth.core.program import (
     Add,
     BufferSpec,
     Embed,
+    Gate,
     HeadNorm,
     KvWrite,
+    Linear,
     Norm,
     Op,
     Rope,
     Sample,
     StepProgram,
 )
-from hearth.core.spec import DType, RopePairing, RopeSpec, SlotKind
+from hearth.core.spec import Activation, DType, RopePairing, RopeSpec, SlotKind
 from hearth.core.step import StepLimits
 from hearth.kernels.triton.layout import matrix_bytes
 from hearth.kernels.triton.memory import activation_bytes, slot_bytes, weight_places
-from hearth.kernels.triton.patterns import LaunchKind, match_launches, wide_buffers
+from hearth.kernels.triton.patterns import (
+    LaunchKind,
+    match_launches,
+    unused_buffers,
+    wide_buffers,
+)
 from hearth.models.loader import LoadedSpec, load_model_spec
 
 LIMITS = StepLimits(64, 8, 16, 256)
@@ -48,9 +55,9 @@ def kinds(program: StepProgram) -> list[LaunchKind]:
     return [launch.kind for launch in match_launches(program)]
 
 
-def test_a_layer_with_four_norms_is_eleven_launches() -> None:
+def test_a_layer_with_four_norms_is_ten_launches() -> None:
     """Norm (with the sum before it), qkv, rope + write, attention, out, norm of the branch, norm
-    with the sum, gate and up, gate, down, norm of the branch."""
+    with the sum, gate and up with the gate, down, norm of the branch."""
     program = built_in().program
     launches = match_launches(program)
     assert sum(launch.count for launch in launches) == len(program.ops) - 1
@@ -61,7 +68,7 @@ def test_a_layer_with_four_norms_is_eleven_launches() -> None:
     assert seen.count(LaunchKind.ATTEND_WANTED) == 1
     assert LaunchKind.ADD not in seen
     around = 5  # embedding, angles, wanted rows, last norm with its sum, head
-    assert len(seen) == 11 * layers + around
+    assert len(seen) == 10 * layers + around
 
 
 def test_a_sum_goes_into_the_norm_behind_it() -> None:
@@ -75,6 +82,15 @@ def test_a_sum_stays_alone_where_the_norm_is_of_something_else_or_replaces_it() 
     assert kinds(replaced) == [LaunchKind.ADD, LaunchKind.NORM]
     assert match_launches(replaced)[0].reason == "the norm replaces the sum"
     assert kinds(program_of(Add(0, 1), Norm(0, "n", 1e-5, 1))) == [LaunchKind.ADD_NORM]
+
+
+def test_a_gate_goes_into_the_linear_layer_that_writes_for_it_alone() -> None:
+    linear, gate = Linear(0, "w", None, 1), Gate(1, Activation.SILU, 2)
+    alone = program_of(linear, gate)
+    assert kinds(alone) == [LaunchKind.GATED_LINEAR]
+    assert unused_buffers(alone, match_launches(alone)) == {1}
+    shared = program_of(linear, gate, Add(0, 1))
+    assert kinds(shared) == [LaunchKind.LINEAR, LaunchKind.GATE, LaunchKind.ADD]
 
 
 def test_norms_and_rotation_of_heads_are_part_of_their_kv_write() -> None:
