@@ -151,8 +151,7 @@ def _run(name: str, command: list[str], left_s: float) -> TestFile:
         )
         outcome, printed = "passed" if done.returncode == 0 else "failed", done.stdout
     except subprocess.TimeoutExpired as error:
-        raw = error.stdout or b""
-        printed = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+        printed = (error.stdout or b"").decode(errors="replace")  # bytes, whatever was asked
         outcome = "timed out"
     return TestFile(name, outcome, time.monotonic() - started, printed[-6000:])
 

@@ -146,16 +146,35 @@ def test_what_is_allocated_is_what_was_planned() -> None:
     built.executor.close()
 
 
-def test_draws_are_those_of_the_definition_for_the_logits_at_hand() -> None:
+@pytest.mark.parametrize("filters", [False, True], ids=["without a sort", "sorted"])
+def test_draws_are_those_of_the_definition_for_the_logits_at_hand(*, filters: bool) -> None:
     executor = build(graphs=False).executor
-    how = [HowToSample(t, k, p, m, s) for s, (t, k, p, m) in enumerate(
-        [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 50, 0.9, 0.0), (1.5, 0, 0.95, 0.02)]
-    )]  # fmt: skip
-    track = Track(PROMPTS[0])
-    plan = builder().plan([Chunk(track, 300, (10, 50, 100, 299))], how)
+    kinds = [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.3, 0, 1.0, 0.0), (1.5, 0, 1.0, 0.0)]
+    if filters:
+        kinds[2:] = [(0.7, 50, 0.9, 0.0), (1.5, 0, 0.95, 0.02)]
+    how = [HowToSample(*kind, seed) for seed, kind in enumerate(kinds)]
+    plan = builder().plan([Chunk(Track(PROMPTS[0]), 300, (10, 50, 100, 299))], how)
     result = executor.execute(plan)
     assert result.logits is not None
     expected = sample_rows(result.logits, plan.sampling)
     assert result.tokens.tolist() == expected.tokens.tolist()
     np.testing.assert_allclose(result.logprobs, expected.logprobs, atol=1e-5)
+    executor.close()
+
+
+def test_a_step_waits_for_the_device_once() -> None:
+    """Counted by torch, which warns of every synchronization; graphs are captured before."""
+    executor = build().executor
+    generate(executor, builder(), PROMPTS, 4, 512)
+    b = builder()
+    tracks = [Track(list(p)) for p in PROMPTS]
+    executor.execute(b.plan([Chunk(t, len(t.tokens), (len(t.tokens) - 1,)) for t in tracks[:1]]))
+    tracks[0].tokens.append(3)
+    plan = replace(b.plan([Chunk(tracks[0], 1, (0,))]), want_logits=False)
+    executor.execute(plan)
+    torch.cuda.set_sync_debug_mode("error")  # of torch's own, not of the stream's wait at the end
+    try:
+        executor.execute(plan)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     executor.close()

@@ -28,6 +28,7 @@ from hearth.kernels.triton.kernels import Kernels
 from hearth.kernels.triton.launches import BoundProgram, Launch
 from hearth.kernels.triton.plan_buffer import (
     PlanBuffer,
+    SamplingTensors,
     StepTensors,
     has_single_rows,
     wants_every_row,
@@ -149,20 +150,21 @@ class TritonExecutor:
             self._num_previous = 0
             self._wait()
             return _no_rows(plan, self._program.vocab_size)
-        wanted = Wanted.of(plan.sampling)
-        edits = plan.sampling.edits
-        sampled = sample(
-            logits,
-            sampling.first(num_wanted),
-            wanted,
-            None if edits is None else edit_tensors(edits, self._device),
-        )
+        sampled = self._sample(logits, sampling.first(num_wanted), plan)
         self._previous[:num_wanted] = sampled.tokens
         self._num_previous = num_wanted
         raw = None
         if plan.want_hashes or plan.want_logits:  # the buffer is written again by the next step
             raw = logits.to("cpu", copy=True).numpy()
         return self._results.fetch(sampled, plan, raw)
+
+    def _sample(self, logits: torch.Tensor, how: SamplingTensors, plan: StepPlan) -> SampledTensors:
+        wanted, kernels = Wanted.of(plan.sampling), self._choice.kernels
+        if kernels.sample_without_sort is not None and not wanted.needs_sort:
+            return kernels.sample_without_sort(logits, how)
+        edits = plan.sampling.edits
+        moved = None if edits is None else edit_tensors(edits, self._device)
+        return sample(logits, how, wanted, moved, kernels.uniforms)
 
     def _load(self, plan: StepPlan, rows: int | None) -> StepTensors:
         """The plan on the device, with the rows of an encoder."""

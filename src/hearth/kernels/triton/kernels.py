@@ -17,7 +17,8 @@ import torch
 from hearth.core.errors import KernelError
 from hearth.core.spec import RopeSpec
 from hearth.kernels.triton import plain
-from hearth.kernels.triton.plan_buffer import StepTables
+from hearth.kernels.triton.plan_buffer import SamplingTensors, StepTables
+from hearth.kernels.triton.sampling import Draw, SampledTensors, uniforms
 
 INSTALL_HINT = "pip install 'hearth[cuda]'"
 
@@ -42,6 +43,9 @@ class Kernels:
     rope_and_write: Callable[..., None]
     attend: Callable[..., None]
     make_cache: Callable[..., Any]
+    uniforms: Draw
+    # Rows that need no sort; None: they go through `sampling` as others do.
+    sample_without_sort: Callable[[torch.Tensor, SamplingTensors], SampledTensors] | None
 
 
 def plain_kernels() -> Kernels:
@@ -63,15 +67,17 @@ def plain_kernels() -> Kernels:
         rope_and_write=plain.rope_and_write,
         attend=plain.attend,
         make_cache=plain.PlainKvCache,
+        uniforms=uniforms,
+        sample_without_sort=None,
     )
 
 
 def triton_kernels() -> Kernels:
     """Triton's. Raises KernelError where Triton is not installed."""
     try:
-        rows, linear, tiles, kv, rope = (
+        rows, linear, tiles, kv, rope, sampling = (
             importlib.import_module(f"hearth.kernels.triton.{name}")
-            for name in ("rows", "linear", "tiles", "kv", "rope")
+            for name in ("rows", "linear", "tiles", "kv", "rope", "sampling_kernels")
         )
     except ImportError as error:
         message = f"Triton's kernels cannot be loaded: {error}"
@@ -93,6 +99,8 @@ def triton_kernels() -> Kernels:
         rope_and_write=_rope_and_write(rope),
         attend=_attend(),
         make_cache=kv.KvCache,
+        uniforms=sampling.uniforms,
+        sample_without_sort=sampling.sample_without_sort,
     )
 
 

@@ -7,7 +7,9 @@ sorted copies of the logits stay small. Sums are float64, as the reference's are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ _NUM_ROUNDS = 10
 _LOW = 0xFFFFFFFF
 _LEAST_EXPONENT = -87.0
 
+Draw: TypeAlias = Callable[[SamplingTensors], torch.Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -33,6 +37,12 @@ class Wanted:
     logprobs: bool
     given: bool
     num_top: int
+    edits: bool
+
+    @property
+    def needs_sort(self) -> bool:
+        """Whether a row has more than a temperature and the log-probability of its token."""
+        return self.filters or self.given or self.num_top > 0 or self.edits
 
     @staticmethod
     def of(sampling: SamplingArrays) -> Wanted:
@@ -46,6 +56,7 @@ class Wanted:
             logprobs=wanted is None or sampling.num_top > 0 or bool((wanted >= 0).any()),
             given=sampling.given is not None,
             num_top=0 if wanted is None else sampling.num_top,
+            edits=sampling.edits is not None,
         )
 
 
@@ -111,16 +122,14 @@ def edit(logits: torch.Tensor, edits: EditTensors) -> torch.Tensor:
     return edited
 
 
-def uniforms(
-    seed_low: torch.Tensor, seed_high: torch.Tensor, position: torch.Tensor, choice: torch.Tensor
-) -> torch.Tensor:
-    """(first word of Philox4x32-10 >> 8 + ½) · 2⁻²⁴, [R] float64; arguments int32, as bits.
+def uniforms(how: SamplingTensors) -> torch.Tensor:
+    """(first word of Philox4x32-10 >> 8 + ½) · 2⁻²⁴, [R] float64.
 
     Products are taken modulo 2⁶⁴ in int64, whose bits are those of unsigned ones.
     """
-    zero = torch.zeros_like(position, dtype=torch.int64)
-    words = [position.long() & _LOW, choice.long() & _LOW, zero, zero]
-    keys = [seed_low.long() & _LOW, seed_high.long() & _LOW]
+    zero = torch.zeros_like(how.position, dtype=torch.int64)
+    words = [how.position.long() & _LOW, how.choice.long() & _LOW, zero, zero]
+    keys = [how.seed_low.long() & _LOW, how.seed_high.long() & _LOW]
     for _ in range(_NUM_ROUNDS):
         first, second = words[0] * _MULTIPLIERS[0], words[2] * _MULTIPLIERS[1]
         words = [
@@ -138,12 +147,14 @@ def sample(
     how: SamplingTensors,
     wanted: Wanted,
     edits: EditTensors | None = None,
+    draw: Draw | None = None,
 ) -> SampledTensors:
-    """One token a row of raw logits, [R, vocabulary] float32."""
+    """One token a row of raw logits, [R, vocabulary] float32; `draw`: None for `uniforms`."""
     edited = logits if edits is None else edit(logits, edits)
     tokens = edited.argmax(dim=-1)  # the first of equals
     if wanted.draws:
-        drawn = _in_parts(edited, how, filters=wanted.filters)
+        u = (draw or uniforms)(how)
+        drawn = _in_parts(edited, how, u, filters=wanted.filters)
         is_drawn = (how.temperature > 0) & edited.amax(dim=-1).isfinite()
         tokens = torch.where(is_drawn, drawn, tokens)
     if wanted.given:
@@ -160,9 +171,10 @@ def sample(
     return SampledTensors(tokens.int(), logprobs, ranks, top_tokens, top_logprobs)
 
 
-def _in_parts(logits: torch.Tensor, how: SamplingTensors, *, filters: bool) -> torch.Tensor:
+def _in_parts(
+    logits: torch.Tensor, how: SamplingTensors, u: torch.Tensor, *, filters: bool
+) -> torch.Tensor:
     """Draws some rows at a time."""
-    u = uniforms(how.seed_low, how.seed_high, how.position, how.choice)
     count = rows_at_once(logits.shape[1])
     parts = []
     for first in range(0, logits.shape[0], count):

@@ -80,8 +80,7 @@ def check(actual: SampledTensors, expected: SampledRows) -> None:
 
 def test_uniforms_are_those_of_the_definition_bit_by_bit() -> None:
     how = arrays(200)
-    tensors = on_device(how)
-    u = uniforms(tensors.seed_low, tensors.seed_high, tensors.position, tensors.choice)
+    u = uniforms(on_device(how))
     expected = [
         uniform(int(s), int(p), int(c)) for s, p, c in zip(how.seed, how.position, how.choice)
     ]
