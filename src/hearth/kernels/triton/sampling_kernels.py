@@ -97,8 +97,8 @@ def _finish_kernel(
     token = tl.min(tl.where(top_of == top, id_of, vocab), axis=0)
     scale = tl.exp((top_of - base).to(tl.float64))
     own = tl.load(sums + place, mask=is_part, other=0.0).to(tl.float64)
-    log_sum = tl.log(tl.sum(tl.where(is_part, own * scale, 0.0), axis=0))
-    log_sum = tl.where(tl.abs(top) < float("inf"), log_sum, 0.0)
+    total = tl.sum(tl.where(is_part, own * scale, 0.0), axis=0)
+    log_sum = tl.log(tl.where(tl.abs(top) < float("inf"), total, 1.0))
     heat = tl.load(temperature + row)
     if (heat > 0) & (tl.abs(top) < float("inf")):
         power = (top_of - base) / heat

@@ -1,4 +1,4 @@
-"""Run as a process: compiles sampling for several cards, and prints a line of JSON for each kernel."""
+"""Run as a process: compiles sampling for several cards; a line of JSON for each kernel."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def main() -> None:
         )
     )
     logits = torch.empty(8, 151_552, device=META)
+
+    def launch() -> None:
+        sampling_kernels.sample_without_sort(logits, how)
+
     for capability in map(int, sys.argv[1:]):
-        kernels = triton_ahead.compiled(
-            lambda: sampling_kernels.sample_without_sort(logits, how) and None, capability
-        )
+        kernels = triton_ahead.compiled(launch, capability)
         for kernel in kernels:
             print(json.dumps({"capability": capability, **asdict(kernel)}), flush=True)
 
