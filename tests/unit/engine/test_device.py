@@ -105,8 +105,11 @@ def test_the_settings_offer_cuda_and_nothing_for_tests() -> None:
 
 
 @pytest.mark.parametrize("quantize", ["none", "int4"])
-def test_a_model_is_planned_loaded_and_answers(quantize: str) -> None:
-    """Through the whole start: plan, weights, canary, engine."""
+def test_a_model_is_planned_loaded_and_answers(
+    quantize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the whole start: plan, weights, canary, engine; in plain torch, which is quick."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # set by tests of kernels
     model = replace(CONFIG.model, quantize=quantize)
     config = replace(CONFIG, model=model, canary=quantize == "none")
     started = start(config, lambda *_: None)
