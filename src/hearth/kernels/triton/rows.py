@@ -3,7 +3,8 @@
 Arithmetic is float32 whatever rows are stored as. What a row becomes depends on that row alone: a
 program takes whole rows (or elements of one), and sums over a row run over tiles whose shape
 follows from the width. Tensors are [rows, width], elements of a row contiguous, rows at any stride.
-Every function launches on the current stream, allocates nothing and never waits.
+Every function launches on the current stream, allocates nothing and never waits. A kernel is
+compiled once for all numbers of rows.
 """
 
 # Kernels have types of their own, and as many arguments as tensors and strides need.
@@ -67,7 +68,7 @@ def _tanh(x):
     return tl.where(x < 0, -result, result)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _norm_kernel(
     x, weight, bias, add, out, num_rows, width, eps, x_stride, add_stride, out_stride,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_ADD: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -119,7 +120,7 @@ def _soft_cap_kernel(x, cap, width, x_stride, BLOCK: tl.constexpr):
     tl.store(x + row * x_stride + column, result.to(x.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["limit"])
 def _copy_kernel(
     x, rows, out, width, limit, x_stride, out_stride, scale,
     TO_ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -229,7 +230,7 @@ def norm(
         x, weight, weight if bias is None else bias, x if add is None else add, out,
         count, width, eps, x.stride(0), 0 if add is None else add.stride(0), out.stride(0),
         ROWS=rows, BLOCK=block, HAS_ADD=add is not None, HAS_BIAS=bias is not None,
-        CENTERED=centered, num_warps=min(16, max(4, block // 1024)),
+        CENTERED=centered, num_warps=min(16, max(4, block // 512)),
     )  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def _store(
     tl.store(out + line[None, :] + row[:, None], result, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _add_kernel(
     scratch, bias, out, rows, num_tokens, segments, out_stride,
     HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,

@@ -22,7 +22,7 @@ from hearth.kernels.triton.tiles import Extras, Tiling, WeightTile
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = {FLOAT32: 3e-6, FLOAT16: 1e-3, BFLOAT16: 8e-3}
 FEW, MANY = Tiling(64, 16, True, 4, 2), Tiling(128, 128, False, 8, 2)
-some = settings(max_examples=10)
+some = settings(max_examples=8)
 
 
 def inputs(tokens: int, cols: int, dtype: torch.dtype = BFLOAT16, seed: int = 0) -> Tensor:
@@ -94,10 +94,10 @@ def test_codes_of_any_form_group_and_shape_lose_no_more_than_float32_sums(
 
 
 @pytest.mark.parametrize("name", ["dense", *FORMS])
-@pytest.mark.parametrize("cols", [1024, 1100])
-def test_few_and_many_tokens_through_the_public_entry(name: str, cols: int) -> None:
-    rows, weight = 70, weight_of(name, 70, cols)
-    for tokens in (1, 17, 70):
+def test_few_and_many_tokens_through_the_public_entry(name: str) -> None:
+    rows, cols = 70, 1100
+    weight = weight_of(name, rows, cols)
+    for tokens in (1, 70):
         x, out = inputs(tokens, cols), torch.empty(tokens, rows)
         linears.linear(x, weight, out, scratch=scratch_for(tokens, rows, cols))
         assert_close(out, x, exact(weight, rows), None)
@@ -115,7 +115,7 @@ def ordered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ordered")
-@pytest.mark.parametrize("name", ["dense", "int4", "int4 zeros", "int8", "fp8"])
+@pytest.mark.parametrize("name", ["dense", "int4", "int4 zeros", "fp8"])
 def test_a_row_has_the_same_bits_with_few_and_many_tokens_and_any_tile(name: str) -> None:
     rows, cols = 70, 1120
     assert k_segments(rows, cols) == 2
@@ -123,15 +123,15 @@ def test_a_row_has_the_same_bits_with_few_and_many_tokens_and_any_tile(name: str
     x = inputs(70, cols)
     whole = run(x, weight, rows, MANY, bias)
     assert_close(whole, x, exact(weight, rows), bias)
-    for tokens, block in ((1, 16), (3, 16), (16, 16), (17, 32), (70, 64)):
+    for tokens, block in ((1, 16), (16, 16), (17, 32), (70, 64)):
         tiling = Tiling(64, block, True, 4, 2)
         assert torch.equal(run(x[:tokens], weight, rows, tiling, bias), whole[:tokens])
     joined = run(x[:3], weight, rows, Tiling(64, 16, False, 4, 2), bias)
     assert torch.equal(joined, whole[:3])
     counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
-    for tokens in (3, 70):
-        counted = run(x[:tokens], weight, rows, Tiling(64, 64, True, 4, 2), bias, counters)
-        assert torch.equal(counted, whole[:tokens])
+    for _ in range(2):
+        counted = run(x[:17], weight, rows, Tiling(64, 16, True, 4, 2), bias, counters)
+        assert torch.equal(counted, whole[:17])
         assert not counters.any()
 
 
@@ -159,21 +159,22 @@ def test_scratch_and_counters_change_nothing_but_the_way() -> None:
 
 
 @pytest.mark.usefixtures("ordered")
-@pytest.mark.parametrize("name", ["dense", "int4", "int8 zeros", "fp8"])
-@pytest.mark.parametrize("out_type", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize(
+    ("name", "out_type"), [("dense", FLOAT32), ("dense", BFLOAT16), ("int4", BFLOAT16)]
+)
 def test_a_gated_linear_layer_is_a_linear_layer_and_a_gate_bit_for_bit(
     name: str, out_type: torch.dtype
 ) -> None:
     width, cols = 45, 1120
     weight, bias = weight_of(name, 2 * width, cols), torch.randn(2 * width)
     counters = torch.zeros(tiles.NUM_COUNTERS, dtype=torch.int32)
-    x = inputs(70, cols)
-    between, expected = torch.empty(70, 2 * width, dtype=out_type), torch.empty(70, width)
+    x = inputs(17, cols)
+    between, expected = torch.empty(17, 2 * width, dtype=out_type), torch.empty(17, width)
     expected = expected.to(out_type)
     linears.linear(x, weight, between, bias=bias)
     row_kernels.gate(between, expected, Activation.SILU)
-    scratch = scratch_for(70, 2 * width, cols)
-    for tokens in (3, 70):
+    scratch = scratch_for(17, 2 * width, cols)
+    for tokens in (3, 17):
         for used in (None, counters):
             out = torch.full((tokens, width + 3), torch.nan, dtype=out_type)[:, :width]
             linears.gated_linear(
