@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_attention [--json FILE]
 
-Heads are those of GLM-4 9B: 32 query heads, 2 key heads of 128. Every time is that of a launch (of
-its two kernels where keys are split) within a CUDA graph of many, over so many layers of a cache
+Heads are those of GLM-4 9B: 32 query heads, 2 key heads of 128. Every time is that of a launch
+within a CUDA graph of many, over so many layers of a cache
 that none is in the L2 cache; median and spread of five replays. The limits, a copy and cuBLAS's
 matrix product, are measured in the same run.
 """
@@ -100,9 +100,12 @@ def decode(dtype: KvDType, rows: torch.dtype, limit: Limits) -> list[Row]:
                 streams, streams * (context + BLOCK_SIZE), SHAPE.num_heads, SHAPE.head_dim
             )
             scratch = torch.empty(size, device="cuda")
+            counters = torch.zeros(streams * SHAPE.num_kv_heads, dtype=torch.int32, device="cuda")
             given = tables(streams, context, 1)
             calls: list[Callable[[], None]] = [
-                partial(attend_decode, qkv, out, cache, 0, layer, given, SHAPE, scratch)
+                partial(
+                    attend_decode, qkv, out, cache, 0, layer, given, SHAPE, scratch, None, counters
+                )
                 for layer in range(layers)
             ]
             time, spread = seconds(calls)

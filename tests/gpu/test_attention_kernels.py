@@ -111,6 +111,9 @@ def test_a_row_has_the_same_bits_in_decode_and_in_chunks_alone_and_in_company(ca
         for runs in (1, 2, 5, 64):
             got = paged.attend_decode(qkv[own], step, runs)
             assert torch.equal(got, whole[own]), (runs, (got != whole[own]).sum())
+        for runs in (2, 64):
+            got = paged.attend_decode(qkv[own], step, runs, is_counted=True)
+            assert torch.equal(got, whole[own]), "counted"
         got = paged.attend_decode(qkv[own], step, 2, has_scratch=False)
         assert torch.equal(got, whole[own])
 
@@ -127,7 +130,7 @@ def test_a_captured_decode_step_follows_its_tables() -> None:
     plans = [part(paged, [(long, p, p + 1) for p in step]) for step in steps]
     room = max(len(p.blocks) for p in plans)
     plans = [replace(p, blocks=np.pad(p.blocks, (0, room - len(p.blocks)))) for p in plans]
-    tables = tables_of(plans[0], "cuda")
+    tables = tables_of(plans[0], "cuda", 2)
     rows = qkv[[first + p for p in steps[0]]].clone()
     out = paged.empty(2)
     size = decode_scratch_floats(2, room * case.block_size, place.num_heads, place.head_dim)
@@ -141,12 +144,24 @@ def test_a_captured_decode_step_follows_its_tables() -> None:
     with torch.cuda.graph(graph):
         run()
     for step, own in zip(steps, plans):
-        new = tables_of(own, "cuda")
+        new = tables_of(own, "cuda", 2)
         for name in ("row_start", "context", "blocks", "block_start", "first_block"):
             getattr(tables, name).copy_(getattr(new, name))
         rows.copy_(qkv[[first + p for p in step]])
         graph.replay()
         assert torch.equal(out, whole[[first + p for p in step]])
+
+
+def test_counted_parts_are_right_a_thousand_times_over() -> None:
+    """A part that is read before it was stored would show sooner or later."""
+    case = CASES[0]
+    paged, tracks, qkv, plan = stored(case)
+    whole = paged.attend(qkv, plan)
+    rows = plan.row_start[1:] - 1
+    step = part(paged, [(t, n - 1, n) for t, n in zip(tracks, LENGTHS)])
+    for _ in range(1000):
+        got = paged.attend_decode(qkv[rows], step, 4, is_counted=True)
+        assert torch.equal(got, whole[rows])
 
 
 @pytest.mark.parametrize("dtype", [KvDType.INT8, KvDType.FP8])

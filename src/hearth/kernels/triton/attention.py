@@ -80,13 +80,15 @@ def attend_decode(
     shape: AttentionShape,
     scratch: torch.Tensor,
     num_runs: int | None = None,
+    counters: torch.Tensor | None = None,
 ) -> None:
     """Causal attention where every sequence has at most one row (rows of a graph: as many).
 
     qkv [T, (heads + 2 · kv heads) · head_dim] with q rotated, out [T, heads · head_dim]; float
     types, rows contiguous. Keys and values, the step's own included, are those in the cache.
     `scratch`: float32, see `decode_scratch_floats`. `num_runs`: see `decode_runs`, which is what
-    counts without it.
+    counts without it. `counters`: int32 zeros, one a sequence and kv head at least, left zero; with
+    them a launch is saved. None of the three changes a bit.
     """
     count, stored = tables.context.shape[0], cache.group(group)
     card, width = card_of(qkv.device), width_of(shape.head_dim)
@@ -99,11 +101,15 @@ def attend_decode(
     num_slots = scratch.numel() // (shape.num_heads * (width + 2))
     attend_split_kernel[(count, shape.num_kv_heads, num_runs)](
         qkv, out, stored.data, stored.scales, scratch,
+        counters if counters is not None else tables.context,
         tables.row_start, tables.context, tables.blocks, tables.block_start, tables.first_block,
         num_slots, *_strides(qkv, out, stored, layer), shape.scale, shape.soft_cap,
         KV_HEADS=shape.num_kv_heads, RUNS=num_runs, ROWS=options.rows,
+        COUNTED=counters is not None,
         **_constants(qkv, stored, shape), **_compilation(options),
     )  # fmt: skip
+    if counters is not None:
+        return
     merge_kernel[(count, shape.num_heads)](
         out, scratch, tables.row_start, tables.context, tables.block_start, num_slots,
         out.stride(0), HEADS=shape.num_heads, HEAD_DIM=shape.head_dim, WIDTH=width,

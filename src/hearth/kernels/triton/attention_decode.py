@@ -1,10 +1,11 @@
-"""Decode attention with split keys: segments go to programs, and a second kernel adds them.
+"""Decode attention with split keys: segments go to programs, and the last of them adds.
 
 A sequence's results by segment lie in scratch memory, segment by segment behind each other:
 `mixed` [slots, heads, WIDTH], then `top` and `total` [slots, heads, 2]. Where the slots of a
 sequence begin follows from the block tables, whose lists are at least as long as the keys: no
-table of its own, no search. A sequence that finds no room is not split: its first program takes all
-of its keys. Either way the bits are those of `attention_rows`.
+table of its own, no search. A sequence that finds no room, or has one segment only, is not split:
+its first program takes all of its keys. Where there are no counters, a second kernel adds the
+parts. All give the bits of `attention_rows`.
 """
 
 # Kernels have types of their own, and as many arguments as tensors and strides need.
@@ -30,7 +31,7 @@ _SEGMENT = tl.constexpr(SEGMENT_KEYS)
 def _segments(
     sequence, position, block_start, num_slots, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """Returns (first segment, how many, the first's slot, whether all have one) of a sequence.
+    """Returns (first segment, how many, the first's slot, whether it is split) of a sequence.
 
     A list of n tokens touches at most n / SEGMENT + 2 segments, rounded down.
     """
@@ -38,28 +39,32 @@ def _segments(
     count = position // _SEGMENT + 1 - first
     listed = tl.load(block_start + sequence) - tl.load(block_start)
     slot = (listed.to(tl.int64) * BLOCK_SIZE // _SEGMENT + 2 * sequence).to(tl.int64)
-    return first, count, slot, slot + count <= num_slots
+    return first, count, slot, (count > 1) & (slot + count <= num_slots)
 
 
 @triton.jit
 def attend_split_kernel(
-    qkv, out, data, scales, scratch, row_start, context, blocks, block_start, first_block,
+    qkv, out, data, scales, scratch, counters, row_start, context, blocks, block_start, first_block,
     num_slots, row_stride, out_stride, block_stride, layer_offset, head_stride, value_offset,
     scale, soft_cap,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
     ELEMENT: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CODES: tl.constexpr,
-    HAS_CAP: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr,
+    HAS_CAP: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (sequences, kv heads, RUNS). Program r takes every RUNS-th segment from r on."""
+    """Grid: (sequences, kv heads, RUNS). Program r takes every RUNS-th segment from r on.
+
+    COUNTED: the last program of a (sequence, kv head) adds the parts, in order as ever, and puts
+    its counter back to zero.
+    """
     sequence, kv_head, run = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin = tl.load(row_start + sequence)
     position = tl.load(context + sequence)
     if (tl.load(row_start + sequence + 1) <= begin) | (position < 0):
         return
-    first, count, slot, has_room = _segments(
+    first, count, slot, is_split = _segments(
         sequence, position, block_start, num_slots, BLOCK_SIZE, WINDOW
     )
-    if run >= tl.where(has_room, count, 1):
+    if run >= tl.where(is_split, count, 1):
         return
     pair = tl.arange(0, ROWS)
     head = kv_head * GROUP + pair
@@ -69,8 +74,8 @@ def attend_split_kernel(
     listed, first_listed = tl.load(block_start + sequence), tl.load(first_block + sequence)
     first_key = first_visible(position, WINDOW)
     # One turn over all keys where there is no room for parts.
-    step = tl.where(has_room, RUNS, count)
-    length = tl.where(has_room, 1, count) * _SEGMENT
+    step = tl.where(is_split, RUNS, count)
+    length = tl.where(is_split, 1, count) * _SEGMENT
     for index in range(run, count, step):
         start = (first + index) * _SEGMENT
         top, total, mixed = mix_keys(
@@ -79,13 +84,29 @@ def attend_split_kernel(
             block_stride, layer_offset + kv_head * head_stride, value_offset, scale, soft_cap,
             ROWS, HEAD_DIM, WIDTH, BLOCK_SIZE, WINDOW, CODES, HAS_CAP,
         )  # fmt: skip
-        if has_room:
+        if is_split:
             _store_part(
                 scratch, slot + index, num_slots, head, is_row, top, total, mixed,
                 KV_HEADS * GROUP, WIDTH,
             )  # fmt: skip
         else:
             store_rows(out, row, head, is_row, out_stride, total, mixed, HEAD_DIM, WIDTH)
+    if COUNTED:  # noqa: SIM102 -- decided by the compiler, the next one by the card
+        if is_split:
+            # Every thread's part is stored before one of them counts (release), and what others
+            # stored is there when all of them have been counted (acquire).
+            tl.debug_barrier()
+            counter = counters + sequence * KV_HEADS + kv_head
+            counted = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+            if counted == tl.minimum(count, RUNS) - 1:
+                top, total, mixed = nothing(ROWS, WIDTH)
+                for index in range(count):
+                    top, total, mixed = _add_part(
+                        scratch, slot + index, num_slots, head, is_row, top, total, mixed,
+                        KV_HEADS * GROUP, WIDTH,
+                    )  # fmt: skip
+                store_rows(out, row, head, is_row, out_stride, total, mixed, HEAD_DIM, WIDTH)
+                tl.store(counter, 0)
 
 
 @triton.jit
@@ -102,6 +123,21 @@ def _store_part(
 
 
 @triton.jit
+def _add_part(
+    scratch, slot, num_slots, head, is_row, top, total, mixed, HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Adds a stored part; past the L1 cache, which does not see other multiprocessors' stores."""
+    at = slot * HEADS + head
+    where = scratch + at[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    sums = scratch + num_slots.to(tl.int64) * HEADS * WIDTH + at * 2
+    own_mixed = tl.load(where, mask=is_row[:, None], other=0.0, cache_modifier=".cg")
+    own_top = tl.load(sums, mask=is_row, other=0.0, cache_modifier=".cg")
+    own_total = tl.load(sums + 1, mask=is_row, other=0.0, cache_modifier=".cg")
+    return merge(top, total, mixed, own_top, own_total, own_mixed)
+
+
+@triton.jit
 def merge_kernel(
     out, scratch, row_start, context, block_start, num_slots, out_stride,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -113,19 +149,16 @@ def merge_kernel(
     position = tl.load(context + sequence)
     if (tl.load(row_start + sequence + 1) <= begin) | (position < 0):
         return
-    _, count, slot, has_room = _segments(
+    _, count, slot, is_split = _segments(
         sequence, position, block_start, num_slots, BLOCK_SIZE, WINDOW
     )
-    if not has_room:
+    if not is_split:
         return
     one = tl.arange(0, 1)
-    column = tl.arange(0, WIDTH)
-    all_sums = scratch + num_slots.to(tl.int64) * HEADS * WIDTH
     top, total, mixed = nothing(1, WIDTH)
     # Unrolled, so that the loads of several parts are under way at once.
     for index in tl.range(0, count, loop_unroll_factor=4):
-        at = (slot + index) * HEADS + head + one
-        sums = all_sums + at * 2
-        own = tl.load(scratch + at[:, None] * WIDTH + column[None, :])
-        top, total, mixed = merge(top, total, mixed, tl.load(sums), tl.load(sums + 1), own)
+        top, total, mixed = _add_part(
+            scratch, slot + index, num_slots, head + one, one == 0, top, total, mixed, HEADS, WIDTH
+        )
     store_rows(out, begin + one, head + one, one == 0, out_stride, total, mixed, HEAD_DIM, WIDTH)

@@ -46,7 +46,7 @@ def launch_of(
         case "decode":
             scratch = torch.empty(1 << 20, device=META)
             return partial(
-                attention.attend_decode, qkv, out, cache, 0, 1, tables, shape, scratch, 16
+                attention.attend_decode, qkv, out, cache, 0, 1, tables, shape, scratch, 16, integers
             )
         case "image":
             return partial(attention_image.attend_image, qkv, out, integers, integers, shape)

@@ -101,20 +101,40 @@ class Paged:
     def attend(self, qkv: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """Of any rows."""
         out = self.empty(len(qkv))
-        tables = tables_of(plan, self.case.device)
+        tables = tables_of(plan, self.case.device, len(qkv))
         attend(qkv, out, self.cache, GROUP, LAYER, tables, self.case.shape)
         return out
 
     def attend_decode(
-        self, qkv: torch.Tensor, plan: StepPlan, num_runs: int, *, has_scratch: bool = True
+        self,
+        qkv: torch.Tensor,
+        plan: StepPlan,
+        num_runs: int,
+        *,
+        has_scratch: bool = True,
+        is_counted: bool = False,
     ) -> torch.Tensor:
         """Of steps of one row a sequence."""
-        shape, out = self.case.shape, self.empty(len(qkv))
-        tokens = len(plan.blocks) * self.case.block_size
-        size = decode_scratch_floats(len(plan.context), tokens, shape.num_heads, shape.head_dim)
-        scratch = torch.full((size if has_scratch else 0,), torch.nan, device=self.case.device)
-        tables = tables_of(plan, self.case.device)
-        attend_decode(qkv, out, self.cache, GROUP, LAYER, tables, shape, scratch, num_runs)
+        shape, device, out = self.case.shape, self.case.device, self.empty(len(qkv))
+        tokens, count = len(plan.blocks) * self.case.block_size, len(plan.context)
+        size = decode_scratch_floats(count, tokens, shape.num_heads, shape.head_dim)
+        scratch = torch.full((size if has_scratch else 0,), torch.nan, device=device)
+        counters = None
+        if is_counted:
+            counters = torch.zeros(count * shape.num_kv_heads, dtype=torch.int32, device=device)
+        attend_decode(
+            qkv,
+            out,
+            self.cache,
+            GROUP,
+            LAYER,
+            tables_of(plan, device, len(qkv)),
+            shape,
+            scratch,
+            num_runs,
+            counters,
+        )
+        assert counters is None or not counters.any()
         return out
 
     def empty(self, num_rows: int) -> torch.Tensor:
@@ -150,16 +170,17 @@ def view_of(cache: KvCache, group: int, layer: int) -> View:
     return View(elements, halves[..., size * dim // 2 :])
 
 
-def tables_of(plan: StepPlan, device: str) -> StepTables:
-    """The tables of group `GROUP`."""
+def tables_of(plan: StepPlan, device: str, num_rows: int) -> StepTables:
+    """The tables of group `GROUP`; rows that the plan does not have belong to no sequence."""
     counts = np.diff(plan.row_start)
+    owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     arrays = (
         plan.row_start,
         plan.context,
         plan.blocks,
         plan.block_start[GROUP],
         plan.first_block[GROUP],
-        np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        np.append(owners, np.full(num_rows - len(owners), -1)),
     )
     return StepTables(*(torch.from_numpy(np.array(a, np.int32)).to(device) for a in arrays))
 

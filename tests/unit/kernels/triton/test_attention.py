@@ -1,4 +1,4 @@
-"""Paged attention in Triton's interpreter: parity with the torch reference, and equal bits."""
+"""Decode attention in Triton's interpreter against the torch reference; what must have no part."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import tests.support.triton_exact  # noqa: F401 -- before the kernels: chooses the interpreter
 import torch
+from tests.unit.kernels.triton.attention_cases import CASES, CONTEXTS, check, prefilled
 from tests.unit.kernels.triton.paged import (
     Case,
-    Paged,
-    Reference,
     chunks_of,
-    new_track,
     random_rows,
     shape,
     view_of,
@@ -21,42 +19,6 @@ from tests.unit.kernels.triton.paged import (
 )
 
 from hearth.core.spec import KvDType
-
-CASES = [
-    Case(shape(4, 1, 16)),
-    Case(shape(7, 1, 20), block_size=32),
-    Case(shape(4, 2, 64), block_size=64),
-    Case(shape(2, 2, 24, window=33)),
-    Case(shape(6, 2, 16, window=100), block_size=128),
-    Case(shape(4, 2, 24, window=70, soft_cap=0.8), block_size=32),
-    Case(shape(16, 1, 16, soft_cap=30.0), block_size=256),
-    Case(shape(4, 1, 40), KvDType.BFLOAT16, torch.bfloat16),
-    Case(shape(4, 1, 16, window=65), KvDType.FLOAT16, torch.float16, 64),
-    Case(shape(4, 2, 16), KvDType.INT8, torch.bfloat16),
-    Case(shape(4, 2, 16), KvDType.INT8, torch.float16, 64),
-    Case(shape(4, 2, 24), KvDType.INT8),
-    Case(shape(3, 1, 32), KvDType.FP8, torch.bfloat16, 64),
-    Case(shape(4, 2, 20, window=70), KvDType.FP8),
-]
-# Relative to the largest output. Of 16 bits: rounding of the output, and of weights where one that
-# lies in the middle of two falls to the other side.
-TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
-
-
-def prefilled(case: Case, contexts: tuple[int, ...], extra: int):  # type: ignore[no-untyped-def]
-    """A cache and a reference with `contexts` stored, and tracks with `extra` tokens to go."""
-    paged, reference = Paged(case), Reference(case, rounded=case.rows == torch.bfloat16)
-    tracks = [new_track(context + extra) for context in contexts]
-    plan = paged.builder.plan(chunks_of(tracks, contexts))
-    if len(plan.tokens):
-        qkv = random_rows(case, len(plan.tokens), 1)
-        paged.write(qkv, plan)
-        reference.attend(qkv, plan)
-    return paged, reference, tracks
-
-
-# Around the borders of tiles and segments; each case takes a few of them.
-CONTEXTS = (0, 63, 257, 1, 64, 511, 65, 255, 513)
 
 
 @pytest.mark.parametrize(("index", "case"), list(enumerate(CASES)), ids=str)
@@ -73,26 +35,6 @@ def test_decode_equals_the_reference_at_borders_of_tiles_and_segments(
     paged.write(qkv, plan)
     expected = reference.attend(qkv, plan)
     check(case, paged.attend_decode(qkv, plan, num_runs=1 + index % 3), expected)
-
-
-@pytest.mark.parametrize(("index", "case"), list(enumerate(CASES)), ids=str)
-def test_chunks_of_sequences_of_any_length_equal_the_reference(index: int, case: Case) -> None:
-    contexts = ((0, 130, 7), (64, 0, 250), (1, 63, 300))[index % 3]
-    counts = ((70, 1, 5), (1, 3, 40), (2, 65, 1))[index % 3]
-    paged, reference, tracks = prefilled(case, contexts, 70)
-    plan = paged.builder.plan(chunks_of(tracks, counts))
-    if case.shape.window:
-        plan = without_hidden_blocks(plan, case.shape.window, case.block_size)
-    qkv = random_rows(case, len(plan.tokens), 2)
-    paged.write(qkv, plan)
-    expected = reference.attend(qkv, plan)
-    check(case, paged.attend(qkv, plan), expected)
-
-
-def check(case: Case, got, expected) -> None:  # type: ignore[no-untyped-def]
-    assert torch.isfinite(got).all()
-    error = (got.float() - expected).abs().max()
-    assert error < TOLERANCES[case.rows] * expected.abs().max()
 
 
 def test_rows_and_sequences_that_a_graph_has_too_many_write_nothing() -> None:

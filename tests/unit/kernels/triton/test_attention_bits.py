@@ -26,10 +26,10 @@ from hearth.core.spec import KvDType
 from hearth.core.step import StepPlan
 
 BIT_CASES = [
-    Case(shape(4, 2, 16)),
+    Case(shape(2, 1, 16), block_size=256),
     Case(shape(3, 1, 20, window=70), block_size=64),
     Case(shape(4, 1, 16, soft_cap=2.0), KvDType.BFLOAT16, torch.bfloat16, 128),
-    Case(shape(2, 1, 16), KvDType.INT8, torch.bfloat16, 32),
+    Case(shape(2, 2, 16), KvDType.INT8, torch.bfloat16, 32),
 ]
 
 
@@ -52,10 +52,29 @@ def test_a_row_has_the_same_bits_in_decode_and_in_chunks_alone_and_in_company(ca
         assert torch.equal(paged.attend(rows, both), expected)
         single = [0, 63, 64, 255, 256, 300, 329]
         step = chunk_plan(paged, [(lone, row, row + 1) for row in single])
-        for runs in (1, 2, 5):
+        for runs in (1, 5):
             assert torch.equal(paged.attend_decode(qkv[single], step, runs), whole[single])
+        got = paged.attend_decode(qkv[single], step, 2, is_counted=True)
+        assert torch.equal(got, whole[single])
         got = paged.attend_decode(qkv[single], step, 2, has_scratch=False)
         assert torch.equal(got, whole[single])
+
+
+def test_many_segments_are_added_in_the_same_order_everywhere() -> None:
+    """Of two segments no order of sums could show."""
+    case, length = Case(shape(2, 1, 16), block_size=64), 1100
+    paged, track = Paged(case), new_track(length)
+    plan = paged.builder.plan(chunks_of([track], [length]))
+    qkv = random_rows(case, length, 3)
+    paged.write(qkv, plan)
+    with interpreter.ordered_products():
+        rows = qkv[-3:]
+        chunk = paged.attend(rows, chunk_plan(paged, [(track, length - 3, length)]))
+        step = chunk_plan(paged, [(track, length - 1, length)])
+        for runs, is_counted in ((1, False), (2, False), (2, True), (7, True)):
+            got = paged.attend_decode(rows[-1:], step, runs, is_counted=is_counted)
+            assert torch.equal(got[0], chunk[-1])
+        assert torch.equal(paged.attend_decode(rows[-1:], step, 2, has_scratch=False)[0], chunk[-1])
 
 
 def chunk_plan(paged: Paged, parts: list[tuple[Track, int, int]]) -> StepPlan:
