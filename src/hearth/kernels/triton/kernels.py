@@ -149,10 +149,13 @@ def _attend() -> Callable[..., None]:
         soft_cap: float = 0.0,
         is_decode: bool = False,
         scratch: torch.Tensor,
+        counters: torch.Tensor,
     ) -> None:
         shape = shape_of(num_heads, num_kv_heads, head_dim, scale, window, soft_cap)
         if is_decode:
-            attention.attend_decode(qkv, out, kv, group, layer, tables, shape, scratch)
+            attention.attend_decode(
+                qkv, out, kv, group, layer, tables, shape, scratch, counters=counters
+            )
         else:
             attention.attend(qkv, out, kv, group, layer, tables, shape)
 

@@ -85,6 +85,10 @@ class BoundProgram:
             scratch_floats(program, limits, kernels), dtype=torch.float32, device=weights.device
         )
         self._counters = torch.zeros(kernels.num_counters, dtype=torch.int32, device=weights.device)
+        kv_heads = max((group.num_kv_heads for group in program.kv_groups), default=0)
+        self._attention_counters = torch.zeros(
+            limits.max_sequences * kv_heads, dtype=torch.int32, device=weights.device
+        )
         self._attention_scratch = torch.empty(
             attention_floats(program, limits), dtype=torch.float32, device=weights.device
         )
@@ -260,6 +264,7 @@ class BoundProgram:
             soft_cap=op.soft_cap,
             is_decode=step.is_decode,
             scratch=self._attention_scratch,
+            counters=self._attention_counters,
         )
 
     def _gate(self, ops: Sequence[Op]) -> Run:

@@ -277,6 +277,7 @@ def attend(
     soft_cap: float = 0.0,
     is_decode: bool = False,  # noqa: ARG001 — of the kernels' signature
     scratch: torch.Tensor | None = None,  # noqa: ARG001 — as above
+    counters: torch.Tensor | None = None,  # noqa: ARG001 — as above
 ) -> None:
     """Causal attention over keys and values as stored; rows of no sequence become zero."""
     out.zero_()
