@@ -3,6 +3,8 @@
 One table, so that whoever builds an executor says which, and tests run both.
 """
 
+# A kernel's launcher takes its tensors.
+# ruff: noqa: PLR0913, PLR0917
 from __future__ import annotations
 
 import importlib

@@ -5,6 +5,8 @@ defect of a kernel from one of the executor. Nothing here is fast, and some of i
 device. Arithmetic is float32, results are rounded to their buffer's type.
 """
 
+# A kernel's launcher takes its tensors.
+# ruff: noqa: PLR0913, PLR0917
 from __future__ import annotations
 
 from collections.abc import Callable

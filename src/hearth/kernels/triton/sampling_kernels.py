@@ -7,7 +7,8 @@ float64, draws, and walks through the one part in which the draw falls. Rows wit
 min_p, edits, given or best tokens go through `sampling`.
 """
 
-# Kernels have types of their own.
+# Kernels have types of their own, and as many arguments as tensors need.
+# ruff: noqa: PLR0913, PLR0917
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 from __future__ import annotations
