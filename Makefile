@@ -2,6 +2,7 @@
 # make install           .venv with hearth in it; quick when nothing has changed
 # make check, make test  what CI runs
 # make test-long, make test-sanitize, make format, make native, make clean
+# make gpu-check         on a GPU: tests/gpu, then what is measured there; JSON to $OUT
 #
 # pip reads its index, mirrors and find-links from its own configuration; nothing here sets them.
 
@@ -33,7 +34,8 @@ TYPED_DIRS := $(wildcard src tests tools)
 CXX_SOURCES := $(wildcard src/hearth/kernels/cpu/csrc/*.cpp src/hearth/kernels/cpu/csrc/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test test-long test-sanitize check format native clean
+.PHONY: help install install-dev serve test test-long test-sanitize check format native clean \
+  gpu-check
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -86,6 +88,10 @@ test: $(INSTALLED_DEV)
 
 test-long: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m "long and not gpu" $(PYTEST_ARGS)
+
+# By the Python at hand, where torch and triton are: a machine with a GPU may have no network.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tests.support.executors import NAMES, Setup, build_executor
+from tests.support.executors import DEVICE_NAME, NAMES, Setup, build_executor
 from tests.support.hf_models import CASES, Expected, ModelCase, expect
 
 from hearth.core.program import StepProgram
@@ -50,7 +50,8 @@ def loaded(expected: Expected) -> LoadedSpec:
     return load_model_spec(expected.path)
 
 
-@pytest.fixture(params=NAMES)
+# The GPU's executor in plain torch is slow: a few of these cases stand in tests/unit as well.
+@pytest.fixture(params=(*NAMES, pytest.param(DEVICE_NAME, marks=pytest.mark.long)))
 def executor_name(request: pytest.FixtureRequest) -> str:
     """Each of the executors."""
     name: str = request.param

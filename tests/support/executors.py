@@ -15,6 +15,7 @@ from hearth.models.loader import LoadedSpec
 from hearth.models.weights import load_weights
 
 NAMES = ("reference", "cpu")
+DEVICE_NAME = "triton"  # on the CPU, in plain torch
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def build_executor(name: str, setup: Setup, program: StepProgram | None = None) 
         reference_weights = ReferenceWeights(program)
         _load(setup, program, reference_weights)
         return ReferenceExecutor(program, reference_weights, limits, kv)
+    if name == DEVICE_NAME:
+        return _triton(setup, program, limits, kv)
     require_cpu_library()
     from hearth.kernels.cpu.executor import CpuExecutor
     from hearth.kernels.cpu.weights import CpuWeights
@@ -55,6 +58,21 @@ def build_executor(name: str, setup: Setup, program: StepProgram | None = None) 
     cpu_weights = CpuWeights(program)
     _load(setup, program, cpu_weights)
     return CpuExecutor(program, cpu_weights, limits, kv, setup.threads)
+
+
+def _triton(setup: Setup, program: StepProgram, limits: StepLimits, kv: KvConfig) -> Executor:
+    """The GPU's executor on the CPU, through plain torch operations."""
+    import torch
+
+    from hearth.kernels.triton.executor import DeviceChoice, TritonExecutor
+    from hearth.kernels.triton.kernels import plain_kernels
+    from hearth.kernels.triton.weights import TritonWeights
+
+    device = torch.device("cpu")
+    weights = TritonWeights(program, setup.loaded.dtype, device)
+    _load(setup, program, weights)
+    choice = DeviceChoice(device, plain_kernels(), "a test")
+    return TritonExecutor(program, weights, limits, kv, choice)
 
 
 def require_cpu_library() -> None:

@@ -9,6 +9,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 TORCH_IS_ALLOWED_IN = (
     "hearth.kernels.reference",
+    "hearth.kernels.triton",
     "hearth.models.automodel",
     "hearth.finetune",
     "hearth.quant",

@@ -288,10 +288,11 @@ WeightCacheVerify = Annotated[
     ),
 ]
 Executor = Annotated[
-    Literal["auto", "cpu", "reference", "automodel"],
+    Literal["auto", "cpu", "cuda", "reference", "automodel"],
     option(
         "--executor",
-        "What runs the model; automodel: transformers' own code, slower, with hearth[torch].",
+        "What runs the model; cuda: a GPU, with hearth[cuda]; automodel: transformers' own "
+        "code, slower, with hearth[torch].",
         rich_help_panel="Engine",
     ),
 ]

@@ -86,7 +86,7 @@ class DeviceConfig:
     """
 
     threads: int | None = None
-    executor: str = "auto"  # auto, cpu, reference, automodel
+    executor: str = "auto"  # auto, cpu, cuda, reference, automodel
     isa: str = "auto"
     cpu_bind: str = "auto"
     numa: str = "auto"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from hearth.core.config import Choice, DeviceConfig, EngineConfig, ModelConfig
+from hearth.core.config import Choice, CodesConfig, DeviceConfig, EngineConfig, ModelConfig
 from hearth.core.errors import KernelError
 from hearth.core.quality import RoundingLoss
 from hearth.core.spec import float_kv
@@ -35,6 +35,8 @@ LoadProgress: TypeAlias = Callable[[int, int], None]
 Fill: TypeAlias = Callable[[WeightSink], LoadReport]
 LoadedModel: TypeAlias = LoadedSpec | AutoModelSpec
 
+GPU_EXECUTORS = ("cuda", "cuda-on-cpu")  # the second for tests
+
 INSTALL_HINT = (
     "pip install 'hearth[torch]', or install g++ (apt-get install g++) and install hearth again"
 )
@@ -44,7 +46,7 @@ INSTALL_HINT = (
 class BackendChoice:
     """Which backend runs the steps; `warning` is what the user must see, or empty."""
 
-    name: str  # cpu, reference, automodel
+    name: str  # cpu, triton, reference, automodel
     reason: str
     warning: str = ""
 
@@ -60,13 +62,16 @@ class CreatedExecutor:
     rounding: RoundingLoss | None = None  # what codes that were made while loading lose
 
 
-def choose_backend(device: DeviceConfig, model_dir: Path) -> BackendChoice:
+def choose_backend(
+    device: DeviceConfig, model_dir: Path, *, may_use_gpu: bool = False
+) -> BackendChoice:
     """What runs the model of a directory.
 
-    transformers where no family file knows its architecture, else the C++ kernels where they are
-    built, else the torch reference; the last and the first with a warning. Reads config.json and
-    loads the kernel library, nothing else. Raises UnknownArchitectureError, KernelError, and
-    ConfigError for an instruction set that cannot run.
+    transformers where no family file knows its architecture, else Triton's kernels where
+    `may_use_gpu` and there is a GPU for them, else the C++ kernels where they are built, else the
+    torch reference; the last and the first with a warning. Reads config.json and loads the kernel
+    library; imports torch where a GPU's driver is loaded, or a GPU asked for. Raises
+    UnknownArchitectureError, KernelError, and ConfigError for an instruction set that cannot run.
     """
     config = read_config(model_dir)
     architecture = named_architecture(config)
@@ -86,7 +91,13 @@ def choose_backend(device: DeviceConfig, model_dir: Path) -> BackendChoice:
             )
             raise unsupported(config, architecture, hint)
         return _automodel_choice(f"no family file for {architecture}")
-    return _kernel_backend(device)
+    no_gpu = ""
+    if device.executor in GPU_EXECUTORS or (may_use_gpu and device.executor == "auto"):
+        chosen = _gpu_backend(device)
+        if isinstance(chosen, BackendChoice):
+            return chosen
+        no_gpu = chosen
+    return _kernel_backend(device, no_gpu)
 
 
 def _automodel_choice(reason: str) -> BackendChoice:
@@ -97,8 +108,32 @@ def _automodel_choice(reason: str) -> BackendChoice:
     return BackendChoice("automodel", reason, warning)
 
 
-def _kernel_backend(device: DeviceConfig) -> BackendChoice:
-    """The executor for a model with a family file."""
+def _gpu_backend(device: DeviceConfig) -> BackendChoice | str:
+    """Triton's kernels, or why they do not run; an empty reason where there is no trace of a GPU.
+
+    Raises KernelError where they are asked for and cannot run.
+    """
+    from hearth.kernels.triton.device import INSTALL_HINT as CUDA_HINT
+    from hearth.kernels.triton.device import has_driver
+
+    is_asked = device.executor in GPU_EXECUTORS
+    if not is_asked and not has_driver():
+        return ""
+    if not is_asked and (device.isa != "auto" or device.cpu_bind not in {"auto", "none"}):
+        return "a GPU is left out, since --isa or --cpu-bind chooses how the CPU runs the model"
+    from hearth.engine.device import refusal
+
+    why = refusal(device.executor)
+    if is_asked and why:
+        message = f"--executor is {device.executor}, and {why}"
+        raise KernelError(message, hint=f"{CUDA_HINT}, or leave --executor out")
+    if why:
+        return f"a GPU's driver is loaded, and {why}"
+    return BackendChoice("triton", "--executor" if is_asked else "there is a GPU, and Triton")
+
+
+def _kernel_backend(device: DeviceConfig, no_gpu: str = "") -> BackendChoice:
+    """The executor for a model with a family file; `no_gpu`: why a GPU does not run it."""
     if device.executor == "reference":
         _require_torch("--executor is reference")
         warning = "the reference executor is slow, and not bit-identical between batches"
@@ -118,7 +153,7 @@ def _kernel_backend(device: DeviceConfig) -> BackendChoice:
         return BackendChoice("reference", f"no C++ kernels: {error}", warning)
     resolve_isa(device.isa)
     reason = "--executor" if device.executor == "cpu" else "the C++ kernels are built"
-    return BackendChoice("cpu", reason)
+    return BackendChoice("cpu", f"{reason}; {no_gpu}" if no_gpu else reason)
 
 
 def patterns_of(config: EngineConfig) -> frozenset[Pattern]:
@@ -135,7 +170,7 @@ def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
             model.dtype,
             window=model.window,
             quantize=model.quantize,
-            codes=model.codes,
+            codes=_codes(backend, model.codes),
         )
     from hearth.models.automodel.load import LoadRequest, load_automodel_spec
 
@@ -144,6 +179,11 @@ def load_spec(backend: BackendChoice, config: EngineConfig) -> LoadedModel:
     path = Path(model.path)
     request = LoadRequest(model.dtype, num_tokens, num_rows, model.window)
     return load_automodel_spec(read_config(path), path, request)
+
+
+def _codes(backend: BackendChoice, codes: CodesConfig) -> CodesConfig:
+    """Rows of a GPU stay in its float type: int8 rows are for the CPU's products."""
+    return replace(codes, activations="float32") if backend.name == "triton" else codes
 
 
 def create_executor(
@@ -172,6 +212,13 @@ def create_executor(
     if backend.name == "cpu":
         run = _CpuRun(config, shape, placement, max_patches)
         return _create_cpu(family, run, fill, on_progress)
+    if backend.name == "triton":
+        from hearth.engine import device
+
+        built = device.create(family, config, shape, fill, max_patches, placement.num_threads)
+        return CreatedExecutor(
+            built.executor, built.choices, built.warnings, built.encoder, built.report.rounding
+        )
     return _create_reference(family, shape, placement.num_threads, fill, max_patches)
 
 

@@ -43,24 +43,28 @@ def resolve_kv_storage(
     backend: BackendChoice, config: EngineConfig, loaded: LoadedModel
 ) -> KvStorage:
     """Raises ConfigError for a form that this model, or what runs it, cannot have."""
-    own = _own(loaded)
+    own = _own(backend, config, loaded)
     asked = KV_CACHE_DTYPES[config.cache.dtype]
     chosen = asked or own
-    if refusal := _refusal(chosen, backend, loaded):
-        permitted = [str(d) for d in (own, *_permitted(backend, loaded)) if d is not chosen]
+    if refusal := _refusal(chosen, own, backend, loaded):
+        permitted = [str(d) for d in (own, *_permitted(own, backend, loaded)) if d is not chosen]
         raise ConfigError(
             f"--kv-cache-dtype is {config.cache.dtype!r}, and {refusal}",
             param="kv_cache_dtype",
             hint=f"permitted here: auto, {', '.join(dict.fromkeys(permitted))}",
         )
     smaller = tuple(
-        d for d in _SMALLER if d.bits < chosen.bits and not _refusal(d, backend, loaded)
+        d for d in _SMALLER if d.bits < chosen.bits and not _refusal(d, own, backend, loaded)
     )
     return KvStorage(chosen, smaller)
 
 
-def _own(loaded: LoadedModel) -> KvDType:
+def _own(backend: BackendChoice, config: EngineConfig, loaded: LoadedModel) -> KvDType:
     """Without anything that is asked for."""
+    if backend.name == "triton":
+        from hearth.engine.device import kv_dtype
+
+        return kv_dtype(config, loaded.dtype)
     is_foreign = isinstance(loaded, AutoModelSpec)
     return KvDType(loaded.dtype) if is_foreign else float_kv(loaded.dtype)
 
@@ -86,18 +90,23 @@ def kv_choice(config: EngineConfig, loaded: LoadedModel, request: FitRequest) ->
     return Choice("kv_cache_dtype", value, reason)
 
 
-def _permitted(backend: BackendChoice, loaded: LoadedModel) -> tuple[KvDType, ...]:
+def _permitted(own: KvDType, backend: BackendChoice, loaded: LoadedModel) -> tuple[KvDType, ...]:
     offered = (KvDType.BFLOAT16, KvDType.INT8, KvDType.INT4, KvDType.FP8)
-    return tuple(d for d in offered if not _refusal(d, backend, loaded))
+    return tuple(d for d in offered if not _refusal(d, own, backend, loaded))
 
 
-def _refusal(dtype: KvDType, backend: BackendChoice, loaded: LoadedModel) -> str:
+def _refusal(dtype: KvDType, own: KvDType, backend: BackendChoice, loaded: LoadedModel) -> str:
     """Why it cannot be; empty: it can."""
-    if dtype is _own(loaded):
+    if dtype is own:
         return ""
     if isinstance(loaded, AutoModelSpec):
         return f"transformers runs the model, which stores {loaded.dtype}"
-    if dtype.is_coded and backend.name != "cpu":
+    if backend.name == "triton":
+        if dtype is KvDType.INT4:
+            return "the kernels of the GPU read no keys and values of 4 bits"
+        if dtype is KvDType.BFLOAT16 and own is KvDType.FLOAT16:
+            return "the card has no bfloat16"
+    elif dtype.is_coded and backend.name != "cpu":
         return f"codes need the C++ kernels; {backend.name} runs the model ({backend.reason})"
     refusals = (kv_refusal(dtype, group.head_dim) for group in loaded.program.kv_groups)
     return next(filter(None, refusals), "")

@@ -17,7 +17,7 @@ from hearth.engine.kv_storage import KV_CACHE_DTYPES
 from hearth.engine.planning import fit_request, image_info
 from hearth.host.cost import ProgramCost, program_cost
 from hearth.host.device_map import Assignment, Device, gpu, map_devices, parts_of
-from hearth.host.fit import KV_SHARE, FitRequest, fixed_items, longest_fitting, sequence_bytes
+from hearth.host.fit import HALF, FitRequest, fixed_items, longest_fitting, sequence_bytes
 from hearth.host.memory import HostMemory
 from hearth.host.speed import (
     WORTH_SAYING,
@@ -121,7 +121,7 @@ class Outlook:
         fixed = self.total_bytes - self.kv_bytes
         if not self.fits:
             return f"lacks {format_bytes(self.total_bytes - self.available_bytes)}"
-        if self.kv_bytes * KV_SHARE > self.available_bytes - fixed:
+        if HALF.needed(self.kv_bytes) > self.available_bytes - fixed:
             return f"fits with --kv-cache-memory-bytes {self.kv_bytes}"
         return "fits"
 
@@ -184,7 +184,7 @@ def _outlook(scheme: str, config: EngineConfig, site: Site, load: Load) -> Outlo
         items=items,
         kv_bytes=load.num_sequences * sequence_bytes(request, load.context),
         available_bytes=available,
-        longest_context=longest_fitting(request, max(0, free) // KV_SHARE, most),
+        longest_context=longest_fitting(request, HALF.share(max(0, free)), most),
         most_sequences=_most_sequences(request, load.context, max(0, free)),
         times=times,
         device_map=_device_map(loaded, request, site, load),

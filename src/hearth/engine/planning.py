@@ -16,6 +16,7 @@ from hearth.engine.executor import BackendChoice, LoadedModel, load_spec, patter
 from hearth.engine.images.decode import SMALL_BYTES
 from hearth.engine.kv_storage import kv_choice, resolve_kv_storage
 from hearth.host.fit import (
+    MOST_OF_A_GPU,
     Fit,
     FitRequest,
     ImageRequest,
@@ -35,6 +36,7 @@ from hearth.models.quantize import RESIDUAL, distinct_schemes, storage_of
 
 # A scheme fits with a context of so many tokens, where neither the user nor the model says less.
 AUTO_CONTEXT = 8192
+CODES_BACKENDS = ("cpu", "triton")  # that multiply with codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,14 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
     Raises ModelError, ConfigError, CapacityError.
     """
     if config.model.quantize == "auto":
-        if backend.name == "cpu":
+        if backend.name in CODES_BACKENDS:
             return _plan_auto(backend, config, num_threads)
         planned = plan_model(backend, _with_scheme(config, "none"), num_threads)
         reason = f"--quantize auto: {backend.name} runs the model, codes need the C++ kernels"
         return replace(planned, choices=(Choice("quantize", "none", reason), *planned.choices))
     loaded = load_spec(backend, config)
     request = fit_request(backend, config, loaded, num_threads)
-    fitted = fit(request, memory_of(loaded))
+    fitted = fit(request, memory_of(loaded, backend, config))
     kv = kv_choice(config, loaded, request)
     scheme = config.model.quantize
     if not isinstance(loaded, LoadedSpec) or (scheme == "none" and loaded.stored is None):
@@ -92,16 +94,19 @@ def plan_model(backend: BackendChoice, config: EngineConfig, num_threads: int) -
             )
         return PlannedModel(loaded, fitted, (kv,))
     if scheme == "none":
-        choices = _stored_choices(loaded, config.model.codes)
+        choices = _stored_choices(loaded, config.model.codes, backend)
         return PlannedModel(loaded, fitted, (*choices, kv))
     choice = Choice("quantize", scheme, f"--quantize; {_of_matrices(loaded)}")
-    return PlannedModel(loaded, fitted, (choice, *_code_choices(loaded, config.model.codes), kv))
+    codes = _code_choices(loaded, config.model.codes, backend)
+    return PlannedModel(loaded, fitted, (choice, *codes, kv))
 
 
-def _stored_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
+def _stored_choices(
+    loaded: LoadedSpec, codes: CodesConfig, backend: BackendChoice
+) -> tuple[Choice, ...]:
     """Of a checkpoint that holds codes, which are taken as they are."""
     reason = f"config.json: quantization_config; {storage_of(loaded.program.slots)}"
-    return Choice("quantize", "as stored", reason), *_code_choices(loaded, codes)[:1]
+    return Choice("quantize", "as stored", reason), *_code_choices(loaded, codes, backend)[:1]
 
 
 def fit_request(
@@ -116,7 +121,7 @@ def fit_request(
         images = ImageRequest(
             loaded.encoder, info.max_patches, config.images.cache_bytes, _pixel_bytes(info)
         )
-    return FitRequest(
+    request = FitRequest(
         program=loaded.program,
         dtype=loaded.dtype,
         max_position_embeddings=loaded.max_position_embeddings,
@@ -132,6 +137,17 @@ def fit_request(
         kv_dtype=storage.dtype,
         smaller_kv=storage.smaller,
     )
+    if backend.name != "triton" or not isinstance(loaded, LoadedSpec):
+        return request
+    from hearth.engine import device
+
+    return replace(
+        request,
+        fixed=device.fixed_items(config, loaded),
+        images=None,  # they are encoded on the host
+        block_bytes=device.block_bytes(),
+        kv_share=MOST_OF_A_GPU,
+    )
 
 
 def _pixel_bytes(info: ImageInfo) -> int:
@@ -139,8 +155,14 @@ def _pixel_bytes(info: ImageInfo) -> int:
     return info.pixel_bytes + 2 * SMALL_BYTES
 
 
-def memory_of(loaded: LoadedModel) -> HostMemory:
-    """What is free where the model will lie."""
+def memory_of(
+    loaded: LoadedModel, backend: BackendChoice | None = None, config: EngineConfig | None = None
+) -> HostMemory:
+    """What is free where the model will lie: on the host, but for a `backend` on a GPU."""
+    if backend is not None and config is not None and backend.name == "triton":
+        from hearth.engine.device import memory_of_device
+
+        return memory_of_device(config)
     if not isinstance(loaded, AutoModelSpec):
         return read_memory()
     from hearth.models.automodel.load import read_device_memory
@@ -177,7 +199,7 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
     exact = _candidate("none", backend, config, num_threads)
     schemes = distinct_schemes(exact.loaded.spec, config.model.codes)
     candidates = [_candidate(scheme, backend, config, num_threads) for scheme in schemes]
-    memory = read_memory()
+    memory = memory_of(exact.loaded, backend, config)
     needs = ", ".join(candidate.describe() for candidate in candidates)
     context = f"a context of {format_count(candidates[0].num_tokens)} tokens"
     for candidate in candidates:
@@ -192,7 +214,7 @@ def _plan_auto(backend: BackendChoice, config: EngineConfig, num_threads: int) -
         if candidate.scheme == "none":
             return PlannedModel(candidate.loaded, fitted, (Choice("quantize", "none", reason), kv))
         choice = Choice("quantize", candidate.scheme, f"{reason}; {_of_matrices(candidate.loaded)}")
-        codes = _code_choices(candidate.loaded, config.model.codes)
+        codes = _code_choices(candidate.loaded, config.model.codes, backend)
         return PlannedModel(candidate.loaded, fitted, (choice, *codes, kv))
     last = candidates[-1]
     raise CapacityError(
@@ -233,10 +255,14 @@ def _of_matrices(loaded: LoadedSpec) -> str:
     return f"of the matrices: {stored}; rounded to nearest (docs/quantization.md: what it loses)"
 
 
-def _code_choices(loaded: LoadedSpec, codes: CodesConfig) -> tuple[Choice, ...]:
+def _code_choices(
+    loaded: LoadedSpec, codes: CodesConfig, backend: BackendChoice
+) -> tuple[Choice, ...]:
     coded = [slot.quant for slot in loaded.program.slots if slot.quant.bits]
     is_fp8 = bool(coded) and all(quant.is_float for quant in coded)
-    if is_fp8:
+    if backend.name == "triton":
+        rows = Choice("activations", "floats", "a GPU multiplies codes with rows of its float type")
+    elif is_fp8:
         reason = "FP8 is multiplied as floating point; --quantize int8 is faster in as much memory"
         rows = Choice("activations", "float32", reason)
     elif codes.activations == "float32":

@@ -75,7 +75,7 @@ def start(config: EngineConfig, report: ReportProgress) -> StartedEngine:
     timer = PhaseTimer()
     timer.end("python")
     check_settings(config)
-    backend = choose_backend(config.device, Path(config.model.path))
+    backend = choose_backend(config.device, Path(config.model.path), may_use_gpu=True)
     _check_backend(config, backend)
     placed = _place(backend, config)
     placement, node_warnings = _stay_on_node(placed.placement, config)
@@ -243,6 +243,15 @@ def _check_backend(config: EngineConfig, backend: BackendChoice) -> None:
             param="cpu_bind",
             hint="leave it out; taskset binds the whole server",
         )
+    if backend.name == "triton":
+        if config.model.codes.activations not in {"auto", "float32"}:
+            raise ConfigError(
+                f"--activations is {config.model.codes.activations}: rows of int8 are for the C++ "
+                f"kernels, and {runs}",
+                param="activations",
+                hint="leave it out",
+            )
+        return
     if config.model.quantize not in {"none", "auto"}:
         raise ConfigError(
             f"--quantize {config.model.quantize} needs the C++ kernels, and {runs}",

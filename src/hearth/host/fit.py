@@ -9,13 +9,15 @@ requests use the same. What does not fit is refused here, before anything is loa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from hearth.core.blocks import max_blocks_held
 from hearth.core.config import Choice
 from hearth.core.errors import CapacityError, ConfigError
 from hearth.core.memory import MemoryItem, MemoryPlan
-from hearth.core.program import EncoderProgram, StepProgram
+from hearth.core.program import EncoderProgram, KvGroupSpec, StepProgram
 from hearth.core.spec import DType, KvDType, float_kv
 from hearth.core.step import KvConfig, StepLimits
 from hearth.core.units import MIB, ceil_div, format_bytes, format_count, round_up
@@ -34,13 +36,35 @@ from hearth.kernels.packing import ENCODER_BLOCK_ROWS, arena_bytes, kv_block_byt
 # Resident memory of both processes before the first request, the model's own aside. (Measured on
 # x86-64, Python 3.11: 57 MiB the front end with its HTTP stack, 30 MiB the engine.)
 RUNTIME_BYTES = 100 * MIB
-KV_SHARE = 2  # the KV cache may take one part in so many of what is free
 LEAST_MODEL_LEN = 16
 # Logits rows of a step beside one a sequence: prompts are scored so many tokens a step, or fewer
 # (a prefill of 64 rows is bound by arithmetic, not by reading weights), and so many drafted.
 EXTRA_ROWS = 64
 # Where pixels are one part in so many of what is needed, or more, settings that bound them help.
 PIXELS_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KvShare:
+    """What part of what is free the KV cache may take, unless its size is set."""
+
+    parts: int
+    of: int
+    words: str  # such as "half"
+
+    def share(self, free_bytes: int) -> int:
+        """Bytes that it may take."""
+        return free_bytes * self.parts // self.of
+
+    def needed(self, kv_bytes: int) -> int:
+        """Bytes that must be free so that it may take so many."""
+        return ceil_div(kv_bytes * self.of, self.parts)
+
+
+HALF = KvShare(1, 2, "half")
+# A GPU that a server has to itself; the rest is for what the plan does not know.
+MOST_OF_A_GPU = KvShare(9, 10, "nine tenths")
+BlockBytes: TypeAlias = Callable[[KvGroupSpec, int, KvDType], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +87,7 @@ class FitRequest:
     `kv_dtype`: of keys and values, None: `dtype`; `smaller_kv`: what they could be as well, for
     hints. `fixed`: what is needed whatever the context; None: weights and buffers of the program,
     but for the buffers that `fusion` keeps within tiles (None: operations run one by one, unsplit).
+    `block_bytes` and `kv_share`: of a device with a layout of its own.
     """
 
     program: StepProgram
@@ -79,6 +104,8 @@ class FitRequest:
     images: ImageRequest | None = None
     kv_dtype: KvDType | None = None
     smaller_kv: tuple[KvDType, ...] = ()
+    block_bytes: BlockBytes = kv_block_bytes
+    kv_share: KvShare = HALF
 
     @property
     def stored_kv(self) -> KvDType:
@@ -135,7 +162,7 @@ def needed_bytes(request: FitRequest, num_tokens: int) -> int:
     The KV cache is as large as it was set, or counts as often as its share of what is left asks.
     """
     fixed = fixed_items(request) if request.fixed is None else request.fixed
-    kv = request.kv_memory_bytes or KV_SHARE * sequence_bytes(request, num_tokens)
+    kv = request.kv_memory_bytes or request.kv_share.needed(sequence_bytes(request, num_tokens))
     return sum(item.num_bytes for item in fixed) + kv
 
 
@@ -237,8 +264,8 @@ def _kv_budget(request: FitRequest, fixed: tuple[MemoryItem, ...], memory: HostM
         )
     asked = request.kv_memory_bytes
     if asked is None:
-        reason = f"half of the {format_bytes(free)} that are left"
-        return _KvBudget(free // KV_SHARE, reason, free, images)
+        reason = f"{request.kv_share.words} of the {format_bytes(free)} that are left"
+        return _KvBudget(request.kv_share.share(free), reason, free, images)
     if asked > free:
         raise CapacityError(
             f"--kv-cache-memory-bytes is {format_count(asked)} ({format_bytes(asked)}), "
@@ -315,7 +342,7 @@ def less_context(request: FitRequest, memory: HostMemory, wanted: int) -> str:
     if free <= 0:
         return ""
     asked = request.kv_memory_bytes
-    num_bytes = free // KV_SHARE if asked is None else min(asked, free)
+    num_bytes = request.kv_share.share(free) if asked is None else min(asked, free)
     budget = _KvBudget(num_bytes, "", free, "")
     lower = "" if asked is None else f", set --kv-cache-memory-bytes ≤ {free}"
     fitting = min(wanted, longest_fitting(request, num_bytes, wanted))
@@ -344,7 +371,7 @@ def longest_fitting(request: FitRequest, num_bytes: int, most: int) -> int:
 def _block_bytes(request: FitRequest) -> list[int]:
     """Bytes of one block of each group."""
     groups = request.program.kv_groups
-    return [kv_block_bytes(group, request.block_size, request.stored_kv) for group in groups]
+    return [request.block_bytes(group, request.block_size, request.stored_kv) for group in groups]
 
 
 def _sequence_blocks(request: FitRequest, num_tokens: int) -> list[int]:

@@ -15,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from hearth.core.errors import KernelError
-from hearth.core.program import Embed, StepProgram
+from hearth.core.program import StepProgram
 from hearth.core.step import (
     ExecutorInfo,
     KvConfig,
-    LogitEdits,
     StepLimits,
     StepPlan,
     StepResult,
 )
-from hearth.kernels.encoder import check_encoder_rows
+from hearth.kernels.plan_check import check_plan, check_tokens
 from hearth.kernels.reference.forward import forward
 from hearth.kernels.reference.kv import GroupTables, PagedKv, SequenceRows, StepTensors
 from hearth.kernels.reference.sampling import sample_rows
@@ -66,7 +65,7 @@ class TorchExecutor(ABC):
         """Runs one step. Raises KernelError when the plan contradicts itself or the limits."""
         if self._is_closed:
             raise KernelError("the executor is closed")
-        _check_plan(plan, self._program, self._kv_config, self._limits)
+        check_plan(plan, self._program, self._kv_config, self._limits)
         tokens = resolve_tokens(plan.tokens, self._previous, self._program.vocab_size)
         for group, source, target in plan.copies.tolist():
             self._kv.copy_block(group, source, target)
@@ -125,15 +124,10 @@ def resolve_tokens(
     tokens: NDArray[np.int32], previous: NDArray[np.int32], vocab_size: int
 ) -> NDArray[np.int32]:
     """Token ids ≥ 0: −(1+r) becomes the token of row r of the step before. Raises KernelError."""
+    check_tokens(tokens, previous.shape[0], vocab_size)
     rows = -1 - tokens
-    if rows.size and rows.max() >= previous.shape[0]:
-        raise KernelError(
-            f"a token refers to row {rows.max()} of the step before, which had {previous.shape[0]}"
-        )
     resolved = tokens.copy()
     resolved[tokens < 0] = previous[rows[tokens < 0]]
-    if resolved.size and resolved.max() >= vocab_size:
-        raise KernelError(f"token {resolved.max()} is outside the vocabulary of {vocab_size}")
     return resolved
 
 
@@ -184,49 +178,3 @@ def _tables(plan: StepPlan, group: int, device: str) -> GroupTables:
 
 def _indices(values: NDArray[np.int32], device: str) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.int64)).to(device)
-
-
-def _check_plan(plan: StepPlan, program: StepProgram, kv: KvConfig, limits: StepLimits) -> None:
-    num_tokens, num_sequences = plan.tokens.shape[0], plan.context.shape[0]
-    for name, value, maximum in (
-        ("tokens", num_tokens, limits.max_tokens),
-        ("sequences", num_sequences, limits.max_sequences),
-        ("logits rows", plan.logit_rows.shape[0], limits.max_logit_rows),
-    ):
-        if value > maximum:
-            raise KernelError(f"the plan has {value} {name}; permitted: up to {maximum}")
-    if len(plan.encoder):
-        embed = next(op for op in program.ops if isinstance(op, Embed))
-        check_encoder_rows(plan, program.buffers[embed.out].width)
-    if plan.row_start[0] != 0 or plan.row_start[-1] != num_tokens:
-        raise KernelError(f"row_start covers up to {plan.row_start[-1]} of {num_tokens} tokens")
-    if plan.sampling.edits is not None:
-        _check_edits(plan.sampling.edits, program.vocab_size)
-    for group in range(len(program.kv_groups)):
-        _check_group(plan, group, kv)
-
-
-def _check_edits(edits: LogitEdits, vocab_size: int) -> None:
-    """Every token that a row counts or biases is in the vocabulary."""
-    for name, tokens in (("count_tokens", edits.count_tokens), ("bias_tokens", edits.bias_tokens)):
-        if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
-            raise KernelError(f"{name}: a token lies outside 0 to {vocab_size - 1}")
-
-
-def _check_group(plan: StepPlan, group: int, kv: KvConfig) -> None:
-    """Slots and blocks exist, and the blocks cover every key that a sequence reads."""
-    num_blocks = kv.num_blocks[group]
-    starts = plan.block_start[group]
-    for name, values, end in (
-        ("slot", plan.slots[group], num_blocks * kv.block_size),
-        ("block", plan.blocks[starts[0] : starts[-1]], num_blocks),
-    ):
-        if values.size and (values.min() < 0 or values.max() >= end):
-            raise KernelError(f"group {group}: a {name} lies outside 0 to {end - 1}")
-    num_keys = plan.context + np.diff(plan.row_start)
-    covered = (plan.first_block[group] + np.diff(starts)) * kv.block_size
-    if (covered < num_keys).any():
-        s = int(np.argmax(covered < num_keys))
-        raise KernelError(
-            f"group {group}: the blocks of sequence {s} cover {covered[s]} of {num_keys[s]} tokens"
-        )

@@ -44,13 +44,54 @@ def rounded_rows(x: torch.Tensor, group_size: int, *, residual: bool = False) ->
     return values.flatten(-2)[..., : x.shape[-1]]
 
 
+@dataclass(frozen=True)
+class FittedCodes:
+    """Codes [rows, cols padded to whole groups] uint8; scales float32, zeros uint8 [rows, groups].
+
+    A weight is scale · (code − zero point), or scale · the FP8 number that the code is.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+
+def coded_weights(rows: torch.Tensor, quant: QuantSpec) -> FittedCodes:
+    """The codes of a weight; scales are not finite where its values are not."""
+    fitted = _fit(_grouped(rows.float(), quant.group_size), quant)
+    if quant.is_float:
+        codes = fitted.steps.to(torch.float8_e4m3fn).view(torch.uint8)
+    else:
+        codes = (fitted.steps + fitted.zero).nan_to_num().to(torch.uint8)
+    zeros = fitted.zero.nan_to_num().to(torch.uint8).expand(fitted.scale.shape)
+    return FittedCodes(codes.flatten(-2), fitted.scale.squeeze(-1), zeros.squeeze(-1).contiguous())
+
+
 def rounded_weights(rows: torch.Tensor, quant: QuantSpec) -> torch.Tensor:
     """What the codes of a weight stand for, [rows, cols]."""
-    groups = _grouped(rows.float(), quant.group_size)
+    fitted = _fit(_grouped(rows.float(), quant.group_size), quant)
+    values = fitted.steps * fitted.scale
     if quant.is_float:
-        return _as_e4m3(groups).flatten(-2)[..., : rows.shape[-1]]
-    fitted = _symmetric(groups, quant.bits) if quant.symmetric else _with_zero(groups, quant.bits)
-    return fitted.flatten(-2)[..., : rows.shape[-1]]
+        values = torch.where(fitted.scale.isfinite(), values, torch.nan)
+    return values.flatten(-2)[..., : rows.shape[-1]]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A weight is scale · step: integers within [−zero, levels − zero], or FP8 numbers.
+
+    `steps` [rows, groups, group_size]; `scale` and `zero` [rows, groups, 1].
+    """
+
+    steps: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+
+
+def _fit(groups: torch.Tensor, quant: QuantSpec) -> _Fitted:
+    if quant.is_float:
+        return _as_e4m3(groups)
+    return _symmetric(groups, quant.bits) if quant.symmetric else _with_zero(groups, quant.bits)
 
 
 def _grouped(x: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -79,16 +120,17 @@ class _Range:
         )
 
 
-def _symmetric(groups: torch.Tensor, bits: int) -> torch.Tensor:
+def _symmetric(groups: torch.Tensor, bits: int) -> _Fitted:
     """The value of largest magnitude gets the code −8; scales around it are tried."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     most = torch.where(-low > high, low, high)
     is_zero = most.abs() < LEAST
     most = torch.where(is_zero, 1.0, most)
+    middle = torch.full_like(most, 1 << bits - 1)
     if bits == 8:
         scale = _bfloat16(most.abs() / ROW_LEVELS)
-        values = _Range(1.0 / scale, -ROW_LEVELS, ROW_LEVELS).codes_of(groups) * scale
-        return torch.where(is_zero, 0.0, values)
+        steps = _Range(1.0 / scale, -ROW_LEVELS, ROW_LEVELS).codes_of(groups)
+        return _Fitted(torch.where(is_zero, 0.0, steps), scale, middle)
     best_products = best_squares = torch.zeros_like(most)
     for i in range(SCALE_CANDIDATES + 1):
         step = 0.25 * ((i + 1) // 2) * (1 if i % 2 else -1)
@@ -99,36 +141,40 @@ def _symmetric(groups: torch.Tensor, bits: int) -> torch.Tensor:
         is_better |= best_squares == 0
         best_products = torch.where(is_better, products, best_products)
         best_squares = torch.where(is_better, squares, best_squares)
-    scale = _bfloat16(best_products / best_squares)
-    values = _Range(1.0 / scale, -8, 7).codes_of(groups) * scale
-    return torch.where(is_zero, 0.0, values)
+    scale = torch.where(is_zero, 0.0, _bfloat16(best_products / best_squares))
+    steps = _Range(1.0 / scale, -8, 7).codes_of(groups)
+    return _Fitted(torch.where(is_zero, 0.0, steps), scale, middle)
 
 
-def _as_e4m3(groups: torch.Tensor) -> torch.Tensor:
+def _as_e4m3(groups: torch.Tensor) -> _Fitted:
     """FP8: the largest magnitude becomes 448."""
     most = groups.abs().amax(-1, keepdim=True)
     scale = _bfloat16(torch.where(most < LEAST, 0.0, most / LARGEST))
     steps = torch.where(scale > 0, groups / scale, 0.0).clamp(-LARGEST, LARGEST)
-    values = steps.to(torch.float8_e4m3fn).float() * scale
-    return torch.where(most.isfinite(), values, torch.nan)
+    return _Fitted(steps.to(torch.float8_e4m3fn).float(), scale, torch.zeros_like(scale))
 
 
-def _with_zero(groups: torch.Tensor, bits: int) -> torch.Tensor:
+def _with_zero(groups: torch.Tensor, bits: int) -> _Fitted:
     """The range of the values, then narrower ones; the least squared error wins."""
     levels = (1 << bits) - 1
     low = groups.amin(-1, keepdim=True).clamp(max=0.0)
     high = groups.amax(-1, keepdim=True).clamp(min=0.0)
     is_zero = high - low < LEAST
     low = torch.where(is_zero, -1.0, low)
-    best = torch.zeros_like(groups)
+    best = _Fitted(torch.zeros_like(groups), torch.zeros_like(low), torch.zeros_like(low))
     least = torch.full_like(low, torch.inf)
     for i in range(SCALE_CANDIDATES + 1):
         shrink = 1.0 - 0.02 * i
         scale = _bfloat16((high - low) * shrink / levels)
         zero = (-low * shrink / scale).round()
-        values = _Range(1.0 / scale, -zero, levels - zero).codes_of(groups) * scale
-        error = (groups - values).square().sum(-1, keepdim=True)
+        steps = _Range(1.0 / scale, -zero, levels - zero).codes_of(groups)
+        error = (groups - steps * scale).square().sum(-1, keepdim=True)
         is_better = (error < least) | (i == 0)
-        best = torch.where(is_better, values, best)
+        best = _Fitted(
+            torch.where(is_better, steps, best.steps),
+            torch.where(is_better, scale, best.scale),
+            torch.where(is_better, zero, best.zero),
+        )
         least = torch.where(is_better, error, least)
-    return torch.where(is_zero, 0.0, best)
+    parts = (torch.where(is_zero, 0.0, part) for part in (best.steps, best.scale, best.zero))
+    return _Fitted(*parts)
