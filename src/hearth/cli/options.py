@@ -291,8 +291,8 @@ Executor = Annotated[
     Literal["auto", "cpu", "cuda", "reference", "automodel"],
     option(
         "--executor",
-        "What runs the model; cuda: a GPU, with hearth[cuda]; automodel: transformers' own "
-        "code, slower, with hearth[torch].",
+        "What runs the model; cuda: a GPU, with hearth[cuda], not yet tried on a card; automodel: "
+        "transformers' own code, slower, with hearth[torch].",
         rich_help_panel="Engine",
     ),
 ]

@@ -37,6 +37,10 @@ LoadedModel: TypeAlias = LoadedSpec | AutoModelSpec
 
 GPU_EXECUTORS = ("cuda", "cuda-on-cpu")  # the second for tests
 
+UNTRIED = (
+    "its kernels are tested on the CPU and compiled for cards, but have not run on one yet: compare "
+    "its answers with --executor cpu"
+)
 INSTALL_HINT = (
     "pip install 'hearth[torch]', or install g++ (apt-get install g++) and install hearth again"
 )
@@ -67,11 +71,11 @@ def choose_backend(
 ) -> BackendChoice:
     """What runs the model of a directory.
 
-    transformers where no family file knows its architecture, else Triton's kernels where
-    `may_use_gpu` and there is a GPU for them, else the C++ kernels where they are built, else the
-    torch reference; the last and the first with a warning. Reads config.json and loads the kernel
-    library; imports torch where a GPU's driver is loaded, or a GPU asked for. Raises
-    UnknownArchitectureError, KernelError, and ConfigError for an instruction set that cannot run.
+    transformers where no family file knows its architecture, Triton's kernels where they are asked
+    for, else the C++ kernels where they are built, else the torch reference; all but the C++ kernels
+    with a warning. Reads config.json and loads the kernel library; imports torch where a GPU is
+    asked for. `may_use_gpu`: whether to say that there is one. Raises UnknownArchitectureError,
+    KernelError, and ConfigError for an instruction set that cannot run.
     """
     config = read_config(model_dir)
     architecture = named_architecture(config)
@@ -109,27 +113,23 @@ def _automodel_choice(reason: str) -> BackendChoice:
 
 
 def _gpu_backend(device: DeviceConfig) -> BackendChoice | str:
-    """Triton's kernels, or why they do not run; an empty reason where there is no trace of a GPU.
+    """Triton's kernels where they are asked for; else why not, "" without a trace of a GPU.
 
     Raises KernelError where they are asked for and cannot run.
     """
     from hearth.kernels.triton.device import INSTALL_HINT as CUDA_HINT
     from hearth.kernels.triton.device import has_driver
 
-    is_asked = device.executor in GPU_EXECUTORS
-    if not is_asked and not has_driver():
-        return ""
-    if not is_asked and (device.isa != "auto" or device.cpu_bind not in {"auto", "none"}):
-        return "a GPU is left out, since --isa or --cpu-bind chooses how the CPU runs the model"
+    if device.executor not in GPU_EXECUTORS:
+        if not has_driver():
+            return ""
+        return f"a GPU's driver is loaded: --executor cuda serves on it; {UNTRIED}"
     from hearth.engine.device import refusal
 
-    why = refusal(device.executor)
-    if is_asked and why:
+    if why := refusal(device.executor):
         message = f"--executor is {device.executor}, and {why}"
         raise KernelError(message, hint=f"{CUDA_HINT}, or leave --executor out")
-    if why:
-        return f"a GPU's driver is loaded, and {why}"
-    return BackendChoice("triton", "--executor" if is_asked else "there is a GPU, and Triton")
+    return BackendChoice("triton", "--executor", UNTRIED)
 
 
 def _kernel_backend(device: DeviceConfig, no_gpu: str = "") -> BackendChoice:

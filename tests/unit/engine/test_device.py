@@ -57,23 +57,20 @@ def test_without_a_driver_the_cpu_serves_and_torch_is_not_asked(
 
 
 @pytest.mark.usefixtures("has_gpu")
-def test_a_gpu_is_taken_where_there_is_one_unless_the_cpu_is_meant() -> None:
-    assert choose()[0] == "triton"
+def test_a_gpu_is_taken_where_it_is_asked_for_and_told_of_where_not() -> None:
     assert choose("cuda") == ("triton", "--executor")
-    assert choose("cpu")[0] == "cpu"
-    assert choose("reference")[0] == "reference"
-    name, reason = choose(isa="generic")
-    assert name == "cpu"
-    assert "--isa" in reason
-    assert choose(may_use_gpu=False)[0] == "cpu"  # what plans for the CPU
-
-
-def test_a_driver_whose_card_cannot_be_used_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_device, "has_driver", lambda: True)
-    monkeypatch.setattr(triton_device, "cuda_refusal", lambda: "triton is not installed")
     name, reason = choose()
     assert name == "cpu"
-    assert reason.endswith("a GPU's driver is loaded, and triton is not installed")
+    assert "--executor cuda serves on it" in reason
+    assert choose("cpu")[0] == "cpu"
+    assert choose("reference")[0] == "reference"
+    assert "cuda" not in choose(may_use_gpu=False)[1]  # what plans for the CPU
+
+
+@pytest.mark.usefixtures("has_gpu")
+def test_kernels_that_have_not_run_on_a_card_are_warned_of() -> None:
+    backend = choose_backend(DeviceConfig(executor="cuda"), MODEL)
+    assert "have not run on one yet" in backend.warning
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
