@@ -38,8 +38,8 @@ LoadedModel: TypeAlias = LoadedSpec | AutoModelSpec
 GPU_EXECUTORS = ("cuda", "cuda-on-cpu")  # the second for tests
 
 UNTRIED = (
-    "its kernels are tested on the CPU and compiled for cards, but have not run on one yet: compare "
-    "its answers with --executor cpu"
+    "its kernels are tested on the CPU and compiled for cards, but have not run on one yet: "
+    "compare its answers with --executor cpu"
 )
 INSTALL_HINT = (
     "pip install 'hearth[torch]', or install g++ (apt-get install g++) and install hearth again"
@@ -72,10 +72,10 @@ def choose_backend(
     """What runs the model of a directory.
 
     transformers where no family file knows its architecture, Triton's kernels where they are asked
-    for, else the C++ kernels where they are built, else the torch reference; all but the C++ kernels
-    with a warning. Reads config.json and loads the kernel library; imports torch where a GPU is
-    asked for. `may_use_gpu`: whether to say that there is one. Raises UnknownArchitectureError,
-    KernelError, and ConfigError for an instruction set that cannot run.
+    for, else the C++ kernels where they are built, else the torch reference; all but the C++
+    kernels with a warning. Reads config.json and loads the kernel library; imports torch where a
+    GPU is asked for. `may_use_gpu`: whether to say that there is one. Raises
+    UnknownArchitectureError, KernelError, and ConfigError for an instruction set that cannot run.
     """
     config = read_config(model_dir)
     architecture = named_architecture(config)
