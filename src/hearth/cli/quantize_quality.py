@@ -50,11 +50,18 @@ def measure(source: Path, target: Path, method: str, calibrated: Calibrated | No
         line = short_line(quality)
         for warning in warnings_of(quality):
             print(f"warning: {warning}", file=sys.stderr)
-        store_quality(quality, method)
-    except HearthError as error:
-        print(f"quality: not measured: {error.message}; {later}", file=sys.stderr)
+    except (HearthError, OSError, MemoryError) as error:
+        print(f"quality: not measured: {_told(error)}; {later}", file=sys.stderr)
         return
     print(f"quality: {line}", file=sys.stderr)
+    try:
+        store_quality(quality, method)
+    except (HearthError, OSError) as error:
+        print(f"quality: not stored: {_told(error)}; {later}", file=sys.stderr)
+
+
+def _told(error: Exception) -> str:
+    return error.message if isinstance(error, HearthError) else str(error) or "no memory"
 
 
 def _quoted(path: Path) -> str:
@@ -94,10 +101,7 @@ def _within_context(request: QualityRequest, source: Path) -> QualityRequest:
 
 
 def _held_out(request: QualityRequest, model: Path, calibrated: Calibrated) -> QualityRequest:
-    """On the rest of the calibration's own text where there is enough of it, else on the builtin.
-
-    The two builtin texts share paragraphs: those are left out, too.
-    """
+    """On what was not calibrated on of the same text, if it is enough, else on the builtin one."""
     from hearth.engine.text.tokenizer import Tokenizer
     from hearth.quant.held_out import SeenText
     from hearth.quant.text import TextSource

@@ -108,8 +108,8 @@ def _unmeasured(how: str, rounding: RoundingLoss | None) -> Choice:
 
 def kv_dtype_of(config: EngineConfig, loaded: LoadedSpec) -> str:
     """The precision of keys and values."""
-    asked = getattr(config.cache, "dtype", "auto")
-    return str(loaded.dtype) if asked == "auto" else str(asked)
+    names = {"auto": str(loaded.dtype), "bf16": "bfloat16", "fp8_e4m3": "fp8"}
+    return names.get(config.cache.dtype, config.cache.dtype)
 
 
 def read_quality(path: Path) -> QualitySummary | None:
@@ -184,4 +184,10 @@ def _command(config: EngineConfig, scheme: str, *, against: bool) -> str:
         parts += ["--activations", model.codes.activations]
     if model.codes.group_size != type(model.codes)().group_size:
         parts += ["--quantize-group-size", str(model.codes.group_size)]
+    if model.dtype != "auto":
+        parts += ["--dtype", model.dtype]
+    if model.window is not None:
+        parts += ["--window", str(model.window)]
+    if config.cache.dtype != "auto":
+        parts += ["--kv-cache-dtype", config.cache.dtype]
     return " ".join([*parts, "--store"])

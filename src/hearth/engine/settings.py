@@ -7,7 +7,7 @@ from hearth.core.errors import ConfigError
 from hearth.core.units import format_count
 from hearth.engine.kv_storage import KV_CACHE_DTYPES, OFFERED
 from hearth.kernels.packing import BLOCK_SIZES
-from hearth.models.quantize import ACTIVATIONS, GROUP_SIZES, SCHEMES
+from hearth.models.quantize import ACTIVATIONS, GROUP_SIZES, RESIDUAL, SCHEMES
 
 DTYPES = ("auto", "float32", "bfloat16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -70,9 +70,10 @@ def _check_codes(model: ModelConfig) -> None:
             param="activations",
             hint="set --quantize int8 or int4, or leave --activations out",
         )
-    if model.codes.activations == "int8" and model.quantize == "fp8":
+    if model.codes.activations in ("int8", RESIDUAL) and model.quantize == "fp8":
         raise ConfigError(
-            "--activations is int8, and --quantize is fp8, which is multiplied with float32 rows",
+            f"--activations is {model.codes.activations}, and --quantize is fp8, which is "
+            "multiplied with float32 rows",
             param="activations",
             hint="set --quantize int8, which takes as much memory, or leave --activations out",
         )

@@ -8,6 +8,7 @@ them, and the encoder's name begins as readers expect.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from hearth.hub.gguf_files import (
     quantization_of,
 )
 from hearth.hub.listing import Listing, RemoteFile
+from hearth.hub.names import is_name
 
 # What a GGUF file's header has too, and better where it lies beside it: models/gguf/view reads it.
 _BESIDE = (
@@ -172,7 +174,8 @@ def _hint(listing: Listing, models: Sequence[GgufModel]) -> str:
     if not readable:
         return "look for another repository of this model"
     best = min(readable, key=lambda model: "Q4_K_M" not in model.stem.upper())
-    return (
-        f"name one, such as hearth pull {listing.repo}:{_tag(best, models)}, or its file: "
-        f"--file {best.files[0].path}"
-    )
+    by_file = f"--file {shlex.quote(best.files[0].path)}"
+    named = f"{listing.repo}:{_tag(best, models)}"
+    if not is_name(named):
+        return f"name its file: hearth pull {listing.repo} {by_file}"
+    return f"name one, such as hearth pull {named}, or its file: {by_file}"

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from urllib.parse import quote
 
 from hearth.hub.listing import RemoteFile
 
@@ -62,10 +63,10 @@ class GgufModel:
         """Names its directory in the store: unlike that of every other file of a repository."""
         label = self.stem.replace("/", "__")
         encoded = label.encode()
-        if len(encoded) <= _MAX_LABEL_BYTES:
+        if len(quote(label, safe="")) <= _MAX_LABEL_BYTES:  # so it stands in names of refs
             return label
         digest = blake2b(encoded, digest_size=8).hexdigest()
-        return f"{encoded[:_MAX_LABEL_BYTES].decode('utf-8', 'ignore')}-{digest}"
+        return f"{encoded[: _MAX_LABEL_BYTES // 3].decode('utf-8', 'ignore')}-{digest}"
 
     @property
     def memory_bytes(self) -> int | None:
@@ -100,12 +101,20 @@ def is_projector(path: str) -> bool:
 
 
 def models_of(files: Sequence[RemoteFile]) -> list[GgufModel]:
-    """The language models among files; parts of one are together, in their order."""
-    found: dict[str, list[RemoteFile]] = {}
+    """The language models among files; parts of one are together, in their order.
+
+    Of a model that is there whole and in parts the whole file is taken.
+    """
+    found: dict[tuple[str, int], list[RemoteFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.path.endswith(SUFFIX) and not is_projector(file.path) and not _is_data(file.path):
-            found.setdefault(stem_of(file.path), []).append(file)
-    return [GgufModel(tuple(parts)) for parts in found.values()]
+            found.setdefault((stem_of(file.path), num_parts(file.path)), []).append(file)
+    whole = {stem for stem, count in found if count == 1}
+    return [
+        GgufModel(tuple(parts))
+        for (stem, count), parts in found.items()
+        if count == 1 or stem not in whole
+    ]
 
 
 def _is_data(path: str) -> bool:

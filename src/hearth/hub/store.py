@@ -34,6 +34,7 @@ from hearth.core.errors import (
     StoreBusyError,
 )
 from hearth.core.paths import home_expanded
+from hearth.core.quality import REPORT_FILE
 from hearth.hub.digests import file_digest
 from hearth.hub.download import sync_directory
 from hearth.hub.gguf_files import SUFFIX, matches, quantization_of, stem_of
@@ -239,6 +240,9 @@ class Store:
             )
         problems = []
         for file in model.manifest.files:
+            if file.path == REPORT_FILE:  # see `is_whole`
+                on_bytes(file.num_bytes)
+                continue
             path = model.path / file.path
             try:
                 found = file_digest(path, "sha256").value
@@ -249,9 +253,10 @@ class Store:
                     problems.append(f"{file.path} has sha256 {found}, pulled was {file.sha256}")
             on_bytes(file.num_bytes)
         if problems:
+            named = _choice(model, self.revisions(ModelName(model.name)))
             raise ChecksumError(
                 f"{model.name}@{model.short}: {'; '.join(problems)}",
-                hint=f"hearth models remove {model.name}, and pull it again",
+                hint=f"hearth models remove {named}, and pull it again",
             )
         manifest = replace(model.manifest, verified_at=utc_now())
         self._note(model, manifest)
@@ -317,13 +322,17 @@ def _choice(model: StoredModel, others: list[StoredModel]) -> str:
 
 
 def is_whole(model: StoredModel) -> bool:
-    """Whether there is a manifest, and every file of it with its size."""
+    """Whether there is a manifest, and every file of it with its size.
+
+    Not the report of quality: it is written anew where it is measured again.
+    """
     if model.manifest is None:
         return False
     try:
         return all(
             (model.path / file.path).stat().st_size == file.num_bytes
             for file in model.manifest.files
+            if file.path != REPORT_FILE
         )
     except OSError:
         return False

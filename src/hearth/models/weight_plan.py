@@ -249,7 +249,8 @@ def _unexpected(spec: ModelSpec, used: set[str], checkpoint: Checkpoint) -> tupl
     found = []
     if added:
         found.append(
-            f"{len(added)} biases of zeros are left out, for which the architecture has no place"
+            f"{len(added)} biases are left out, for which the architecture has no place (they must "
+            "be zeros, and are refused where they are not)"
         )
     if left:
         found.append(f"{len(left)} tensors of the checkpoint are not used: {_listing(left)}")

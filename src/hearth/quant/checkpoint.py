@@ -343,8 +343,9 @@ def drop_leftovers(directory: Path, kept: Collection[str]) -> None:
     """Removes what earlier runs with other orders have left: files that say that we made them."""
     for path in directory.glob("*.safetensors"):
         try:
+            read_header(path)
             is_ours = _MADE in read_metadata(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError, WeightsError):
             continue
         if is_ours and path.name not in kept:
             path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ class SeenText:
     """What was calibrated on; `unseen` gives what of a text was not."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        """Takes some 60 bytes a character."""
+        """Takes some 110 bytes a character."""
         self._windows: set[str] = set()
         for text in texts:
             bare = _bare(text)

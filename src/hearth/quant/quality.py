@@ -232,7 +232,7 @@ def _record(
 def _prompts(
     request: QualityRequest, cut: CutText, sequences: Sequence[list[int]]
 ) -> list[list[int]]:
-    length = len(cut.prefix) + PROMPT_TOKENS
+    length = max(PROMPT_TOKENS, len(cut.prefix) + 1)  # what the tokenizer puts first is part of it
     return [sequence[:length] for sequence in sequences[: request.num_answers]]
 
 

@@ -57,7 +57,8 @@ class Lengths:
     @property
     def longest(self) -> int:
         """Tokens of a sequence."""
-        return max(self.context, self.prompt_tokens + self.answer_tokens)
+        answer = self.prompt_tokens + self.answer_tokens if self.num_answers else 0
+        return max(self.context, answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,9 @@ class Spool:
         return values
 
     def mapped(self, place: int, num_bytes: int) -> mmap.mmap:
-        """What lies at a place, for reading."""
+        """What lies at a place, for reading; what was not written of it is zero."""
+        if os.fstat(self._file.fileno()).st_size < place + num_bytes:
+            os.ftruncate(self._file.fileno(), place + num_bytes)
         return mmap.mmap(
             self._file.fileno(), num_bytes, mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=place
         )

@@ -111,6 +111,12 @@ def test_what_was_not_measured_says_how_to(config: EngineConfig) -> None:
         f"hearth quality '{model}' --quantize int4 --activations float32 "
         "--quantize-group-size 64 --store measures it"
     )
+    cache = replace(config.cache, dtype="int8")
+    other = replace(config, cache=cache, model=replace(config.model, dtype="float32", window=64))
+    told = find_quality(loaded_as(other), other).choice
+    assert told is not None
+    flags = "--dtype float32 --window 64 --kv-cache-dtype int8 --store"
+    assert told.reason == f"hearth quality '{model}' --quantize int4 {flags} measures it"
     plain = replace(config, model=replace(config.model, quantize="none"))
     assert find_quality(loaded_as(plain), plain).choice is None  # nothing is lost
 
@@ -138,6 +144,12 @@ def test_codes_of_a_checkpoint_need_to_know_what_they_were_made_from(
     assert choice is not None
     path = checkpoint.model.path
     assert choice.reason == f"hearth quality {path} --against REF --store measures it"
+
+
+def test_two_names_of_one_precision_are_one(config: EngineConfig) -> None:
+    loaded = loaded_as(config)
+    for name, own in (("bf16", "bfloat16"), ("fp8_e4m3", "fp8"), ("auto", str(loaded.dtype))):
+        assert kv_dtype_of(replace(config, cache=replace(config.cache, dtype=name)), loaded) == own
 
 
 def changed_weights(model: Path) -> None:

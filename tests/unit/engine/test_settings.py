@@ -62,6 +62,10 @@ def test_the_defaults_are_in_range() -> None:
             "--activations is int8, and --quantize is fp8",
         ),
         (
+            EngineConfig(ModelConfig("m", quantize="fp8", codes=CodesConfig("int8-residual"))),
+            "--activations is int8-residual, and --quantize is fp8",
+        ),
+        (
             EngineConfig(ModelConfig("m"), device=DeviceConfig(None, "tpu")),
             "--executor is 'tpu'",
         ),

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from tests.support.hub_server import COMMIT, REPO, FakeHub, Fault
 from tests.unit.hub.hubs import Recorder, contents, do_pull, hugging, scope
 
-from hearth.core.errors import ConfigError, HearthError, ModelError, ModelNotFoundError
+from hearth.core.errors import (
+    ChecksumError,
+    ConfigError,
+    HearthError,
+    ModelError,
+    ModelNotFoundError,
+)
+from hearth.core.quality import REPORT_FILE
 from hearth.hub.converting import ConvertingAttempt
 from hearth.hub.gguf_files import is_projector, matches, models_of, num_parts, quantization_of
 from hearth.hub.listing import RemoteFile
@@ -283,8 +291,57 @@ def test_a_label_is_a_directory_s_name_however_long_the_file_s_is() -> None:
     labels = {model.label for model in models_of(long)}
     assert len(labels) == 2
     for label in labels:
-        assert len(label.encode()) < 200
+        assert len(quote(label, safe="")) < 200  # as it stands in the names of refs
         assert "/" not in label
+
+
+def test_a_whole_file_goes_before_the_same_one_in_parts(tmp_path: Path) -> None:
+    parts = {f"toy-Q8_0-0000{i}-of-00002.gguf": b"p" * 100 for i in (1, 2)}
+    with FakeHub({**repository(), **parts}) as hub:
+        pulled = do_pull(tmp_path, hugging(hub), name=f"{REPO}:Q8_0")
+    assert "toy-Q8_0.gguf" in {path.name for path in pulled.path.iterdir()}
+
+
+def test_a_file_that_no_tag_can_name_is_named_as_it_must_be_typed(tmp_path: Path) -> None:
+    files = {f"M (new) {i}.gguf": b"x" for i in (1, 2)}
+    with FakeHub(files) as hub, pytest.raises(ConfigError) as caught:
+        do_pull(tmp_path, hugging(hub))
+    assert f"hearth pull {REPO} --file 'M (new) 1.gguf'" in (caught.value.hint or "")
+
+
+def test_a_pinned_commit_is_asked_for_where_only_others_of_it_are_here(tmp_path: Path) -> None:
+    with FakeHub({**repository(), "model.safetensors": b"s" * 5000}) as hub:
+        for tag in ("Q4_K_M", "Q8_0"):
+            do_pull(tmp_path, hugging(hub), name=f"{REPO}:{tag}@{COMMIT}")
+        plain = do_pull(tmp_path, hugging(hub), name=f"{REPO}@{COMMIT}")
+        assert (plain.path.name, plain.manifest.gguf) == (COMMIT, "")
+        plain.path.rename(plain.path.with_name(f"{COMMIT}.int4-g128"))
+        again = do_pull(tmp_path, hugging(hub), name=f"{REPO}@{COMMIT}")
+    assert again.path.name == COMMIT
+    assert (again.path / "model.safetensors").exists()
+
+
+def test_a_report_that_was_measured_again_leaves_the_model_whole(tmp_path: Path) -> None:
+    with FakeHub({**repository(), REPORT_FILE: b"{}"}) as hub:
+        pulled = do_pull(tmp_path, hugging(hub), name=f"{REPO}:Q8_0")
+    (pulled.path / REPORT_FILE).write_bytes(b'{"measured": "again"}')
+    store = Store(tmp_path)
+    found = store.find(parse_name(f"{REPO}:Q8_0"))
+    assert found is not None
+    store.verify(found, lambda _: None)
+
+
+def test_the_hint_of_a_damaged_one_leaves_its_neighbours(tmp_path: Path) -> None:
+    with FakeHub(repository()) as hub:
+        for tag in ("Q4_K_M", "Q8_0"):
+            pulled = do_pull(tmp_path, hugging(hub), name=f"{REPO}:{tag}")
+    (pulled.path / "toy-Q8_0.gguf").write_bytes(bytes(90_000))
+    store = Store(tmp_path)
+    found = store.find(parse_name(f"{REPO}:Q8_0"))
+    assert found is not None
+    with pytest.raises(ChecksumError) as caught:
+        store.verify(found, lambda _: None)
+    assert f"hearth models remove {REPO}:Q8_0," in (caught.value.hint or "")
 
 
 def test_a_pulled_one_is_staged_with_its_checksums(tmp_path: Path) -> None:

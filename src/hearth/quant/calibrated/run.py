@@ -150,7 +150,8 @@ class _Run:
     def layers(self) -> set[str]:
         """All layers; the names of their tensors in the source."""
         first = self._first()
-        room = self._conversion.expected_bytes + 2 * self._states.num_bytes
+        states = 2 * self._states.num_bytes if first < self.num_layers else 0
+        room = self._conversion.expected_bytes + states
         check_room(self._order.target, [p.name for p in self._order.target.iterdir()], room)
         if first < self.num_layers:
             what = f"layers {first + 1} to {self.num_layers}"
