@@ -100,8 +100,11 @@ def largest_ratio(rows: NDArray[np.float32], group_size: int) -> float:
     groups = padded.reshape(num_rows, -1, group_size)
     largest = groups.max(axis=2)
     place = groups.argmax(axis=2)
-    others = (groups.sum(axis=2) - largest) / (group_size - 1)
+    counts = np.full(groups.shape[1], group_size)
+    counts[-1] -= -width % group_size
+    others = (groups.sum(axis=2) - largest) / np.maximum(counts - 1, 1)
     ratio = largest / np.maximum(others, np.maximum(largest / np.float32(_MOST), 1e-30))
+    ratio = np.where(counts > 1, ratio, 0)  # alone in its group, a value loses nothing
     usual = np.sort(place, axis=0)[num_rows // 2]  # a place of more than half of the rows, if any
     is_same = place == usual
     score = np.sort(np.where(is_same, ratio, 0), axis=0)[(num_rows - 1) // 2]

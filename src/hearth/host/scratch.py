@@ -104,10 +104,14 @@ def expert_bytes(program: StepProgram) -> int:
     """Rows of an expert that a thread copies beside each other, of quantized experts."""
     widest = 0
     for op in program.ops:
-        if not isinstance(op, Experts) or not (down := program.slot(op.down)).quant.bits:
+        if not isinstance(op, Experts):
+            continue
+        down, gate_up = program.slot(op.down), program.slot(op.gate_up)
+        if not (down.quant.bits or gate_up.quant.bits):
             continue
         x = program.buffers[op.x]
-        of_down = row_bytes(down.cols, down.quant.group_size, residual=x.residual)
-        widths = (buffer_row_bytes(x), of_down)
+        widths = [buffer_row_bytes(x)]
+        if down.quant.bits:
+            widths.append(row_bytes(down.cols, down.quant.group_size, residual=x.residual))
         widest = max(widest, *widths, 4 * down.cols)
     return TILE_ROWS * round_up(widest, 4 * PANEL_COLUMNS)

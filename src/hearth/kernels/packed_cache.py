@@ -204,7 +204,8 @@ class Draft:
             header = with_checksums(self._header, memoryview(self.memory))
             os.pwrite(self._fd, encode_header(header), 0)
             os.fsync(self._fd)
-            _write_note(self._final.with_suffix(NOTE), note)
+            with contextlib.suppress(OSError):  # a lost note is no reason to pack again
+                _write_note(self._final.with_suffix(NOTE), note)
             fcntl.flock(self._fd, fcntl.LOCK_SH)  # before others see it under its final name
             self._path.rename(self._final)
         except OSError:
@@ -245,9 +246,9 @@ def _found(fd: int, path: Path, memory: mmap.mmap, *, verify: bool) -> Found:
 
 
 def _write_note(path: Path, note: bytes) -> None:
-    """Whole or not at all; none removes what another file of this name had. Raises OSError."""
+    """Whole or not at all; what another file of this name had goes first. Raises OSError."""
+    path.unlink(missing_ok=True)
     if not note:
-        path.unlink(missing_ok=True)
         return
     draft = path.with_suffix(NOTE + ".part")
     try:

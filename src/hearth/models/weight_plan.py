@@ -209,8 +209,9 @@ def _pieces(
         else:
             shape = (needed[source.tensor], slot.cols)
             matrix = rows_of(form).matrix(form, source.tensor, checkpoint, shape)
-            # What is converted passes through several arrays of float32.
-            share = 8 if form.converted else 2
+            # What is converted, or rounded once more, passes through several arrays of float32.
+            is_rounded = form.format == "fp8" and not slot.quant.is_float
+            share = 8 if form.converted or is_rounded else 2
             step = max(_PIECE_ROWS, PIECE_BYTES // (share * slot.cols) // _PIECE_ROWS * _PIECE_ROWS)
             for first in range(0, num_rows, step):
                 count = min(step, num_rows - first)

@@ -144,7 +144,10 @@ def put_piece(
         rows = piece.source.read(piece.first_row, piece.num_rows, maps)
     if isinstance(rows, StoredRows) and rows.is_float and not slot.quant.is_float:
         _require_finite(piece, rows.scales)
-        sink.put(slot, piece.slot_row, host_tensor(_fp8_values(piece.source.form, rows)))
+        values = host_tensor(_fp8_values(piece.source.form, rows))
+        sink.put(slot, piece.slot_row, values)
+        if slot.quant.bits:
+            losses.sample(slot, values)
         return
     if isinstance(rows, StoredRows):
         _require_finite(piece, rows.scales)

@@ -101,12 +101,13 @@ void Model::check_experts(const hearth_op& op) const {
   if (op.bias >= 0) checked_weight(op.bias, HEARTH_VECTOR, op.experts);
 }
 
-// Both matrices are codes or none is; int8 rows of x go with int8 rows of what `down` reads.
+// Int8 rows of x go with int8 rows of what `down` reads, and with codes in both matrices.
 void Model::check_expert_codes(const hearth_op& op, const hearth_layout& gate_up,
                                const hearth_layout& down) const {
   int group = buffers_[op.x].group;
-  require((gate_up.bits > 0) == (down.bits > 0) && (group > 0) == (op.gated_codes >= 0) &&
-              (!group || (gate_up.group == group && !gate_up.fp8 && !down.fp8)),
+  require((group > 0) == (op.gated_codes >= 0) &&
+              (!group ||
+               (gate_up.bits && down.bits && gate_up.group == group && !gate_up.fp8 && !down.fp8)),
           "experts: rows and weights are not quantized alike");
   if (!group) return;
   require(op.gated_codes < static_cast<int32_t>(buffers_.size()), "experts name no buffer");

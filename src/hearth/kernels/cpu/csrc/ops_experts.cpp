@@ -91,10 +91,10 @@ void Model::create_expert_scratch() {
     experts = std::max(experts, static_cast<size_t>(op.experts));
     top_k = std::max(top_k, static_cast<size_t>(op.top_k));
     const hearth_layout& down = weights_[op.down].layout;
-    if (!down.bits) continue;
+    if (!down.bits && !weights_[op.weight].layout.bits) continue;
     const Buffer& x = buffers_[op.x];
-    int64_t widest = std::max({x.stride, row_bytes(down.cols, down.group, x.residual) / 4,
-                               (down.cols + kRowPad - 1) / kRowPad * kRowPad});
+    int64_t codes = down.bits ? row_bytes(down.cols, down.group, x.residual) / 4 : 0;
+    int64_t widest = std::max({x.stride, codes, (down.cols + kRowPad - 1) / kRowPad * kRowPad});
     gather_floats_ = std::max(gather_floats_, widest);
   }
   if (experts == 0) return;
