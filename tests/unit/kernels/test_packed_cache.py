@@ -406,6 +406,23 @@ def test_a_note_is_found_with_the_bytes_and_goes_with_them(tmp_path: Path) -> No
     assert found(cache, wanted("b" * 32)).note == b""
 
 
+def test_a_note_that_cannot_be_written_costs_no_packing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PackedCache(tmp_path, MANY)
+    cache.begin(wanted()).commit(b"of another file")
+    (tmp_path / f"{'a' * 32}{COMPLETE}").unlink()
+
+    def refuse(path: Path, _: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    cache.begin(wanted()).commit(b"what it cost")
+    result = found(cache)
+    assert result.memory
+    assert result.note == b""  # nor is it the other file's
+
+
 def test_a_note_that_is_lost_is_none(tmp_path: Path) -> None:
     cache = PackedCache(tmp_path, MANY)
     cache.begin(wanted()).commit(b"note")

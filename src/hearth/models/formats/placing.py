@@ -144,10 +144,10 @@ def put_piece(
         rows = piece.source.read(piece.first_row, piece.num_rows, maps)
     if isinstance(rows, StoredRows) and rows.is_float and not slot.quant.is_float:
         _require_finite(piece, rows.scales)
-        values = host_tensor(_fp8_values(piece.source.form, rows))
-        sink.put(slot, piece.slot_row, values)
+        floats = host_tensor(_fp8_values(piece.source.form, rows))
+        sink.put(slot, piece.slot_row, floats)
         if slot.quant.bits:
-            losses.sample(slot, values)
+            losses.sample(slot, floats)
         return
     if isinstance(rows, StoredRows):
         _require_finite(piece, rows.scales)
