@@ -1,7 +1,7 @@
 """Channels that stand out in what quantized layers read, seen while the canary's prompts run.
 
-A group of an int8 row has one scale: a value that is 30 times as large as the others leaves them
-four steps. Where it is the same channel in most rows, the model may need the others all the same,
+A group of an int8 row has one scale: a value that is 100 times as large as the others leaves them
+one step. Where it is the same channel in most rows, the model may need the others all the same,
 and nothing in its answers would tell. Looked at are the rows as they were rounded, which costs
 reading them once; the inputs of experts' `down` are not looked at.
 """
@@ -19,7 +19,7 @@ from hearth.kernels.cpu.executor import CpuExecutor
 from hearth.models.quantize import RESIDUAL
 
 # Times the mean of the others; docs/quantization.md has what larger ones cost.
-STANDS_OUT = 30.0
+STANDS_OUT = 100.0
 _MOST = 250.0  # what is left of the others is then below half a step
 
 
