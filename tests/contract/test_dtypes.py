@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.contract.comparison import compare_logits
+from tests.contract.comparison import Difference, compare_logits
 from tests.contract.conftest import Build
 from tests.contract.plan_builder import PlanBuilder, teacher_forced
-from tests.support.executors import Setup
+from tests.support.executors import DEVICE_NAME, Setup
 from tests.support.hf_models import CASES, build_model
 
 from hearth.core.spec import DType
@@ -24,6 +24,9 @@ LENGTH = 90
 # Keys and values rounded to 8 bits of mantissa, in models whose attention is sharp on purpose;
 # measured: 0.13 and 0.44, the same for both executors.
 BFLOAT16_KV_TOLERANCE = 1.0
+# On a device rows have the weights' half type, too; measured: 0.31, 0.46 and 0.89, and of float16
+# 0.09 and 0.17.
+DEVICE_TOLERANCES = {torch.bfloat16: 1.5, torch.float16: 0.4}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,15 @@ def logits_of(build: Build, rounded: Rounded, dtype: str, kv_dtype: str | None =
     return teacher_forced(build(setup), builder, [rounded.tokens], 64)
 
 
+def check(difference: Difference, executor_name: str, dtype: torch.dtype) -> None:
+    """Exact, where rows are float32."""
+    if executor_name == DEVICE_NAME:
+        assert not difference.is_close  # or the rows are not what they are said to be
+        assert difference.largest <= DEVICE_TOLERANCES[dtype], difference
+    else:
+        assert difference.is_close, difference
+
+
 @pytest.mark.parametrize("case_index", [2, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_checkpoint_is_exact_in_float32(
@@ -82,11 +94,13 @@ def test_a_half_precision_checkpoint_is_exact_in_float32(
 
 
 @pytest.mark.parametrize("case_index", [1, 4])
-def test_bfloat16_weights_are_exact(tmp_path: Path, build: Build, case_index: int) -> None:
+def test_bfloat16_weights_are_exact(
+    tmp_path: Path, build: Build, executor_name: str, case_index: int
+) -> None:
     rounded = save_rounded(case_index, torch.bfloat16, tmp_path)
     assert load_model_spec(tmp_path).dtype is DType.BFLOAT16
     difference = compare_logits([rounded.logits], logits_of(build, rounded, "auto", "float32"))
-    assert difference.is_close, difference
+    check(difference, executor_name, torch.bfloat16)
 
 
 @pytest.mark.parametrize("case_index", [1, 4])
@@ -100,16 +114,18 @@ def test_a_bfloat16_cache_stays_within_its_rounding(
     assert difference.largest <= BFLOAT16_KV_TOLERANCE
 
 
-def test_float32_matrices_are_rounded_to_nearest_for_bfloat16(tmp_path: Path, build: Build) -> None:
+def test_float32_matrices_are_rounded_to_nearest_for_bfloat16(
+    tmp_path: Path, build: Build, executor_name: str
+) -> None:
     """Matrices as torch rounds them; norms and biases stay float32."""
     full = save_full(4, tmp_path)
     difference = compare_logits([full.logits], logits_of(build, full, "bfloat16", "float32"))
-    assert difference.is_close, difference
+    check(difference, executor_name, torch.bfloat16)
 
 
 @pytest.mark.parametrize("case_index", [2, 4])
 def test_a_float16_checkpoint_is_served_in_two_bytes_and_exactly(
-    tmp_path: Path, build: Build, case_index: int
+    tmp_path: Path, build: Build, executor_name: str, case_index: int
 ) -> None:
     """Weights stay float16; keys and values, of which there are no such kernels, are float32."""
     rounded = save_rounded(case_index, torch.float16, tmp_path)
@@ -117,4 +133,4 @@ def test_a_float16_checkpoint_is_served_in_two_bytes_and_exactly(
     assert loaded.dtype is DType.FLOAT16
     assert {s.quant.dtype for s in loaded.program.slots if s.cols > 1} == {DType.FLOAT16}
     difference = compare_logits([rounded.logits], logits_of(build, rounded, "auto", "float32"))
-    assert difference.is_close, difference
+    check(difference, executor_name, torch.float16)
