@@ -286,7 +286,7 @@ def test_biases_of_zeros_that_no_architecture_has_are_left_out_in_one_line(
     _, report, values = values_of(tmp_path)
     assert values.keys() == expected.keys()
     (warning,) = report.warnings
-    assert warning.startswith(f"{len(names)} biases of zeros are left out")
+    assert warning.startswith(f"{len(names)} biases are left out")
 
 
 def test_biases_that_are_not_zero_and_have_no_place_are_refused_by_name(tmp_path: Path) -> None:
