@@ -174,7 +174,8 @@ def test_a_step_waits_for_the_device_once() -> None:
     executor.execute(plan)
     torch.cuda.set_sync_debug_mode("error")  # of torch's own, not of the stream's wait at the end
     try:
-        executor.execute(plan)
+        result = executor.execute(plan)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert len(result.tokens) == 1
     executor.close()

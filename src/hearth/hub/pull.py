@@ -42,9 +42,10 @@ from hearth.hub.listing import Listing, RemoteFile
 from hearth.hub.manifest import Manifest, ManifestFile, read_manifest, write_manifest
 from hearth.hub.names import COMMIT, ModelName
 from hearth.hub.observer import Observer
+from hearth.hub.pinned import find_pinned
 from hearth.hub.selection import select
 from hearth.hub.sources import Source
-from hearth.hub.store import Store, StoredModel, is_tag_of, is_whole, ref_name, utc_now
+from hearth.hub.store import Store, ref_name, utc_now
 from hearth.hub.transport import Retry, Transport
 
 # Directories, the manifest, the file system's own: not worth a second of anybody's time.
@@ -96,33 +97,16 @@ def pull(
     with store.locked(order.name, waiting):
         pinned = order.name.revision or ""
         if COMMIT.fullmatch(pinned) and not order.has_patterns and make is None:
-            found = _pinned(store, order.name)
-            if found is not None and not found.manifest.is_chosen:
-                return found  # a commit never means anything else: nobody has to be asked
+            found = find_pinned(store, order.name)
+            if found is not None and found.manifest is not None and not found.manifest.is_chosen:
+                return Pulled(
+                    found.path, found.manifest
+                )  # a commit never means anything else: nobody has to be asked
         transport = Transport(order.retry, observer.note)
         try:
             return _from_first(store, order, sources, transport, observer, make or Attempt)
         finally:
             transport.close()
-
-
-def _pinned(store: Store, name: ModelName) -> Pulled | None:
-    """What is here of just this commit, nothing that was made of it; a GGUF model by its tag."""
-    found = [
-        model
-        for model in store.revisions(name)
-        if is_whole(model) and _is_pinned(model, name.revision or "", name.tag)
-    ]
-    if len(found) != 1 or found[0].manifest is None:
-        return None
-    return Pulled(found[0].path, found[0].manifest)
-
-
-def _is_pinned(model: StoredModel, commit: str, tag: str | None) -> bool:
-    if tag is None:
-        return model.commit == commit
-    own = model.commit.partition(".")[0]
-    return bool(model.gguf) and own == commit and is_tag_of(tag, model)
 
 
 def here(store: Store, name: ModelName) -> Pulled | None:
