@@ -5,6 +5,8 @@ requests use the same. What does not fit is refused here, before anything is loa
 
   available ─ weights ─ scratch ─ runtime = free;  KV cache ≤ free / 2 unless set
   (the other half is for the page cache, other programs and what the plan does not know)
+
+In one file, though a little long: items, limits and what is left follow from each other.
 """
 
 from __future__ import annotations

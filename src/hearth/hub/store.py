@@ -10,6 +10,8 @@
 
 ROOT is $HEARTH_MODELS_DIR, $XDG_CACHE_HOME/hearth/models or ~/.cache/hearth/models. Lock files are
 never removed: a lock on a file that is gone would be no lock.
+
+A few lines over 400: what is whole, what a name means and who may write are one another's rules.
 """
 
 from __future__ import annotations
